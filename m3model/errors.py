@@ -1,0 +1,51 @@
+"""The package's own errors. Bad values are ValueErrors too, so callers may catch either."""
+
+from __future__ import annotations
+
+
+class CheckpointMismatch(ValueError):
+    """The weights on disk are not exactly the weights of the model; the message names the keys."""
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted; the message says why and what to do."""
+
+
+class EngineError(RuntimeError):
+    """Something an engine reports about one request."""
+
+
+class EngineBusy(EngineError):
+    """Too many requests wait already: try again later."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already; try again later")
+        self.waiting = waiting
+
+
+class EngineClosed(EngineError):
+    """The engine takes no more work, and did not finish this request."""
+
+
+class BadRequest(EngineError, ValueError):
+    """The request contradicts itself or the model (ids, shapes, sampling, a repeated id)."""
+
+
+class PromptTooLong(BadRequest):
+    """The expanded prompt can never fit; `tokens` is its length and `limit` the longest allowed."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt has {tokens} tokens with its pictures, this model reads at most {limit}: "
+            "shorten the text or choose a coarser scale"
+        )
+        self.tokens = tokens
+        self.limit = limit
+
+
+class RequestCancelled(EngineError):
+    """Somebody cancelled the request before it ended."""
+
+
+class RequestFailed(EngineError):
+    """Generation raised for this request; the cause is attached, other requests go on."""

@@ -1,0 +1,46 @@
+"""Nested visual tokens: all of M3 in one function. It knows tensors, not models."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+
+
+def pool_visual_tokens(grid: torch.Tensor, scale: int) -> torch.Tensor:
+    """The picture at `scale` visual tokens: (..., scale, D), row-major, dtype kept.
+
+    Each token is the mean of one square block of the grid, so a coarse level may be pooled from
+    any finer one.
+
+    Args:
+        grid: (..., S*S, D) projected features of a square grid, row-major.
+        scale: number of tokens wanted, a square whose side divides S.
+
+    Raises:
+        ValueError: the grid is not square, or its side is not a multiple of the scale's.
+    """
+    if grid.ndim < 2:
+        raise ValueError(f"a grid has shape (..., S*S, D), got {tuple(grid.shape)}")
+    *lead, count, width = grid.shape
+    side = isqrt(count)
+    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+        raise ValueError(f"scale must be a positive whole number, got {scale!r}")
+    out = isqrt(scale)
+    if side * side != count or out * out != scale or out > side or side % out:
+        raise ValueError(
+            f"{count} grid tokens cannot be pooled to {scale}: sides must divide evenly"
+        )
+    if out == side:
+        return grid
+    block = side // out
+    return (
+        grid.reshape(*lead, out, block, out, block, width)
+        .mean(dim=(-4, -2))
+        .reshape(*lead, scale, width)
+    )
+
+
+def allowed_scales(grid_side: int) -> tuple[int, ...]:
+    """Every scale a grid of `grid_side` x `grid_side` can be pooled to, ascending."""
+    return tuple(side * side for side in range(1, grid_side + 1) if grid_side % side == 0)

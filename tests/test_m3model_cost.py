@@ -1,0 +1,88 @@
+"""The cost formula against computed figures for LLaVA-1.5-7B, and the paper's Table 9."""
+
+from __future__ import annotations
+
+import pytest
+
+from m3model import M3Config, request_cost
+from m3model.cost import encode_flops, prefill_flops, projector_flops
+from m3model.official import CLIP_L_336_VISION
+from m3model.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def llava_7b() -> M3Config:
+    return M3Config(
+        vision_config={**CLIP_L_336_VISION, "model_type": "clip_vision_model"},
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 32001,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+        image_token_index=32000,
+        text_vocab_size=32000,
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "tera_flops", "kv_mib"),
+    [
+        (576, 8.078, 308.0),
+        (144, 2.392, 92.0),
+        (36, 0.986, 38.0),
+        (9, 0.636, 24.5),
+        (1, 0.532, 20.5),
+    ],
+)
+def test_prefill_and_cache(
+    llava_7b: M3Config, scale: int, tera_flops: float, kv_mib: float
+) -> None:
+    cost = request_cost(llava_7b, scale, text_tokens=40, answer_tokens=16)
+    assert cost.prefill_flops == pytest.approx(tera_flops * 1e12, rel=0.003)
+    assert cost.kv_bytes / 2**20 == pytest.approx(kv_mib)
+    assert cost.flops == cost.encode_flops + cost.prefill_flops + cost.decode_flops
+
+
+def test_encode(llava_7b: M3Config) -> None:
+    projector = projector_flops(llava_7b)
+    assert projector == pytest.approx(24e9, rel=0.03)
+    assert encode_flops(llava_7b) - projector == pytest.approx(366e9, rel=0.003)
+
+
+@pytest.mark.parametrize(
+    ("scale", "tera_flops"), [(576, 8.0), (144, 2.2), (36, 0.9), (9, 0.5), (1, 0.4)]
+)
+def test_the_papers_table(llava_7b: M3Config, scale: int, tera_flops: float) -> None:
+    # The paper prints one digit after the point, with 30 text tokens.
+    assert prefill_flops(llava_7b, scale + 30) == pytest.approx(tera_flops * 1e12, abs=0.08e12)
+
+
+def test_decode_adds_up_step_by_step(llava_7b: M3Config) -> None:
+    long = request_cost(llava_7b, 36, answer_tokens=10)
+    short = request_cost(llava_7b, 36, answer_tokens=9)
+    # The ninth step looks at 76 + 9 tokens: linear layers, head, and its own attention.
+    attention = 4 * 4096 * 32 * (76 + 9)
+    step = long.decode_flops - short.decode_flops
+    assert step == pytest.approx(12.95e9 + 0.262e9 + attention, rel=1e-3)
+    assert request_cost(llava_7b, 36, answer_tokens=1).decode_flops == 0
+
+
+def test_cached_pictures_cost_no_encoding(llava_7b: M3Config) -> None:
+    assert request_cost(llava_7b, 18, pictures=0).encode_flops == 0
+    two = request_cost(llava_7b, 18, pictures=2)
+    assert two.encode_flops == 2 * encode_flops(llava_7b)
+
+
+def test_more_tokens_cost_more() -> None:
+    config = tiny_config(64)
+    costs = [request_cost(config, scale).flops for scale in config.scales]
+    assert costs == sorted(costs)
+
+
+@pytest.mark.parametrize("counts", [(-1, 40, 8), (0, 0, 8), (9, 40, -1)])
+def test_bad_counts(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="counts must not be negative"):
+        request_cost(tiny_config(64), *counts)
