@@ -1,0 +1,169 @@
+"""Questions about a generated scene.
+
+Works from the list of things drawn, so it asks only what that list answers without doubt. Knows
+nothing of pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.scene_panels import SceneObject
+from training.scene_templates import (
+    FILLERS,
+    KINDS,
+    SHAPE_NOUNS,
+    SIZE_WORDS,
+    SYNONYMS,
+    TEMPLATES,
+)
+
+MARGIN = 1.3  # of the diameters, where the largest or the smallest shape is asked for
+AREA_MARGIN = 1.2
+# Chance of asking for a count of n shapes: inverse to how often n shapes are drawn.
+COUNT_CHANCE = {1: 0.18, 2: 0.13, 3: 0.17, 4: 0.22, 5: 0.26, 6: 0.34}
+
+# How many of each kind a picture may have, and the kinds of which one is never left out.
+MOST = {"read_word": 1, "number": 1, "bar_height": 3, "tag": 3, "color_of": 2, "shape_of": 2,
+        "bar_tallest": 1, "largest": 1, "smallest": 1, "tag_color": 2, "count": 1,
+        "first_letter": 1, "last_letter": 1, "bg": 1}  # fmt: skip
+FIRST = ("read_word", "number", "bar_height", "bg", "count", "first_letter", "last_letter")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question without its target patches: `marks` are the instances it asks about."""
+
+    kind: str
+    text: str
+    answer: str
+    size_px: float
+    clutter: int
+    marks: tuple[int, ...]
+
+
+def ask(
+    rng: np.random.Generator,
+    objects: Sequence[SceneObject],
+    background: tuple[str, float],
+    most: int,
+) -> tuple[Ask, ...]:
+    """Returns at most `most` questions which `objects` answer without doubt.
+
+    Args:
+        rng: Source of the choices.
+        objects: Things in the picture.
+        background: Its name and the size of its pattern in px.
+        most: Largest number of questions.
+    """
+    pool: dict[str, list[Ask]] = {kind: [] for kind in KINDS}
+    for candidate in _candidates(rng, objects, background):
+        pool[candidate.kind].append(candidate)
+    first: list[Ask] = []
+    rest: list[Ask] = []
+    for kind, candidates in pool.items():
+        picks = [candidates[i] for i in rng.permutation(len(candidates))[: MOST[kind]]]
+        keep = 1 if kind in FIRST else 0
+        first += picks[:keep]
+        rest += picks[keep:]
+    chosen = (first + [rest[i] for i in rng.permutation(len(rest))])[:most]
+    return tuple(chosen[i] for i in rng.permutation(len(chosen)))
+
+
+def _candidates(
+    rng: np.random.Generator, objects: Sequence[SceneObject], background: tuple[str, float]
+) -> Iterator[Ask]:
+    if rng.random() < 0.12:
+        yield Ask("bg", _text(rng, "bg"), background[0], background[1], len(objects), ())
+    shapes = [o for o in objects if o.kind == "shape"]
+    bars = [o for o in objects if o.kind == "bar"]
+    if shapes:
+        yield from _shape_asks(rng, shapes, {bar.color for bar in bars})
+    for item in objects:
+        if item.kind == "sign":
+            size, count = item.size_px, len(item.name)
+            yield Ask("read_word", _text(rng, "read_word"), item.name, size, count, item.instances)
+            if rng.random() < 0.15:
+                kind = "first_letter" if rng.random() < 0.5 else "last_letter"
+                answer = item.name[0] if kind == "first_letter" else item.name[-1]
+                yield Ask(kind, _text(rng, kind), answer, size, count, item.instances)
+        elif item.kind == "number":
+            text, count = _text(rng, "number"), len(item.name)
+            yield Ask("number", text, item.name, item.size_px, count, item.instances)
+    if bars:
+        yield from _bar_asks(rng, bars)
+
+
+def _shape_asks(
+    rng: np.random.Generator, shapes: list[SceneObject], bar_colors: set[str]
+) -> Iterator[Ask]:
+    names, colors = Counter(o.name for o in shapes), Counter(o.color for o in shapes)
+    both = Counter((o.name, o.color) for o in shapes)
+    count = len(shapes)
+    for item in shapes:
+        noun = _pick(rng, FILLERS["noun"] if item.color in bar_colors else (*SHAPE_NOUNS, "one"))
+        word = SYNONYMS.get(item.name, item.name) if rng.random() < 0.15 else item.name
+        refs = []
+        if names[item.name] == 1:
+            refs.append(f"the {word}")
+            text = _text(rng, "color_of", ref=refs[-1])
+            yield Ask("color_of", text, item.color, item.size_px, count, item.instances)
+        if colors[item.color] == 1:
+            refs.append(f"the {item.color} {noun}")
+            text = _text(rng, "shape_of", ref=refs[-1])
+            yield Ask("shape_of", text, item.name, item.size_px, count, item.instances)
+        if both[item.name, item.color] == 1:
+            refs.append(f"the {item.color} {word}")
+        if item.tag:
+            size = min(item.size_px, item.tag_px)
+            marks = item.instances + item.tag_instances
+            if refs:
+                text = _text(rng, "tag", ref=_pick(rng, refs))
+                yield Ask("tag", text, item.tag, size, count, marks)
+            text = _text(rng, "tag_color", tag=item.tag)
+            yield Ask("tag_color", text, item.color, size, count, marks)
+    if count > 1:
+        order = sorted(shapes, key=lambda o: o.size_px)
+        for kind, item, others, sign in (("largest", order[-1], order[:-1], 1),
+                                         ("smallest", order[0], order[1:], -1)):  # fmt: skip
+            # By eye a star is smaller than a square as wide: the areas must agree.
+            clear = all(
+                (item.size_px / other.size_px) ** sign >= MARGIN
+                and (item.area / other.area) ** sign >= AREA_MARGIN
+                for other in others
+            )
+            if clear:
+                text = _text(rng, kind, big=_pick(rng, SIZE_WORDS[kind]))
+                yield Ask(kind, text, item.color, item.size_px, count, item.instances)
+    if rng.random() < COUNT_CHANCE.get(count, 0.0):
+        marks = tuple(mark for o in shapes for mark in o.instances)
+        size = min(o.size_px for o in shapes)
+        yield Ask("count", _text(rng, "count"), str(count), size, count, marks)
+
+
+def _bar_asks(rng: np.random.Generator, bars: list[SceneObject]) -> Iterator[Ask]:
+    for item in bars:
+        ref = f"the {item.color} {_pick(rng, FILLERS['bar'])}"
+        text = _text(rng, "bar_height", ref=ref)
+        size = min(item.size_px, item.unit_px)
+        yield Ask("bar_height", text, str(item.value), size, len(bars), item.instances)
+    second, top = sorted(bars, key=lambda o: o.value)[-2:]
+    size = min(top.size_px, (top.value - second.value) * top.unit_px)
+    marks = tuple(mark for o in bars for mark in o.instances)
+    yield Ask("bar_tallest", _text(rng, "bar_tallest"), top.color, size, len(bars), marks)
+
+
+def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def _text(rng: np.random.Generator, kind: str, **given: str) -> str:
+    template = _pick(rng, TEMPLATES[kind])
+    for name in re.findall(r"\{(\w+)\}", template):
+        template = template.replace("{" + name + "}", given.get(name) or _pick(rng, FILLERS[name]))
+    return template if rng.random() < 0.8 else template.rstrip("?.")
