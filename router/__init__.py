@@ -1,0 +1,119 @@
+"""The decision: which visual-token scale does this picture and this question need?
+
+Knows arrays of features, LightGBM and costs. Knows nothing of language models, Ray or HTTP.
+Importing this package is light; the names below are loaded when they are first used.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from router.decision import (
+        Constraints,
+        Reason,
+        RoutingDecision,
+        default_detail_map,
+        resolve_constraints,
+    )
+    from router.errors import (
+        BudgetTooSmall,
+        FeatureMismatch,
+        RouterFileError,
+        RoutingError,
+        UnknownDetail,
+        UnknownScale,
+    )
+    from router.features import (
+        FeatureSchema,
+        PictureFeatures,
+        feature_schema,
+        picture_features,
+        question_features,
+    )
+    from router.policy import Policy, calibrate_price, choose, frontier
+    from router.predictor import ComplexityPredictor
+    from router.records import (
+        DecisionRecord,
+        FeedbackRecord,
+        OracleRecord,
+        picture_id,
+        split_of,
+    )
+    from router.registry import current_router_path
+    from router.router import Router
+
+_HOMES = {
+    "BudgetTooSmall": "errors",
+    "ComplexityPredictor": "predictor",
+    "Constraints": "decision",
+    "DecisionRecord": "records",
+    "FeatureMismatch": "errors",
+    "FeatureSchema": "features",
+    "FeedbackRecord": "records",
+    "OracleRecord": "records",
+    "PictureFeatures": "features",
+    "Policy": "policy",
+    "Reason": "decision",
+    "Router": "router",
+    "RouterFileError": "errors",
+    "RoutingDecision": "decision",
+    "RoutingError": "errors",
+    "UnknownDetail": "errors",
+    "UnknownScale": "errors",
+    "calibrate_price": "policy",
+    "choose": "policy",
+    "current_router_path": "registry",
+    "default_detail_map": "decision",
+    "feature_schema": "features",
+    "frontier": "policy",
+    "picture_features": "features",
+    "picture_id": "records",
+    "question_features": "features",
+    "resolve_constraints": "decision",
+    "split_of": "records",
+}
+
+__all__ = [
+    "BudgetTooSmall",
+    "ComplexityPredictor",
+    "Constraints",
+    "DecisionRecord",
+    "FeatureMismatch",
+    "FeatureSchema",
+    "FeedbackRecord",
+    "OracleRecord",
+    "PictureFeatures",
+    "Policy",
+    "Reason",
+    "Router",
+    "RouterFileError",
+    "RoutingDecision",
+    "RoutingError",
+    "UnknownDetail",
+    "UnknownScale",
+    "calibrate_price",
+    "choose",
+    "current_router_path",
+    "default_detail_map",
+    "default_router_path",
+    "feature_schema",
+    "frontier",
+    "picture_features",
+    "picture_id",
+    "question_features",
+    "resolve_constraints",
+    "split_of",
+]
+
+
+def default_router_path() -> Path:
+    """Return the folder of the router shipped for m3-mini (it may not exist in a bare checkout)."""
+    return Path(__file__).parent / "pretrained" / "m3-mini"
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'router' has no attribute {name!r}")
+    return getattr(import_module(f"router.{home}"), name)

@@ -1,0 +1,226 @@
+"""One feature vector a question, from by-products of the one encode. Numpy only.
+
+Knows projected patches, a relevance map and the question's text; knows nothing of models,
+labels or scales that were chosen. The core is question-conditioned relevance: how pure and how
+full the cells of each coarse grid are around the patches that answer to the question's words.
+
+Notation: G grid side, N = G*G patches row-major, D patch dimensions, E embedding dimensions,
+S scales with sides k = sqrt(scale), C cells of all grids together, r[p] relevance of patch p.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from router.cells import cells_of, edge, extent, pieces, residual_energy
+from router.projection import folded, reduced
+from router.question_text import EMBEDDING_DIMS, word_features
+from router.schema import FEATURES_VERSION, GROUPS, FeatureSchema, feature_schema
+
+__all__ = [
+    "FEATURES_VERSION",
+    "GROUPS",
+    "FeatureSchema",
+    "PictureFeatures",
+    "cosine_relevance",
+    "feature_schema",
+    "picture_features",
+    "question_features",
+]
+
+PATCH_DIMS = 256  # wider patches are folded first: a 7B model costs the same
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """What one picture gives to every question about it; computed once, may be cached.
+
+    Attributes:
+        scales, grid_side: as in the schema.
+        patches: (N, D) the grid itself, by reference, for relevance without a readout.
+        residual: (R, N) detail lost at each patch when it is pooled, for the R scales coarser than
+            the grid; 1 is the mean distance of patches to the picture's mean.
+        foreground: (N,) in [0, 1): how far a patch is from the picture's median patch.
+        foreground_cells: (C,) mean foreground of every cell, all grids one after the other.
+        vector: features of the groups "picture" and "statistics", in schema order.
+    """
+
+    scales: tuple[int, ...]
+    grid_side: int
+    patches: np.ndarray
+    residual: np.ndarray
+    foreground: np.ndarray
+    foreground_cells: np.ndarray
+    vector: np.ndarray
+
+    @cached_property
+    def unit_patches(self) -> np.ndarray:
+        """(N, D) centred patches of length one."""
+        centred = self.patches - self.patches.mean(axis=0)
+        norms = np.linalg.norm(centred, axis=1, keepdims=True)
+        unit: np.ndarray = centred / np.maximum(norms, _EPS)
+        return unit
+
+
+def picture_features(grid: np.ndarray, scales: Sequence[int]) -> PictureFeatures:
+    """Return what a picture gives to every question about it.
+
+    Args:
+        grid: (N, D) projected patches, row-major; any float type.
+        scales: ascending.
+
+    Raises:
+        ValueError: the grid is not square, or a scale does not divide it.
+    """
+    patches = np.asarray(grid, dtype=np.float32)
+    side = math.isqrt(patches.shape[0]) if patches.ndim == 2 else 0
+    if patches.ndim != 2 or side * side != patches.shape[0] or side == 0:
+        raise ValueError(f"expected a (G*G, D) grid of patches, got {patches.shape}")
+    cells = cells_of(tuple(scales), side)
+    x = folded(patches, PATCH_DIMS)
+    centred = x - x.mean(axis=0)
+    variance = float(np.einsum("pd,pd->", centred, centred)) / len(x)
+    unit = max(variance, _EPS)
+
+    lost = [residual_energy(x, side, k) for k in cells.sides if k < side]
+    residual = np.asarray(lost, dtype=np.float32).reshape(-1, side * side) / np.float32(unit)
+    # Every second row and column is enough for a median, and four times as quick.
+    seen = x.reshape(side, side, -1)[::2, ::2].reshape(-1, x.shape[1])
+    away = x - np.median(seen, axis=0)
+    distance = np.einsum("pd,pd->p", away, away)
+    foreground = distance / (distance + unit)
+    pooled = cells.pool(foreground[None])[0]
+    norms = np.sqrt(np.einsum("pd,pd->p", x, x))
+    weight = foreground.sum() + _EPS
+    vector = np.concatenate(
+        [
+            residual.mean(axis=1),
+            np.quantile(residual, 0.9, axis=1),
+            cells.sums(pooled * pooled) / (cells.sums(pooled) + _EPS),
+            residual @ foreground / weight,
+            [
+                math.log(float(norms.mean()) + _EPS),
+                float(norms.std() / (norms.mean() + _EPS)),
+                math.log(variance + _EPS),
+                float(foreground.mean()),
+                float(foreground.std()),
+                edge(foreground.reshape(side, side)),
+            ],
+        ]
+    ).astype(np.float32)
+    return PictureFeatures(
+        scales=tuple(scales),
+        grid_side=side,
+        patches=patches,
+        residual=residual,
+        foreground=foreground.astype(np.float32),
+        foreground_cells=pooled.astype(np.float32),
+        vector=vector,
+    )
+
+
+def question_features(
+    picture: PictureFeatures,
+    relevance: np.ndarray | None,
+    question: str,
+    question_embedding: np.ndarray,
+) -> np.ndarray:
+    """Return the (F,) float32 features of one question about one picture, as in `feature_schema`.
+
+    Args:
+        picture: from `picture_features`.
+        relevance: (N,) in [0, 1] from a trained readout, or None. Then the cosine between the
+            question's embedding and the patches stands in where their dimensions match, else the
+            group is zero; ``relevance_source`` says which (2 readout, 1 cosine, 0 none).
+        question: the bare question.
+        question_embedding: (E,) mean embedding of the question's tokens.
+
+    Raises:
+        ValueError: relevance of another length than the grid, or an embedding that is not a vector.
+    """
+    embedding = np.asarray(question_embedding, dtype=np.float32)
+    if embedding.ndim != 1:
+        raise ValueError(f"expected one (E,) question embedding, got {embedding.shape}")
+    source = 2.0
+    if relevance is None:
+        matches = embedding.shape[0] == picture.patches.shape[1]
+        relevance = cosine_relevance(picture, embedding) if matches else None
+        source = 1.0 if matches else 0.0
+    if relevance is None:
+        r = np.zeros(len(picture.foreground), dtype=np.float32)
+    else:
+        r = np.asarray(relevance, dtype=np.float32)
+        if r.shape != picture.foreground.shape:
+            raise ValueError(f"expected relevance {picture.foreground.shape}, got {r.shape}")
+    return np.concatenate(
+        [
+            picture.vector,
+            _relevance_group(picture, r, source),
+            word_features(question),
+            reduced(embedding, EMBEDDING_DIMS),
+        ],
+        dtype=np.float32,
+    )
+
+
+def cosine_relevance(picture: PictureFeatures, embedding: np.ndarray) -> np.ndarray:
+    """Return (N,) relevance without training: cosine of patch and embedding, z-scored, squashed.
+
+    A patch one standard deviation above the picture's mean gets one half.
+    """
+    cosine = picture.unit_patches @ (embedding / max(float(np.linalg.norm(embedding)), _EPS))
+    z = (cosine - cosine.mean()) / max(float(cosine.std()), _EPS)
+    relevance: np.ndarray = 1.0 / (1.0 + np.exp(-2.0 * (z - 1.0)))
+    return relevance
+
+
+def _relevance_group(picture: PictureFeatures, r: np.ndarray, source: float) -> np.ndarray:
+    side = picture.grid_side
+    cells = cells_of(picture.scales, side)
+    peak = float(r.max())
+    # A readout leaks a little everywhere: the second map keeps only what is near its peak.
+    mask = r >= max(0.5 * peak, _EPS)
+    maps = np.stack([r, r * mask])  # (2, N)
+    pooled = cells.pool(maps)  # (2, C)
+    mass = cells.sums(pooled) + _EPS  # (2, S)
+    purity = cells.sums(pooled * pooled) / mass
+    share = pooled / np.maximum(np.maximum(picture.foreground_cells, pooled), _EPS)
+    fill = cells.sums(pooled * share) / mass
+    total = maps.sum(axis=1)  # (2,)
+    lost = picture.residual @ maps.T / (total + _EPS)  # (R, 2)
+    weight = r / (total[0] + _EPS)
+    y, x = float(weight @ cells.rows), float(weight @ cells.columns)
+    mask_2d = mask.reshape(side, side)
+    n_marked = int(mask.sum())
+    return np.concatenate(
+        [
+            purity[0],
+            purity[1],
+            fill[0],
+            fill[1],
+            np.maximum.reduceat(pooled[0], cells.starts),
+            pooled[0][cells.of_patch[:, int(r.argmax())]],
+            lost[:, 0],
+            lost[:, 1],
+            [
+                source,
+                float(r.mean()),
+                n_marked / len(r),
+                peak,
+                float(total[0] ** 2 / (float(r @ r) + _EPS)) / len(r),
+                float(weight @ picture.foreground),
+                math.sqrt(max(float(weight @ cells.rows**2) - y * y, 0.0)),
+                math.sqrt(max(float(weight @ cells.columns**2) - x * x, 0.0)),
+                extent(mask_2d, 0),
+                extent(mask_2d, 1),
+                edge(r.reshape(side, side)),
+                edge(mask_2d.astype(np.float32)),
+                pieces(mask_2d),
+            ],
+        ],
+        dtype=np.float32,
+    )

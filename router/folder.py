@@ -1,0 +1,244 @@
+"""The router folder: what is written, what is checked when it is read, and its version.
+
+Knows file names, digests and JSON; knows nothing of decisions. Every file is plain text and
+nothing in a folder runs when it is loaded: config.json (policy), schema.json (features),
+scale_0001.txt ... (LightGBM texts), calibration.json (and a probe row), README.md (card).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import NotFittedError
+
+from router.calibration import Calibration
+from router.errors import RouterFileError
+from router.features import FeatureSchema, feature_schema
+from router.policy import Policy
+from router.predictor import ComplexityPredictor, booster_of
+
+CONFIG_FILE = "config.json"
+SCHEMA_FILE = "schema.json"
+CALIBRATION_FILE = "calibration.json"
+CARD_FILE = "README.md"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RouterParts:
+    """What a router is made of."""
+
+    predictor: ComplexityPredictor
+    schema: FeatureSchema
+    policy: Policy
+    metadata: dict[str, Any]
+
+
+def booster_file(scale: int) -> str:
+    """Return the name of a scale's booster file."""
+    return f"scale_{scale:04d}.txt"
+
+
+def version_of(files: Mapping[str, bytes]) -> str:
+    """Return 12 hex digits of sha256 over names and contents."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {len(files[name])}\n".encode())
+        digest.update(files[name])
+    return digest.hexdigest()[:12]
+
+
+def render(parts: RouterParts) -> dict[str, bytes]:
+    """Return the files that decide: all but the card. Equal parts give equal bytes."""
+    config = {
+        "format": FORMAT,
+        "scales": list(parts.schema.scales),
+        "costs": list(parts.policy.costs),
+        "cost_unit": parts.policy.cost_unit,
+        "price": parts.policy.price,
+        "finest_only": parts.policy.finest_only,
+        "schema_hash": parts.schema.hash,
+        "metadata": parts.metadata,
+    }
+    return {
+        CONFIG_FILE: _json(config),
+        SCHEMA_FILE: _json(parts.schema.to_json()),
+        **_render_predictor(parts.predictor, parts.schema.scales),
+    }
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder that decide; a card, plots and reports do not count."""
+    named = {CONFIG_FILE, SCHEMA_FILE, CALIBRATION_FILE}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (path.name in named or re.fullmatch(r"scale_\d+\.txt", path.name))
+    }
+
+
+def parse(files: Mapping[str, bytes]) -> RouterParts:
+    """Return the parts of a router's files, checked throughout.
+
+    Raises:
+        RouterFileError: a file is missing or damaged, the router was fitted on other features
+            than this program computes, or it predicts other numbers than when it was saved.
+    """
+    named = (CONFIG_FILE, SCHEMA_FILE, CALIBRATION_FILE)
+    missing = [name for name in named if name not in files]
+    if missing:
+        raise RouterFileError(f"missing {', '.join(missing)}")
+    config, stored = _object(files, CONFIG_FILE), _object(files, SCHEMA_FILE)
+    if config.get("format") != FORMAT:
+        raise RouterFileError(
+            f"format {config.get('format')!r}; this program reads format {FORMAT}"
+        )
+    try:
+        scales = tuple(int(scale) for scale in config["scales"])
+        policy = Policy(
+            costs=tuple(config["costs"]),
+            price=float(config["price"]),
+            cost_unit=str(config["cost_unit"]),
+            finest_only=bool(config["finest_only"]),
+        )
+        metadata = dict(config["metadata"])
+        schema = feature_schema(
+            [int(scale) for scale in stored["scales"]],
+            int(stored["grid_side"]),
+            int(stored["embedding_dim"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RouterFileError(f"{CONFIG_FILE} or {SCHEMA_FILE} is damaged: {error!r}") from error
+    if stored != schema.to_json() or config.get("schema_hash") != schema.hash:
+        raise RouterFileError(
+            "it was fitted on other features than this program computes "
+            f"({config.get('schema_hash')}, here {schema.hash}); fit it again"
+        )
+    if scales != schema.scales or len(policy.costs) != len(scales):
+        raise RouterFileError(
+            f"scales {scales} with {len(policy.costs)} costs, but the schema has {schema.scales}"
+        )
+    surplus = {name for name in files if name.startswith("scale_")} - set(map(booster_file, scales))
+    if surplus:
+        raise RouterFileError(f"boosters of other scales: {', '.join(sorted(surplus))}")
+    predictor = _parse_predictor(files, scales)
+    if predictor.n_features_in_ != len(schema.names):
+        raise RouterFileError(
+            f"boosters of {predictor.n_features_in_} features for a schema of {len(schema.names)}"
+        )
+    return RouterParts(predictor, schema, policy, metadata)
+
+
+def card(parts: RouterParts, version: str) -> str:
+    """Return the text of README.md: what the router is, its dial, and what is known about it."""
+    policy = parts.policy
+    rows = "\n".join(
+        f"| {scale} | {cost:.4g} |"
+        for scale, cost in zip(parts.schema.scales, policy.costs, strict=True)
+    )
+    return f"""---
+library_name: m3-router
+tags: [m3-router, lightgbm, adaptive-visual-tokens]
+---
+# Router {version}
+
+Chooses how many visual tokens per picture a question gets, from {len(parts.schema.names)} features
+of one encode (schema {parts.schema.hash}). One LightGBM booster per scale predicts whether the
+scale suffices; the choice is argmax of that minus price x cost.
+
+Price {policy.price:.6g}; cost unit: {policy.cost_unit}; always the finest scale:
+{"yes, no price met the target" if policy.finest_only else "no"}.
+
+| scale | cost |
+| --- | --- |
+{rows}
+
+```python
+from router import Router
+
+router = Router.from_pretrained("path/to/this/folder")
+decision = router.route(features)  # ({len(parts.schema.names)},) from router.question_features
+```
+
+What is known about it:
+
+```json
+{json.dumps(parts.metadata, indent=1, sort_keys=True)}
+```
+"""
+
+
+def _render_predictor(predictor: ComplexityPredictor, scales: Sequence[int]) -> dict[str, bytes]:
+    if not hasattr(predictor, "boosters_"):
+        raise NotFittedError("this ComplexityPredictor is not fitted yet; call fit first")
+    texts = {
+        booster_file(scale): text.encode()
+        for scale, text in zip(scales, predictor.model_texts_, strict=True)
+    }
+    stored = {
+        "params": predictor.get_params(),
+        "n_features": predictor.n_features_in_,
+        "calibrations": {
+            str(scale): calibration.to_json()
+            for scale, calibration in zip(scales, predictor.calibrations_, strict=True)
+        },
+        "boosters_sha256": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+        "probe_row": [float(value) for value in predictor.probe_row_],
+        "probe_p_suffices": predictor.predict_proba(predictor.probe_row_[None])[0].tolist(),
+    }
+    return {**texts, CALIBRATION_FILE: _json(stored)}
+
+
+def _parse_predictor(files: Mapping[str, bytes], scales: Sequence[int]) -> ComplexityPredictor:
+    names = [booster_file(scale) for scale in scales]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise RouterFileError(f"missing {', '.join(missing)}")
+    stored = _object(files, CALIBRATION_FILE)
+    try:
+        made = ComplexityPredictor(**stored["params"])
+        made.n_features_in_ = int(stored["n_features"])
+        made.calibrations_ = [
+            Calibration.from_json(stored["calibrations"][str(scale)]) for scale in scales
+        ]
+        digests = dict(stored["boosters_sha256"])
+        probe = np.asarray(stored["probe_row"], dtype=np.float32)
+        expected = np.asarray(stored["probe_p_suffices"], dtype=np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RouterFileError(f"{CALIBRATION_FILE} is damaged: {error!r}") from error
+    for name in names:
+        # LightGBM's parser may end the process on a damaged text: never show it one.
+        if hashlib.sha256(files[name]).hexdigest() != digests.get(name):
+            raise RouterFileError(f"{name} is not the file this router was saved with")
+    made.model_texts_ = [files[name].decode() for name in names]
+    made.boosters_ = [booster_of(text) for text in made.model_texts_]
+    made.n_scales_ = len(names)
+    made.probe_row_ = probe
+    widths = {int(booster.num_feature()) for booster in made.boosters_}
+    if widths != {made.n_features_in_} or probe.shape != (made.n_features_in_,):
+        raise RouterFileError(f"boosters of {sorted(widths)} features, not {made.n_features_in_}")
+    found = made.predict_proba(probe[None])[0]
+    if expected.shape != found.shape or not np.allclose(found, expected, rtol=0.0, atol=1e-6):
+        raise RouterFileError(
+            f"the probe row now gives {found.tolist()}, when saved {expected.tolist()}"
+        )
+    return made
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(files[name])
+    except ValueError as error:
+        raise RouterFileError(f"{name} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise RouterFileError(f"{name} is damaged: it holds no JSON object")
+    return value

@@ -1,0 +1,279 @@
+"""`Router`: features in, a scale out. Predictor, policy and schema, saved as one folder.
+
+Knows features, costs and constraints; knows nothing of pictures, prompts or HTTP.
+Notation: F features, K scales ascending.
+"""
+
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from router.decision import (
+    Constraints,
+    Reason,
+    RoutingDecision,
+    affordable,
+    no_image_decision,
+    pinned_fits,
+)
+from router.errors import FeatureMismatch, RouterFileError, UnknownScale
+from router.features import FeatureSchema
+from router.folder import CARD_FILE, RouterParts, card, parse, read_files, render, version_of
+from router.policy import Policy
+from router.predictor import ComplexityPredictor
+from router.single_row import SingleRowScorer
+
+
+class Router:
+    """Decides how many visual tokens a question about a picture gets. Immutable, thread-safe.
+
+    Args:
+        predictor: fitted on features of ``schema``, one column per scale.
+        schema: what the features mean.
+        policy: costs and price.
+        metadata: JSON facts to keep with the router: data hash, model hash, metrics, date.
+        card_text: text of README.md; None writes one from what is known.
+
+    Attributes:
+        version: 12 hex digits over config, schema, boosters and calibration; the card and any
+            report that lies in the folder do not count.
+    """
+
+    def __init__(
+        self,
+        predictor: ComplexityPredictor,
+        schema: FeatureSchema,
+        policy: Policy,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        card_text: str | None = None,
+    ) -> None:
+        if len(schema.names) != predictor.n_features_in_:
+            raise FeatureMismatch(
+                f"the schema has {len(schema.names)} features, "
+                f"the predictor {predictor.n_features_in_}"
+            )
+        if not len(schema.scales) == predictor.n_scales_ == len(policy.costs):
+            raise ValueError(
+                f"{len(schema.scales)} scales, {predictor.n_scales_} predicted, "
+                f"{len(policy.costs)} costs: these must be equal"
+            )
+        self.predictor = predictor
+        self.schema = schema
+        self.policy = policy
+        self.metadata = dict(metadata or {})
+        parts = RouterParts(predictor, schema, policy, self.metadata)
+        self._files = render(parts)
+        self.version = version_of(self._files)
+        self.card_text = card(parts, self.version) if card_text is None else card_text
+        self._score_row = SingleRowScorer(predictor.boosters_)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The scales decided between, ascending."""
+        return self.schema.scales
+
+    @property
+    def price(self) -> float:
+        """Quality that one unit of cost must buy."""
+        return self.policy.price
+
+    def route(
+        self,
+        features: np.ndarray | None,
+        constraints: Constraints | None = None,
+        *,
+        n_pictures: int | None = None,
+    ) -> RoutingDecision:
+        """Return the decision for one request.
+
+        Of several pictures the predictions are averaged, one scale serves all, and the cap holds
+        for their sum.
+
+        Args:
+            features: (F,) of one picture or (n_pictures, F); None is enough where the constraints
+                pin the scale or there is no picture, and then nothing is predicted.
+            constraints: from `resolve_constraints`; None leaves the policy free.
+            n_pictures: pictures in the request, where it is not the number of feature rows.
+
+        Raises:
+            BudgetTooSmall: the cap cannot be kept.
+            UnknownScale: the pinned scale is not one of the router's.
+            FeatureMismatch: features of another width.
+            ValueError: a feature is not finite, or there is nothing to decide from.
+        """
+        started = time.perf_counter()
+        limits = constraints or Constraints()
+        if limits.reason is Reason.no_image or n_pictures == 0:
+            return no_image_decision(self.version)
+        rows = None if features is None else self._rows(features)
+        pictures = n_pictures or (1 if rows is None else len(rows))
+        values = None if rows is None else self._values(rows)
+        reason: Reason = limits.reason
+        if limits.pinned is not None:
+            if limits.pinned not in self.scales:
+                raise UnknownScale(limits.pinned, self.scales)
+            pinned_fits(limits.pinned, limits.max_visual_tokens, pictures)
+            scale = limits.pinned
+        elif values is not None:
+            scale, reason = self._choose(values, limits.max_visual_tokens, pictures)
+        else:
+            raise ValueError("features are needed to decide; only a pinned scale goes without")
+        return RoutingDecision(
+            scale=scale,
+            visual_tokens=scale * pictures,
+            reason=reason,
+            p_suffices=self._by_scale(values),
+            values=self._by_scale(values),
+            costs=self._by_scale(self.policy.costs) if limits.explain else None,
+            price=self.policy.price,
+            router_version=self.version,
+            latency_ms=(time.perf_counter() - started) * 1e3,
+        )
+
+    def predict_values(self, X: np.ndarray) -> np.ndarray:
+        """Return (n, K) what the policy weighs against cost: today P(scale suffices).
+
+        A predictor of something better to weigh (the gain over the coarsest scale) would change
+        this method and `_values`, nothing else.
+        """
+        return self.predictor.predict_proba(X)
+
+    def with_policy(self, policy: Policy, metadata: Mapping[str, Any] | None = None) -> "Router":
+        """Return the same predictor at another price or with other costs; facts are added."""
+        facts = {**self.metadata, **(metadata or {})}
+        return Router(self.predictor, self.schema, policy, metadata=facts)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Return the folder, written. A router already in it is replaced, other files stay."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for stale in target.glob("scale_*.txt"):
+            if stale.name not in self._files:
+                stale.unlink()
+        for name, content in self._files.items():
+            (target / name).write_bytes(content)
+        (target / CARD_FILE).write_text(self.card_text, encoding="utf-8")
+        return target
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> "Router":
+        """Return the router of a folder, or of a Hub repository "owner/name", checked throughout.
+
+        Raises:
+            RouterFileError: the folder is missing, incomplete or damaged, was made for other
+                features than this program computes, or predicts other numbers than when saved.
+        """
+        folder = _local_folder(name_or_path, revision)
+        text = folder / CARD_FILE
+        try:
+            files = read_files(folder)
+            parts = parse(files)
+            card_text = text.read_text(encoding="utf-8") if text.is_file() else None
+        except (RouterFileError, OSError, UnicodeDecodeError) as error:
+            raise RouterFileError(f"router {folder}: {error}") from error
+        router = cls(
+            parts.predictor,
+            parts.schema,
+            parts.policy,
+            metadata=parts.metadata,
+            card_text=card_text,
+        )
+        # The version is that of the bytes on disk, also where someone edited config.json by hand.
+        router._files, router.version = files, version_of(files)
+        return router
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str | None = None,
+        api: Any = None,
+    ) -> str:
+        """Return the address of the commit that uploaded this router to the Hugging Face Hub.
+
+        Args:
+            repo_id: "owner/name"; created where it does not exist.
+            private: whether a new repository is private.
+            token: of the Hub; None takes the one of the machine's login.
+            commit_message: None names the router version.
+            api: a ``huggingface_hub.HfApi`` to use instead of a new one.
+        """
+        if api is None:
+            from huggingface_hub import HfApi
+
+            api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                repo_type="model",
+                commit_message=commit_message or f"router {self.version}",
+            )
+        return str(commit)
+
+    def _choose(
+        self, values: Sequence[float], cap: int | None, n_pictures: int
+    ) -> tuple[int, Reason]:
+        free = self.policy.choose(values)
+        index = free
+        if cap is not None:
+            index = self.policy.choose(values, affordable(self.scales, cap, n_pictures))
+        return self.scales[index], Reason.predicted if index == free else Reason.budget_cap
+
+    def _by_scale(self, numbers: Sequence[float] | None) -> dict[int, float] | None:
+        return None if numbers is None else dict(zip(self.scales, numbers, strict=True))
+
+    def _rows(self, features: np.ndarray) -> np.ndarray:
+        rows = np.asarray(features, dtype=np.float32)
+        if rows.ndim == 1:
+            rows = rows[None]
+        if rows.ndim != 2 or rows.shape[1] != len(self.schema.names) or len(rows) == 0:
+            raise FeatureMismatch(
+                f"expected (pictures, {len(self.schema.names)}) features, got {np.shape(features)}"
+            )
+        if not np.isfinite(rows).all():
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=0))
+            raise ValueError(f"feature {self.schema.names[bad[0]]} is not finite")
+        return rows
+
+    def _values(self, rows: np.ndarray) -> list[float]:
+        """Return (K,) predicted values, the mean over pictures, by the single-row fast path."""
+        calibrations = self.predictor.calibrations_
+        each = [
+            [calibrate.one(raw) for calibrate, raw in zip(calibrations, scores, strict=True)]
+            for scores in map(self._score_row, rows)
+        ]
+        if len(each) == 1:
+            return each[0]
+        return [sum(column) / len(each) for column in zip(*each, strict=True)]
+
+
+def _local_folder(name_or_path: str | Path, revision: str | None) -> Path:
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    # Only a plain string "owner/name" may mean the Hub; a Path never makes a network call.
+    if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path):
+        raise RouterFileError(f"router {folder}: there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "scale_*.txt", CARD_FILE]
+        found = snapshot_download(name_or_path, revision=revision, allow_patterns=patterns)
+    except (OSError, ValueError) as error:
+        # The Hub's own errors are of these kinds (its HTTP error is an OSError).
+        raise RouterFileError(
+            f"router {name_or_path}: neither a folder here nor a Hub repository that can be "
+            f"read ({error})"
+        ) from error
+    return Path(found)
