@@ -1,0 +1,97 @@
+"""Optimiser of m3-mini: fp32 masters of a low-precision model, Muon on matrices, AdamW on the rest.
+
+The model itself runs in bf16; masters, moments and updates stay fp32, and everything a resumed run
+needs is a flat dictionary of tensors (safetensors, never pickle).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.03
+CLIP_NORM = 1.0
+
+
+class MasterOptimizer:
+    """Steps an fp32 model with the gradients of its low-precision copy.
+
+    Args:
+        master: fp32 model; it holds the truth and is what is saved.
+        model: the same architecture in the dtype that computes; refreshed after each step.
+    """
+
+    def __init__(self, master: nn.Module, model: nn.Module) -> None:
+        self.named = [(n, p) for n, p in master.named_parameters() if p.requires_grad]
+        self.copies = [dict(model.named_parameters())[name] for name, _ in self.named]
+        matrices = {
+            n for n, p in self.named if p.ndim == 2 and (".layers." in n or "projector" in n)
+        }
+        rest = [(n, p) for n, p in self.named if n not in matrices]
+        self.optimizers = {
+            "muon": torch.optim.Muon(
+                [p for n, p in self.named if n in matrices],
+                weight_decay=WEIGHT_DECAY,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            "adamw": torch.optim.AdamW(
+                [
+                    {"params": [p for _, p in rest if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+                    {"params": [p for _, p in rest if p.ndim <= 1], "weight_decay": 0.0},
+                ],
+                betas=BETAS,
+            ),
+        }
+
+    def step(self, learning_rate: float, world_size: int) -> float:
+        """Average the copy's gradients over workers, clip, update, refresh; return their norm."""
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.copies]
+        flat = torch.cat([g.float().reshape(-1) for g in grads])
+        if world_size > 1:
+            torch.distributed.all_reduce(flat)
+            flat /= world_size
+        norm = float(flat.norm())
+        flat *= min(1.0, CLIP_NORM / (norm + 1e-6))
+        parts = flat.split([p.numel() for p in self.copies])
+        for (_, master), copy, part in zip(self.named, self.copies, parts, strict=True):
+            master.grad = part.view(master.shape)
+            copy.grad = None
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        self.refresh()
+        return norm
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write the masters into the copy."""
+        for (_, master), copy in zip(self.named, self.copies, strict=True):
+            copy.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return masters and moments as contiguous tensors by name."""
+        tensors = {f"master.{name}": p.detach() for name, p in self.named}
+        for kind, optimizer in self.optimizers.items():
+            for index, entry in optimizer.state_dict()["state"].items():
+                for key, value in entry.items():
+                    tensors[f"{kind}.{index}.{key}"] = torch.as_tensor(value)
+        return {key: value.contiguous() for key, value in tensors.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what ``state`` returned, and refresh the copy."""
+        for name, p in self.named:
+            p.copy_(tensors[f"master.{name}"])
+        for kind, optimizer in self.optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                family, _, tail = key.partition(".")
+                if family == kind:
+                    index, _, field = tail.partition(".")
+                    state.setdefault(int(index), {})[field] = value
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
+        self.refresh()
