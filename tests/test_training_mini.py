@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
 from training.mini import STAGES as FULL_STAGES
-from training.mini import MiniRun, Stage, learning_rate, sample_scales, train
+from training.mini import MiniRun, Stage, learning_rate, sample_scales, shortened, train
 from training.mini_batch import BlockTokens, make_batch, pack_scenes, patch_weights
 from training.mini_losses import answer_states, exact_matches, register_attention
 from training.mini_model import MiniModel, MiniShape, export, grow, mini_scales, mini_tokenizer
@@ -189,6 +189,13 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
         )
     # bf16 gradients summed in another order: the same direction, not the same bits
     assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.95
+
+
+def test_shortened_recipe_keeps_every_stage() -> None:
+    short = shortened(FULL_STAGES, 20)
+    assert [s.name for s in short] == [s.name for s in FULL_STAGES]
+    assert all(s.steps >= 1 for s in short)
+    assert sum(s.steps for s in short) <= 24
 
 
 def test_pictures_that_do_not_divide_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from training.scene_panels import COLOR_RGB
 from training.scenes import (
-    BACKGROUNDS,
     CHARS,
     COLORS,
     KINDS,
@@ -145,8 +144,6 @@ def derived(scene: Scene, question: Question) -> set[str]:
     meant = [o for o in shapes if (not colors or o.color in colors)]
     meant = [o for o in meant if (not names or o.name in names)]
     match question.kind:
-        case "bg":
-            return {scene.background}
         case "color_of":
             assert names
             assert len(meant) == 1
@@ -182,8 +179,6 @@ def derived(scene: Scene, question: Question) -> set[str]:
 def test_targets_lie_on_what_is_asked_about(scenes: list[Scene]) -> None:
     for scene in scenes[:100]:
         for question in scene.questions:
-            if question.kind == "bg":
-                continue
             rows, columns = np.nonzero(question.target)
             boxes = scene.boxes
             for row, column in zip(rows, columns, strict=True):
@@ -255,7 +250,7 @@ def test_wordings_are_many_and_share_their_openings(by_kind: dict[str, list[Ques
 def test_question_words_cover_questions_and_answers(scenes: list[Scene]) -> None:
     words = question_words()
     assert list(words) == sorted(set(words))
-    assert {*COLORS, *SHAPES, *BACKGROUNDS} <= set(words)
+    assert {*COLORS, *SHAPES} <= set(words)
     for scene in scenes:
         tags = {o.tag for o in scene.objects}
         for question in scene.questions:
@@ -263,7 +258,6 @@ def test_question_words_cover_questions_and_answers(scenes: list[Scene]) -> None
             assert question.answer == question.answer.lower()
             assert set(re.findall(r"[a-z]+", question.text)) <= set(words) | tags
             if question.kind in (
-                "bg",
                 "color_of",
                 "shape_of",
                 "largest",

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,12 @@ class MiniRun:
     def total_steps(self) -> int:
         """Return the number of steps over all stages."""
         return sum(stage.steps for stage in self.stages)
+
+
+def shortened(stages: tuple[Stage, ...], max_steps: int) -> tuple[Stage, ...]:
+    """Return the stages with their steps scaled to about ``max_steps``, at least one each."""
+    share = max_steps / sum(stage.steps for stage in stages)
+    return tuple(replace(stage, steps=max(1, round(stage.steps * share))) for stage in stages)
 
 
 def learning_rate(stage: Stage, step: int) -> float:

@@ -9,7 +9,7 @@ Notation: B pictures; per picture Q questions, L tokens a question, T text token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class SceneBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         moved["pixels"] = moved["pixels"].to(dtype)
         labels = {k: v.to(device) for k, v in self.labels.items()}
-        return SceneBatch(**moved, labels=labels, kinds=self.kinds)
+        return replace(self, **moved, labels=labels)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ COUNT_CHANCE = {1: 0.18, 2: 0.13, 3: 0.17, 4: 0.22, 5: 0.26, 6: 0.34}
 # How many of each kind a picture may have, and the kinds of which one is never left out.
 MOST = {"read_word": 1, "number": 1, "bar_height": 3, "tag": 3, "color_of": 2, "shape_of": 2,
         "bar_tallest": 1, "largest": 1, "smallest": 1, "tag_color": 2, "count": 1,
-        "first_letter": 1, "last_letter": 1, "bg": 1}  # fmt: skip
-FIRST = ("read_word", "number", "bar_height", "bg", "count", "first_letter", "last_letter")
+        "first_letter": 1, "last_letter": 1}  # fmt: skip
+FIRST = ("read_word", "number", "bar_height", "count", "first_letter", "last_letter")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class Ask:
 def ask(
     rng: np.random.Generator,
     objects: Sequence[SceneObject],
-    background: tuple[str, float],
     most: int,
 ) -> tuple[Ask, ...]:
     """Returns at most `most` questions which `objects` answer without doubt.
@@ -58,11 +57,10 @@ def ask(
     Args:
         rng: Source of the choices.
         objects: Things in the picture.
-        background: Its name and the size of its pattern in px.
         most: Largest number of questions.
     """
     pool: dict[str, list[Ask]] = {kind: [] for kind in KINDS}
-    for candidate in _candidates(rng, objects, background):
+    for candidate in _candidates(rng, objects):
         pool[candidate.kind].append(candidate)
     first: list[Ask] = []
     rest: list[Ask] = []
@@ -75,11 +73,7 @@ def ask(
     return tuple(chosen[i] for i in rng.permutation(len(chosen)))
 
 
-def _candidates(
-    rng: np.random.Generator, objects: Sequence[SceneObject], background: tuple[str, float]
-) -> Iterator[Ask]:
-    if rng.random() < 0.12:
-        yield Ask("bg", _text(rng, "bg"), background[0], background[1], len(objects), ())
+def _candidates(rng: np.random.Generator, objects: Sequence[SceneObject]) -> Iterator[Ask]:
     shapes = [o for o in objects if o.kind == "shape"]
     bars = [o for o in objects if o.kind == "bar"]
     if shapes:

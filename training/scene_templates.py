@@ -15,16 +15,6 @@ SHAPE_NOUNS = ("shape", "figure", "form", "object")
 SYNONYMS = {"circle": "disc", "square": "box", "cross": "plus"}
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
-    "bg": (
-        "what is in the background?",
-        "which background does the picture have?",
-        "name the background.",
-        "what is behind everything?",
-        "what kind of background can be seen?",
-        "tell me the pattern of the background.",
-        "what pattern is behind the marks?",
-        "the background is of which kind?",
-    ),
     "color_of": (
         "what {color} is {ref}?",
         "tell me the {color} of {ref}.",
@@ -165,5 +155,5 @@ def question_words() -> tuple[str, ...]:
     words = {w for part in parts for w in re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", part))}
     for fillers in (*FILLERS.values(), *SIZE_WORDS.values()):
         words.update(fillers)
-    words.update(("the", "one", *COLORS, *SHAPES, *SYNONYMS.values(), *BACKGROUNDS))
+    words.update(("the", "one", *COLORS, *SHAPES, *SYNONYMS.values()))
     return tuple(sorted(words))

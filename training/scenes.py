@@ -107,7 +107,7 @@ def generate_scene(seed: int, *, namespace: str = "collect", size_px: int = 192)
     most = int(rng.integers(7, 10)) if size_px >= 144 else int(rng.integers(4, 7))
     questions = tuple(
         Question(q.text, q.answer, q.kind, q.size_px, q.clutter, _target(canvas, q.marks, instance))
-        for q in ask(rng, canvas.objects, background, most)
+        for q in ask(rng, canvas.objects, most)
     )
     lookup = [np.array([0, *codes], np.uint8)
               for codes in (canvas.classes, canvas.colors, canvas.chars)]  # fmt: skip
@@ -119,7 +119,7 @@ def generate_scene(seed: int, *, namespace: str = "collect", size_px: int = 192)
         patch_char=lookup[2][instance],
         instance=instance,
         boxes=np.array(canvas.boxes, np.float32).reshape(-1, 4),
-        background=background[0],
+        background=background,
         objects=tuple(canvas.objects),
     )
 
@@ -178,9 +178,6 @@ def _instances(canvas: Canvas, grid: int) -> np.ndarray:
 
 
 def _target(canvas: Canvas, marks: tuple[int, ...], instance: np.ndarray) -> np.ndarray:
-    if not marks:
-        ground = instance == 0
-        return ground if ground.any() else np.ones_like(ground)
     covered = np.zeros(instance.shape, np.float32)
     for mark in marks:
         row, column, part = canvas.coverage[mark]
@@ -198,10 +195,8 @@ def _photo(name: str, training: bool) -> Image.Image:
     return Image.fromarray(photo[:, :middle] if training else photo[:, middle:])
 
 
-def _background(
-    rng: np.random.Generator, side: int, training: bool
-) -> tuple[tuple[str, float], Canvas]:
-    """Returns ((name, size of its pattern in px), a canvas filled with it)."""
+def _background(rng: np.random.Generator, side: int, training: bool) -> tuple[str, Canvas]:
+    """Returns (name, a canvas filled with it)."""
     name = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     dark = bool(rng.random() < 0.5)
     brightness = float(rng.uniform(28, 84) if dark else rng.uniform(178, 222))
@@ -209,7 +204,7 @@ def _background(
     period = log_uniform(rng, 7, side / 5)
     if name == "photo":
         photo = _photo("china.jpg" if rng.random() < 0.5 else "flower.jpg", training)
-        for _ in range(8):  # an even piece of sky could not be told from a plain background
+        for _ in range(8):  # an even piece of sky would be one more plain background
             crop = int(log_uniform(rng, 110, 310))
             x, y = (int(rng.integers(0, extent - crop + 1)) for extent in photo.size)
             image = photo.resize(
@@ -223,12 +218,11 @@ def _background(
         level = np.arange(256, dtype=np.float32)
         tables = [brightness + np.clip((level - m) * gain, -34, 34) for m in coarse.mean((0, 1))]
         table = np.clip(np.concatenate(tables), 0, 255).astype(int).tolist()
-        return (name, float(side)), Canvas(image.point(table), brightness)
+        return name, Canvas(image.point(table), brightness)
     pattern = _pattern(rng, name, side, period) * float(rng.uniform(9, 17))
     rgb = pattern[:, :, None] + (brightness + tint).astype(np.float32)
     image = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
-    size = side if name in ("plain", "gradient") else period
-    return (name, float(size)), Canvas(image, brightness)
+    return name, Canvas(image, brightness)
 
 
 def _pattern(rng: np.random.Generator, name: str, side: int, period: float) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""The shipped router on held-out scenes, beside every baseline, with intervals.
+
+Labels fresh scenes that neither the model nor the router ever saw (their own namespace: other
+handwritten digits, other photographs), then judges the router on the test pictures among them.
+Baselines are fitted on the training pictures among them.
+
+    python benchmarks/routing_quality.py [--json PATH] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "routing_quality.json"
+SEED = 7
+
+
+def measure(
+    scenes: int, model: Path, router: Path, oracle: Path | None, workers: int | None
+) -> dict[str, Any]:
+    """Return the evaluation report without its long curves, and what it took."""
+    from rich.progress import Progress
+
+    from router import Router
+    from training.evaluate import evaluate
+    from training.oracle import collect
+    from training.oracle_data import read_oracle
+    from training.sources import SceneSource
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch, Progress() as progress:
+        folder = oracle or Path(scratch) / "oracle"
+        task = progress.add_task("labelling", total=scenes)
+        source = SceneSource(scenes, SEED, namespace="heldout")
+        result = collect(
+            source, model, folder, workers=workers,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        data = read_oracle([folder])
+        report = evaluate(Router.from_pretrained(router), data)
+    report["curve"] = thinned(report["curve"])
+    for baseline in report["baselines"].values():
+        baseline["curve"] = thinned(baseline["curve"])
+    return {
+        "benchmark": "routing_quality",
+        "scenes": scenes,
+        "seed": SEED,
+        "labelling_seconds": seconds if result.labelled_now == scenes else None,
+        **report,
+    }
+
+
+def thinned(curve: list[dict[str, float]], keep: int = 25) -> list[dict[str, float]]:
+    """Return about ``keep`` points of a curve, ends included."""
+    step = max(1, len(curve) // keep)
+    return curve[:-1:step] + curve[-1:]
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the table."""
+    print(f"{report['n_questions']} test questions about {report['n_pictures']} held-out pictures")
+    print(
+        f"{'policy':16}{'accuracy':>9}{'tokens':>8}{'share':>7}  difference from the finest, points"
+    )
+    finest = report["scales"][-1]
+    for point in report["fixed"]:
+        share = point["scale"] / finest
+        print(f"always {point['scale']:<9}{point['accuracy']:9.3f}{point['scale']:8}{share:7.1%}")
+    for name, point in {"router": report["router"], **report["baselines"]}.items():
+        low, mean, high = (
+            100 * point["difference_from_finest"][k] for k in ("low", "mean", "high")
+        )
+        print(
+            f"{name:16}{point['accuracy']:9.3f}{point['visual_tokens']:8.1f}"
+            f"{point['visual_tokens'] / finest:7.1%}  {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+        )
+    print("tokens for the router's accuracy, each on its own test hull:")
+    for name, tokens in report["visual_tokens_at_router_accuracy"].items():
+        print(f"  {name:16}{'never' if tokens is None else f'{tokens:.1f}'}")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    from m3model import default_model_path
+    from router import default_router_path
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
+    parser.add_argument("--quick", action="store_true", help="200 scenes: shows that it runs")
+    parser.add_argument("--scenes", type=int, help="held-out scenes to label")
+    parser.add_argument("--model", type=Path, default=default_model_path())
+    parser.add_argument("--router", type=Path, default=default_router_path())
+    parser.add_argument("--oracle", type=Path, help="keep (or reuse) the labels in this folder")
+    parser.add_argument("--workers", type=int)
+    given = parser.parse_args()
+    scenes = given.scenes or (200 if given.quick else 5000)
+    report = measure(scenes, given.model, given.router, given.oracle, given.workers)
+    show(report)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

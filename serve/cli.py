@@ -1,0 +1,181 @@
+"""`m3-serve up | ask | status`: starts the service, asks it, looks at it.
+
+Knows options and how to end with one line on stderr; everything else is imported inside the
+commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True,
+    rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="A vision-language service that spends only the visual tokens a question needs.",
+)  # fmt: skip
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+Url = Annotated[str, typer.Option(help="Address of the service.", envvar="M3_URL")]
+ApiKey = Annotated[
+    str | None, typer.Option(help="API key, if it asks for one.", envvar="M3_API_KEY")
+]
+
+
+@app.command()
+def up(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    in_process: Annotated[bool, typer.Option("--in-process", help="One process, no Ray.")] = False,
+    model: Annotated[Path | None, typer.Option(help="Model folder; default: m3-mini.")] = None,
+    router: Annotated[Path | None, typer.Option(help="Router folder to start with.")] = None,
+    registry: Annotated[Path, typer.Option(help="Registry to follow.")] = Path(".m3/registry"),
+    log_dir: Annotated[Path, typer.Option(help="Folder of the decision log.")] = Path(".m3/log"),
+    log_images: Annotated[
+        bool, typer.Option("--log-images", help="Store pictures and questions of audited requests.")
+    ] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Store questions and answers of all requests.")
+    ] = False,
+    audit_rate: Annotated[
+        float, typer.Option(help="Share of requests marked as audited.", min=0.0, max=1.0)
+    ] = 1.0,
+    device: Annotated[
+        str | None, typer.Option(help="torch device; default: cuda if there.")
+    ] = None,
+    torch_threads: Annotated[int, typer.Option(help="CPU threads of each replica.", min=1)] = 1,
+    encoders: Annotated[int, typer.Option(help="Encoder replicas (Ray).", min=1)] = 1,
+    generators: Annotated[int, typer.Option(help="Generator replicas (Ray).", min=1)] = 1,
+    gateways: Annotated[int, typer.Option(help="Gateway replicas (Ray).", min=1)] = 1,
+) -> None:
+    """Start the service; it is ready when GET /health answers 200. SIGTERM drains and ends it."""
+    from serve.errors import ServeSetupError
+    from serve.in_process import bind
+    from serve.settings import DeploymentSettings, ServeSettings
+
+    logging.basicConfig(format="m3-serve: %(levelname)s: %(message)s")
+    logging.getLogger("serve").setLevel(logging.INFO)
+    settings = ServeSettings(
+        model=_absolute(model), router=_absolute(router),
+        registry=registry.absolute(), log_dir=log_dir.absolute(),
+        log_images=log_images, log_prompts=log_prompts, audit_rate=audit_rate,
+        device=device, torch_threads=torch_threads,
+        encoder=DeploymentSettings(replicas=encoders),
+        generator=DeploymentSettings(replicas=generators),
+        gateway=DeploymentSettings(replicas=gateways),
+    )  # fmt: skip
+    try:
+        settings.model_path()
+        if settings.router is not None and not settings.router.is_dir():
+            raise ServeSetupError(f"router folder {settings.router} does not exist")
+        try:
+            listening = bind(host, port)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise ServeSetupError(
+                f"cannot listen on {host}:{port}: {why}; choose another with --port"
+            ) from error
+        port = listening.getsockname()[1]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+        def ready() -> None:
+            print(f"m3-serve is ready at {url}", flush=True)
+
+        if in_process:
+            from serve import in_process as one_process
+
+            _progress("loading the model")
+            one_process.run(settings, listening, ready)
+        else:
+            from serve import ray_service
+
+            listening.close()  # Ray's proxy opens it again
+            ray_service.run(settings, host, port, _progress, ready)
+    except ServeSetupError as error:
+        _end(str(error))
+
+
+@app.command()
+def ask(
+    picture: Annotated[Path, typer.Argument(help="Picture file.")],
+    question: Annotated[str, typer.Argument(help="Question about it.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    scale: Annotated[int | None, typer.Option(help="Pin the scale.", min=1)] = None,
+    max_visual_tokens: Annotated[int | None, typer.Option(help="Cap on them.", min=1)] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+) -> None:
+    """Ask one question about a picture; the answer on stdout, its cost on stderr."""
+    from serve.client import M3Client
+
+    if not picture.is_file():
+        _end(f"{picture} is not a file")
+    with _client_errors(url), M3Client(url, api_key=api_key) as client:
+        answer = client.ask(
+            picture, question,
+            scale=scale, max_visual_tokens=max_visual_tokens, max_tokens=max_tokens,
+        )  # fmt: skip
+    print(answer.text)
+    print(
+        f"{answer.visual_tokens} visual tokens (scale {answer.scale}, {answer.reason}), "
+        f"{answer.total_ms:.0f} ms, router {answer.router_version or 'none'}",
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Show the state of a running service; one that is not well is an error."""
+    from serve.client import M3Client
+
+    with _client_errors(url), M3Client(url, api_key=api_key, max_retries=0) as client:
+        state = client.health()
+    for name, value in state.items():
+        print(f"{name:15} {value}")
+
+
+@contextmanager
+def _client_errors(url: str) -> Iterator[None]:
+    from serve.client import APIConnectionError, APIError
+
+    try:
+        yield
+    except APIConnectionError as error:
+        _end(f"{url} does not answer ({error}); start the service with m3-serve up")
+    except APIError as error:
+        _end(str(error))
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.absolute()
+
+
+def _progress(what: str) -> None:
+    print(f"m3-serve: {what}", file=sys.stderr, flush=True)
+
+
+def _end(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line; a wrong option is one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except typer.TyperException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

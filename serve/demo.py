@@ -1,0 +1,230 @@
+"""A dozen questions through the running service: ``python -m serve.demo``, or ``make demo``.
+
+Starts ``m3-serve up`` as its own process, asks through the Python client, prints what was chosen
+and what it saved, and stops everything it started. Knows the service from outside only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from serve.client import Answer, APIError, M3Client
+
+PICTURES = Path(__file__).parent / "pictures"
+READY_S, STOP_S = 240.0, 60.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One of the demo's questions with the answer it got."""
+
+    question: str
+    reference: str
+    picture: str
+    answer: Answer
+
+    @property
+    def is_right(self) -> bool:
+        """Return whether the answer is the reference, letter case and a full stop aside."""
+        return self.answer.text.strip().rstrip(".").lower() == self.reference.lower()
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What the questions cost, and what they would have cost at the finest scale."""
+
+    visual_tokens: int
+    finest_visual_tokens: int
+    prefill_flops: float
+    finest_prefill_flops: float
+
+
+def saving(config: Any, finest: int, answers: Sequence[Answer]) -> Saving:
+    """Return the tokens and prefill operations of the answers, as given and all at ``finest``."""
+    from m3model.cost import prefill_flops
+
+    text = [each.prompt_tokens - each.visual_tokens for each in answers]
+    return Saving(
+        visual_tokens=sum(each.visual_tokens for each in answers),
+        finest_visual_tokens=finest * len(answers),
+        prefill_flops=sum(prefill_flops(config, each.prompt_tokens) for each in answers),
+        finest_prefill_flops=sum(prefill_flops(config, finest + tokens) for tokens in text),
+    )
+
+
+@contextmanager
+def service(arguments: Sequence[str], port: int, report: Console) -> Iterator[str]:
+    """Start ``m3-serve up`` and yield its URL when it is ready; nothing of it is left afterwards.
+
+    Raises:
+        RuntimeError: it ended, or was not ready in time; the message ends with its last lines.
+    """
+    command = [sys.executable, "-m", "serve.cli", "up", "--port", str(port), *arguments]
+    with tempfile.TemporaryDirectory(prefix="m3-demo-") as folder:
+        output = Path(folder) / "output"
+        scratch = ["--log-dir", f"{folder}/log", "--registry", f"{folder}/registry"]
+        with output.open("wb") as sink:
+            process = subprocess.Popen(
+                [*command, *scratch], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                start_new_session=True,
+            )  # fmt: skip
+        url = f"http://127.0.0.1:{port}"
+        try:
+            with report.status("starting the service"):
+                _wait_until_ready(process, url, output)
+            yield url
+        finally:
+            with report.status("stopping the service"):
+                _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, output: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    with M3Client(url, timeout=5.0, max_retries=0) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"the service ended at once:\n{_last_lines(output)}")
+            with suppress(APIError):
+                if client.health()["status"] == "ok":
+                    return
+            time.sleep(0.3)
+    raise RuntimeError(f"the service was not ready in {READY_S:.0f} s:\n{_last_lines(output)}")
+
+
+def _last_lines(output: Path, n_lines: int = 20) -> str:
+    return "\n".join(output.read_text(errors="replace").splitlines()[-n_lines:])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the service to drain and end; end by force what is still there after a minute."""
+    started: list[psutil.Process] = []
+    if process.poll() is None:
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    _, left = psutil.wait_procs(started, timeout=10.0)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the group that `service` opened for it
+    for each in left:
+        each.kill()
+    psutil.wait_procs(left, timeout=5.0)
+
+
+def ask_all(url: str, pictures: Path, report: Console) -> tuple[list[Asked], int]:
+    """Return every question of ``questions.json`` with its answer, and the finest scale."""
+    questions = json.loads((pictures / "questions.json").read_text(encoding="utf-8"))
+    asked = []
+    with M3Client(url, timeout=120.0) as client, report.status("asking"):
+        finest = max(int(name.removeprefix("m3-")) for name in client.models() if name != "m3-auto")
+        for each in questions:
+            answer = client.ask(pictures / each["picture"], each["question"], max_tokens=16)
+            asked.append(Asked(each["question"], each["answer"], each["picture"], answer))
+    return asked, finest
+
+
+def print_answers(asked: Sequence[Asked], finest: int, saved: Saving, report: Console) -> None:
+    """Print the table and the saving."""
+    table = Table(title="Questions about pictures, each at the scale the router chose")
+    for header in ("picture", "question", "answer", "expected"):
+        table.add_column(header, overflow="fold")
+    for header in ("scale", "visual tokens", "ms"):
+        table.add_column(header, justify="right")
+    for each in asked:
+        answer = each.answer
+        text = Text(answer.text, style="green" if each.is_right else "red")
+        table.add_row(
+            Path(each.picture).stem, each.question, text, each.reference,
+            str(answer.scale), str(answer.visual_tokens), f"{answer.total_ms:.0f}",
+        )  # fmt: skip
+    report.print(table)
+    right = sum(each.is_right for each in asked)
+    report.print(f"Right answers: {right} of {len(asked)}")
+    for what, spent, whole in (
+        ("Visual tokens", saved.visual_tokens, saved.finest_visual_tokens),
+        ("Prefill MFLOP", saved.prefill_flops / 1e6, saved.finest_prefill_flops / 1e6),
+    ):
+        report.print(
+            f"{what}: {spent:,.0f} instead of {whole:,.0f} (always {finest} tokens): "
+            f"[bold]{1 - spent / whole:.0%} saved[/bold]"
+        )
+    report.print("Pictures are generated; none was used to train the model or fit the router.")
+
+
+def _missing(model: Path | None) -> str | None:
+    """Return what is missing and the command that makes it, or None."""
+    from m3model import default_model_path
+    from router import default_router_path
+
+    if model is None and not (default_model_path() / "config.json").is_file():
+        folder = default_model_path()
+        return f"no model in {folder}; train it: m3-train model --preset mini --out {folder}"
+    if model is None and not (default_router_path() / "config.json").is_file():
+        folder = default_router_path()
+        return (
+            f"no router in {folder}; fit it: m3-train collect --scenes 8000 --out .m3/oracle && "
+            f"m3-train fit --oracle .m3/oracle --out {folder}"
+        )
+    if not (PICTURES / "questions.json").is_file():
+        return f"no pictures in {PICTURES}; make them: python -m training.demo_pictures"
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main(
+    in_process: Annotated[bool, typer.Option(help="One process instead of Ray Serve.")] = False,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 0,
+    model: Annotated[Path | None, typer.Option(help="Model folder; default: m3-mini.")] = None,
+    router: Annotated[Path | None, typer.Option(help="Router folder; default: shipped.")] = None,
+) -> None:
+    """Ask a dozen questions about pictures and print what the router saved."""
+    if missing := _missing(model):
+        print(f"error: {missing}", file=sys.stderr)
+        raise typer.Exit(2)
+    from m3model import M3Config, default_model_path
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    arguments = ["--in-process"] if in_process else []
+    arguments += ["--model", str(model)] if model else []
+    arguments += ["--router", str(router)] if router else []
+    report = Console(width=None if sys.stdout.isatty() else 110)
+    try:
+        with service(arguments, port or _free_port(), report) as url:
+            asked, finest = ask_all(url, PICTURES, report)
+    except (RuntimeError, APIError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    config = M3Config.from_pretrained(model or default_model_path())
+    saved = saving(config, finest, [each.answer for each in asked])
+    print_answers(asked, finest, saved, report)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,126 @@
+"""Every error the service tells a caller about, each with its HTTP status and what to do next.
+
+Knows statuses and OpenAI's error codes; knows no web framework and no Ray. Errors travel between
+replicas, so they pickle through their five plain fields.
+
+    ServiceError
+    ├── BadRequest            400   ├── TooLarge      413
+    ├── Unauthorized          401   ├── QueueFull     429, Retry-After
+    ├── UnknownModel          404   ├── NotReady      503, Retry-After
+    ├── TimedOut              408   │   └── ReplicaDied    (retried before a caller sees it)
+    └── NotFound, WrongMethod 404, 405
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """An answer with an error status.
+
+    Args:
+        message: one or two sentences for the caller; the last one says what to do.
+        param: the field of the request that is wrong, as a dotted path.
+        code: a short stable word for programs.
+        retry_after_s: sent as the Retry-After header.
+    """
+
+    status = 500
+    type = "server_error"
+    default_code: str | None = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, param, code, retry_after_s)
+        self.message, self.param = message, param
+        self.code = code or self.default_code
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class BadRequest(ServiceError):
+    """400: the request is wrong and will stay wrong."""
+
+    status, type, default_code = 400, "invalid_request_error", "invalid_value"
+
+
+class Unauthorized(ServiceError):
+    """401: the API key is missing or wrong."""
+
+    status, type, default_code = 401, "authentication_error", "invalid_api_key"
+
+
+class UnknownModel(ServiceError):
+    """404: no model of that name."""
+
+    status, type, default_code = 404, "invalid_request_error", "model_not_found"
+
+
+class NotFound(ServiceError):
+    """404: no such path."""
+
+    status, type, default_code = 404, "invalid_request_error", "not_found"
+
+
+class WrongMethod(ServiceError):
+    """405: the path exists, the method does not."""
+
+    status, type, default_code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class TimedOut(ServiceError):
+    """408: the request took longer than the service allows."""
+
+    status, type, default_code = 408, "server_error", "timeout"
+
+
+class TooLarge(ServiceError):
+    """413: the body is larger than the service reads."""
+
+    status, type, default_code = 413, "invalid_request_error", "request_too_large"
+
+
+class QueueFull(ServiceError):
+    """429: as many requests are in flight as the service admits."""
+
+    status, type, default_code = 429, "rate_limit_error", "queue_full"
+
+    def __init__(
+        self,
+        message: str = "The service is at its limit. Try again after the seconds in Retry-After.",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = 1,
+    ) -> None:
+        super().__init__(message, param, code, retry_after_s)
+
+
+class NotReady(ServiceError):
+    """503: no replica can take the request now."""
+
+    status, type, default_code = 503, "server_error", "not_ready"
+
+    def __init__(
+        self,
+        message: str = "No replica is ready. Try again after the seconds in Retry-After.",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = 2,
+    ) -> None:
+        super().__init__(message, param, code, retry_after_s)
+
+
+class ReplicaDied(NotReady):
+    """503: the replica that worked on the request is gone; the same request may be sent again."""
+
+    default_code = "replica_died"
+
+
+class ServeSetupError(ValueError):
+    """The service cannot start with these settings; the message is one line and says why."""

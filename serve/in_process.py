@@ -1,0 +1,143 @@
+"""The whole service in one process, without Ray: for laptops, tests and embedding.
+
+The same classes as in the Ray deployments, composed by hand. Knows uvicorn; decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+
+from serve.checkpoint import ModelCard, load_checkpoint
+from serve.encoder import Encoder
+from serve.gateway import Gateway
+from serve.generator import Generator
+from serve.http_api import create_api
+from serve.metrics import LocalMetrics
+from serve.request_log import RequestLog
+from serve.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class Service:
+    """A composed service; ``api`` is its ASGI application."""
+
+    api: FastAPI
+    gateway: Gateway
+    encoder: Encoder
+    generator: Generator
+
+    async def stop(self) -> None:
+        """Let requests in flight end, then stop every thread and write the log out."""
+        await self.gateway.drain()
+        self.encoder.close()
+        await asyncio.to_thread(self.generator.close)
+        await asyncio.to_thread(self.gateway.log.close)
+
+
+def compose(settings: ServeSettings) -> Service:
+    """Return the service, its model loaded once for both halves.
+
+    Raises:
+        ServeSetupError: the settings name something that is not there.
+    """
+    from m3model import LocalEngine
+    from serve.decision_log import DecisionLog
+
+    folder = settings.model_path()
+    card = ModelCard.read(folder)
+    log = None
+    if settings.log_dir is not None:
+        log = DecisionLog(
+            settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
+        )
+    metrics = LocalMetrics()
+    checkpoint = load_checkpoint(folder, device=settings.device, threads=settings.torch_threads)
+    encoder = Encoder(checkpoint, settings, metrics)
+    engine = LocalEngine(checkpoint.model, checkpoint.processor)
+    generator = Generator(engine, checkpoint.processor, settings)
+    request_log = RequestLog(log, settings, card.scales)
+    gateway = Gateway(encoder, generator, card, settings, metrics, request_log)
+    return Service(create_api(gateway), gateway, encoder, generator)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one.
+
+    Raises:
+        OSError: the address is in use or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(256)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return.
+
+    Args:
+        settings: of the service.
+        listening: from `bind`; closed at the end.
+        ready: called once requests are answered.
+
+    Raises:
+        ServeSetupError: the settings name something that is not there.
+    """
+    import uvicorn
+
+    _on_signals(_leave)
+    service = compose(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.stop()
+
+    service.api.router.lifespan_context = lifespan
+    server = uvicorn.Server(
+        uvicorn.Config(
+            service.api, log_level="warning", access_log=False, server_header=False,
+            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        )
+    )  # fmt: skip
+    # uvicorn raises the signal again once it has shut down; by then it has done its work.
+    _on_signals(_ignore)
+
+    async def serve() -> None:
+        running = asyncio.create_task(server.serve(sockets=[listening]))
+        while not server.started and not running.done():
+            await asyncio.sleep(0.02)
+        if server.started:
+            ready()
+        await running
+
+    with listening:
+        asyncio.run(serve())
+
+
+def _on_signals(handler: Callable[[int, Any], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _leave(number: int, frame: Any) -> None:
+    """End at once: nothing was promised to anybody yet."""
+    raise SystemExit(0)
+
+
+def _ignore(number: int, frame: Any) -> None:
+    """Take a signal that was acted on already."""

@@ -1,0 +1,135 @@
+"""The router in force, and its exchange while requests are running.
+
+Knows folders, the registry's pointer and one reference; knows nothing of requests. A router is
+loaded and tried out completely before the reference moves, and a bad one changes nothing but a
+gauge and a line in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from router.errors import RouterFileError
+from router.registry import current_router_path
+from router.router import Router
+from serve.errors import ServeSetupError
+from serve.metrics import Metrics
+
+LOG = logging.getLogger(__name__)
+RETRY_POLLS = 30  # a router that could not be loaded is tried again after so many looks
+
+
+class LiveRouter:
+    """Holds the router; `follow` keeps it equal to the registry's.
+
+    Args:
+        check: raises ValueError for a router that does not fit the model.
+        metrics: where swaps are counted.
+        registry: folder whose pointer is followed, or None.
+        poll_s: seconds between looks.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[Router], None],
+        metrics: Metrics,
+        registry: Path | None = None,
+        poll_s: float = 1.0,
+    ) -> None:
+        self._check, self._metrics = check, metrics
+        self._registry, self._poll_s = registry, poll_s
+        self.current: Router | None = None
+        self.ok = True
+        self._wanted: Path | None = None
+        self._complaint = ""
+        self._polls_since_failure = 0
+        self._swapping = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="m3-registry", daemon=True)
+
+    @property
+    def version(self) -> str:
+        """Return the short hash of the router in force, "" without one."""
+        router = self.current
+        return "" if router is None else router.version
+
+    def start(self, explicit: Path | None, default: Path | None) -> None:
+        """Load the first router: explicit, else the registry's, else the default, else none.
+
+        Raises:
+            ServeSetupError: the explicit one cannot be used.
+        """
+        promoted = self._pointer()
+        if explicit is not None:
+            try:
+                self.current = self._load(explicit)
+            except (OSError, ValueError) as error:
+                raise ServeSetupError(f"router {explicit} cannot be used: {error}") from error
+            self._wanted = promoted  # only a later promotion replaces what was asked for
+        elif promoted is not None:
+            self.swap_to(promoted)
+        if self.current is None and default is not None and default.is_dir():
+            try:
+                self.current = self._load(default)
+            except (OSError, ValueError) as error:
+                LOG.error("the shipped router %s cannot be used: %s", default, error)
+        if self.current is None:
+            LOG.warning("no router: every picture is read at the finest scale allowed")
+        if self._registry is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following the registry."""
+        self._stop.set()
+
+    def swap_to(self, folder: Path) -> bool:
+        """Return whether the router in ``folder`` is in force now; if not, nothing has changed."""
+        with self._swapping:
+            self._wanted = folder
+            try:
+                loaded = self._load(folder)
+            except Exception as error:  # whatever is wrong with a file must not end the service
+                self._failed(f"router {folder} is not taken over: {error}")
+                return False
+            before, self.current = self.version, loaded
+            self._complaint, self.ok, self._polls_since_failure = "", True, 0
+            self._metrics.count("m3_router_swaps", outcome="ok")
+            self._metrics.gauge("m3_router_stale", 0)
+            LOG.info("router %s replaces %s", loaded.version, before or "none")
+            return True
+
+    def _load(self, folder: Path) -> Router:
+        router = Router.from_pretrained(folder)
+        self._check(router)
+        return router
+
+    def _pointer(self) -> Path | None:
+        if self._registry is None:
+            return None
+        try:
+            return current_router_path(self._registry)
+        except RouterFileError as error:
+            self._failed(str(error))
+            return None
+
+    def _poll(self) -> None:
+        while not self._stop.wait(self._poll_s):
+            promoted = self._pointer()
+            if promoted is None:
+                continue
+            if promoted != self._wanted:
+                self.swap_to(promoted)
+            elif not self.ok:
+                self._polls_since_failure += 1
+                if self._polls_since_failure % RETRY_POLLS == 0:
+                    self.swap_to(promoted)
+
+    def _failed(self, complaint: str) -> None:
+        if complaint != self._complaint:  # once, not once a second
+            LOG.error("%s; the router in force stays %s", complaint, self.version or "none")
+            self._metrics.count("m3_router_swaps", outcome="failed")
+        self._complaint, self.ok = complaint, False
+        self._metrics.gauge("m3_router_stale", 1)

@@ -1,0 +1,169 @@
+"""The service's metrics: one table of names, kept in this process or handed to Ray Serve.
+
+Knows names, labels and buckets; knows nothing of requests. Ray exports every name with the prefix
+``ray_`` and further labels at each node's export port; `relayed_text` gathers those of all nodes
+under the names used in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+Kind = Literal["counter", "gauge", "histogram"]
+# What Ray adds besides application, deployment and replica is of no use to a reader of one service.
+_RAY_LABELS = re.compile(
+    r'(?:Component|NodeAddress|SessionName|Version|WorkerId|otel_scope_\w+)="[^"]*",?'
+)
+_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000)
+
+
+class Spec(NamedTuple):
+    """One metric."""
+
+    kind: Kind
+    description: str
+    labels: tuple[str, ...] = ()
+
+
+METRICS: dict[str, Spec] = {
+    "m3_requests": Spec("counter", "Requests by endpoint and outcome.", ("endpoint", "status")),
+    "m3_decisions": Spec("counter", "Routing decisions by scale and reason.", ("scale", "reason")),
+    "m3_visual_tokens": Spec("counter", "Visual tokens sent to the language model."),
+    "m3_visual_tokens_finest": Spec("counter", "Visual tokens the finest scale would have taken."),
+    "m3_completion_tokens": Spec("counter", "Answer tokens generated."),
+    "m3_routing_failures": Spec("counter", "Decisions that fell back to the finest scale."),
+    "m3_generator_retries": Spec("counter", "Further tries after a generator replica died."),
+    "m3_encoder_retries": Spec("counter", "Further tries after an encoder replica died."),
+    "m3_picture_cache": Spec("counter", "Looks into the picture cache.", ("outcome",)),
+    "m3_router_swaps": Spec("counter", "Attempts to load another router.", ("outcome",)),
+    "m3_router_stale": Spec("gauge", "1 while the router that should be loaded cannot be."),
+    "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
+    "m3_route_latency_ms": Spec("histogram", "Features and decision."),
+    "m3_encode_latency_ms": Spec("histogram", "Decoding, vision tower and routing."),
+    "m3_first_token_latency_ms": Spec("histogram", "From arrival to the first part of the answer."),
+    "m3_request_latency_ms": Spec("histogram", "From arrival to the end of the answer."),
+}
+
+
+class Metrics(Protocol):
+    """Where measurements go."""
+
+    def count(self, name: str, by: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+
+    def gauge(self, name: str, value: float) -> None:
+        """Set a gauge."""
+
+    def observe(self, name: str, value: float) -> None:
+        """Add a value to a histogram."""
+
+    async def text(self) -> str:
+        """Return everything in Prometheus' text format."""
+
+
+class LocalMetrics:
+    """Metrics of one process."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self._registry = CollectorRegistry()
+        kinds: dict[Kind, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+        self._metrics: dict[str, Any] = {}
+        for name, spec in METRICS.items():
+            more = {"buckets": _MS} if spec.kind == "histogram" else {}
+            self._metrics[name] = kinds[spec.kind](
+                name, spec.description, spec.labels, registry=self._registry, **more
+            )
+
+    def count(self, name: str, by: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+        metric = self._metrics[name]
+        (metric.labels(**labels) if labels else metric).inc(by)
+
+    def gauge(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        self._metrics[name].set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        """Add a value to a histogram."""
+        self._metrics[name].observe(value)
+
+    async def text(self) -> str:
+        """Return everything in Prometheus' text format."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._registry).decode()
+
+
+class RayMetrics:
+    """Metrics of one replica; Ray adds application, deployment and replica as labels."""
+
+    def __init__(self) -> None:
+        from ray.serve import metrics as ray_metrics
+
+        self._metrics: dict[str, Any] = {}
+        for name, spec in METRICS.items():
+            if spec.kind == "counter":
+                made: Any = ray_metrics.Counter(name, spec.description, spec.labels)
+            elif spec.kind == "gauge":
+                made = ray_metrics.Gauge(name, spec.description, spec.labels)
+            else:
+                made = ray_metrics.Histogram(
+                    name, spec.description, boundaries=list(_MS), tag_keys=spec.labels
+                )
+            self._metrics[name] = made
+
+    def count(self, name: str, by: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+        if by > 0:  # Ray refuses to add nothing
+            self._metrics[name].inc(by, tags=labels or None)
+
+    def gauge(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        self._metrics[name].set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        """Add a value to a histogram."""
+        self._metrics[name].observe(value)
+
+    async def text(self) -> str:
+        """Return this service's lines of all nodes' exports."""
+        import ray
+
+        nodes = await asyncio.to_thread(ray.nodes)
+        urls = [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            for node in nodes
+            if node["Alive"] and node["MetricsExportPort"]
+        ]
+        return await relayed_text(urls)
+
+
+async def relayed_text(urls: Sequence[str]) -> str:
+    """Return the lines of this service's metrics in the exports, without Ray's prefix.
+
+    An export that cannot be read is left out with a comment: metrics never fail a scrape.
+    """
+    import httpx2
+
+    lines: list[str] = []
+    described: set[str] = set()
+    async with httpx2.AsyncClient(timeout=2.0, trust_env=False) as http:
+        for url in urls:
+            try:
+                export = (await http.get(url)).raise_for_status().text
+            except httpx2.HTTPError as error:
+                lines.append(f"# {url} cannot be read: {type(error).__name__}")
+                continue
+            for line in export.splitlines():
+                kept = _RAY_LABELS.sub("", line.replace("ray_m3_", "m3_", 1))
+                if kept.startswith("m3_"):
+                    lines.append(kept)
+                elif kept.startswith(("# HELP m3_", "# TYPE m3_")) and kept not in described:
+                    described.add(kept)
+                    lines.append(kept)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,300 @@
+"""The wire: OpenAI's chat completion types as far as they are honoured, and the `routing` object.
+
+Knows JSON shapes and which knobs are honoured; knows nothing of models, routers or HTTP. A knob is
+honoured or refused, never ignored: `refused_knob` names the first one that would change an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ROUTED_MODEL = "m3-auto"
+PINNED_MODEL_PREFIX = "m3-"
+
+# Fields that never change an answer: accepted, and that is all.
+HARMLESS = frozenset(
+    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
+)
+# Fields that are not honoured, with the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "tool_choice": (None, "none"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+
+
+class Wire(BaseModel):
+    """A part of a request: JSON types are taken as they are, unknown fields are errors."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+
+class ImageURL(Wire):
+    """A picture as a data URL."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class ImagePart(Wire):
+    """A picture within a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+class TextPart(Wire):
+    """Text within a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(Wire):
+    """One turn of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+    name: str | None = None
+
+
+class StreamOptions(Wire):
+    """What a stream carries besides text. ``include_obfuscation`` false is all there is."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class RoutingRequest(Wire):
+    """The caller's own wishes: which scale, or how much may be spent, and whether to explain."""
+
+    scale: int | None = None
+    max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_harm: Annotated[float, Field(gt=0, lt=1)] | None = None
+    explain: bool = False
+
+
+class ChatRequest(BaseModel):
+    """The body of POST /v1/chat/completions and POST /v1/route; without a temperature, greedy."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    model: str = ROUTED_MODEL
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
+        | None
+    ) = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    routing: RoutingRequest | None = None
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """Return the stop strings, none, one or several."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
+    """Return (field, sentence) for the first field that would be ignored, or None."""
+    for field, value in (request.model_extra or {}).items():
+        if field in HARMLESS:
+            continue
+        if field not in NEUTRAL:
+            return field, f"Unknown field '{field}'. Remove it."
+        # `1 == True` in Python, not in JSON: compare the types as well.
+        if not any(value == ok and isinstance(value, bool) == isinstance(ok, bool)
+                   for ok in NEUTRAL[field]):  # fmt: skip
+            return field, f"'{field}' is not supported by this service. Remove it."
+    if request.stream_options is not None and not request.stream:
+        return "stream_options", "'stream_options' needs 'stream': true. Remove one of the two."
+    both = request.max_tokens, request.max_completion_tokens
+    if None not in both and both[0] != both[1]:
+        return "max_tokens", "'max_tokens' and 'max_completion_tokens' differ. Send one of them."
+    return None
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class RoutingExplanation(BaseModel):
+    """What the decision was made of, per scale."""
+
+    values: dict[str, float]
+    costs: dict[str, float]
+    price: float
+
+
+class Routing(BaseModel):
+    """How the scale was chosen; a top-level field of every answer."""
+
+    scale: int
+    visual_tokens: int
+    reason: str
+    p_suffices: dict[str, float] | None
+    router_version: str | None
+    latency_ms: float
+    explain: RoutingExplanation | None = Field(None, exclude_if=_is_none)
+
+
+class PromptTokensDetails(BaseModel):
+    """How many prompt tokens were visual, and how many text."""
+
+    image_tokens: int
+    text_tokens: int
+    cached_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Tokens that reached the language model, and tokens that came out of it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class AnswerMessage(BaseModel):
+    """The answer's text."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """The one answer."""
+
+    index: int = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """The whole reply of a request that does not stream."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    routing: Routing
+
+
+class Delta(BaseModel):
+    """A piece of the answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """The one answer, piece by piece."""
+
+    index: int = 0
+    delta: Delta
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatChunk(BaseModel):
+    """One event of a stream; ``routing`` is in the first and in the last with a choice."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = Field(None, exclude_if=_is_none)
+    routing: Routing | None = Field(None, exclude_if=_is_none)
+
+
+class RouteReply(BaseModel):
+    """The reply of POST /v1/route: the decision without an answer."""
+
+    object: Literal["routing.decision"] = "routing.decision"
+    model: str
+    routing: Routing
+
+
+class FeedbackRequest(Wire):
+    """What the caller knows about an earlier answer: the right one, or a score for it."""
+
+    request_id: Annotated[str, Field(min_length=1, max_length=200)]
+    reference: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class FeedbackReply(BaseModel):
+    """The reply of POST /v1/feedback."""
+
+    status: Literal["recorded"] = "recorded"
+
+
+class ModelEntry(BaseModel):
+    """One model id; ``scale`` is None where the router chooses."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "m3-router"
+    scale: int | None = None
+
+
+class ModelList(BaseModel):
+    """The reply of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong and what to do."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(BaseModel):
+    """OpenAI's error envelope; every reply with a status of 400 or above has it."""
+
+    error: ErrorBody
+
+
+def model_ids(scales: tuple[int, ...]) -> dict[str, int | None]:
+    """Return a checkpoint's model ids, each with its pinned scale (None: the router chooses)."""
+    return {ROUTED_MODEL: None} | {f"{PINNED_MODEL_PREFIX}{scale}": scale for scale in scales}

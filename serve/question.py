@@ -1,0 +1,168 @@
+"""A chat request taken apart: the conversation, its pictures as bytes, the question, the wishes.
+
+Knows the wire types and what makes a request impossible; knows nothing of models, queues or HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from router.decision import Constraints, resolve_constraints
+from router.errors import BudgetTooSmall, RoutingError, UnknownScale
+from serve.errors import BadRequest, UnknownModel
+from serve.pictures import bytes_of_data_url, check_header
+from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids, refused_knob
+from serve.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    """What encoder and generator need of a request.
+
+    Attributes:
+        messages: as the processor takes them, ``{"type": "image"}`` for each picture.
+        pictures: bytes as they came, in order.
+        question: text of the last message; what the router looks at.
+        constraints: what binds the scale.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    pictures: tuple[bytes, ...]
+    question: str
+    constraints: Constraints
+
+
+def parse_request(
+    request: ChatRequest, scales: tuple[int, ...], settings: ServeSettings
+) -> ParsedRequest:
+    """Return the request's parts; picture headers are read, nothing is decoded.
+
+    Raises:
+        BadRequest: a knob that is not honoured, a bad picture, no question, an impossible wish.
+        UnknownModel: the model id is none of this checkpoint's.
+    """
+    if (refused := refused_knob(request)) is not None:
+        field, sentence = refused
+        raise BadRequest(sentence, field, "unsupported_parameter")
+    ids = model_ids(scales)
+    if request.model not in ids:
+        raise UnknownModel(
+            f"The model '{request.model}' does not exist here. Choose one of {', '.join(ids)}.",
+            "model",
+        )
+    places = _places_of_pictures(request.messages)
+    if len(places) > settings.max_pictures:
+        raise BadRequest(
+            f"The request has {len(places)} pictures; at most {settings.max_pictures} are "
+            "accepted. Split it.", "messages", "too_many_images",
+        )  # fmt: skip
+    question = _question(request.messages)
+    constraints = _constraints(request, ids[request.model], places, scales, settings)
+    pictures = []
+    for param, part in places:
+        data = bytes_of_data_url(part.image_url.url, param)
+        check_header(data, settings.pictures, param)
+        pictures.append(data)
+    messages = tuple(_as_processor_takes_it(message) for message in request.messages)
+    return ParsedRequest(messages, tuple(pictures), question, constraints)
+
+
+def _places_of_pictures(messages: list[Message]) -> list[tuple[str, ImagePart]]:
+    places = []
+    for i, message in enumerate(messages):
+        if isinstance(message.content, str):
+            continue
+        for j, part in enumerate(message.content):
+            if isinstance(part, TextPart):
+                continue
+            param = f"messages.{i}.content.{j}.image_url.url"
+            if message.role != "user":
+                raise BadRequest(
+                    f"A picture stands in a message of the role '{message.role}'. "
+                    "Put pictures into user messages.", param,
+                )  # fmt: skip
+            places.append((param, part))
+    return places
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+def _question(messages: list[Message]) -> str:
+    last = len(messages) - 1
+    if messages[last].role != "user":
+        raise BadRequest(
+            "The last message must be the user's: it holds the question.", f"messages.{last}.role"
+        )
+    question = _text(messages[last]).strip()
+    if not question:
+        raise BadRequest(
+            "The last message has no text. Add the question as text.",
+            f"messages.{last}.content", "empty_question",
+        )  # fmt: skip
+    return question
+
+
+def _constraints(
+    request: ChatRequest,
+    model_scale: int | None,
+    places: list[tuple[str, ImagePart]],
+    scales: tuple[int, ...],
+    settings: ServeSettings,
+) -> Constraints:
+    wishes = request.routing
+    if wishes is not None and wishes.max_harm is not None:
+        raise BadRequest(
+            "The router in force holds no certificate, so no bound on harm can be kept. "
+            "Remove routing.max_harm, or pin a scale with routing.scale.",
+            "routing.max_harm", "no_certificate",
+        )  # fmt: skip
+    try:
+        return resolve_constraints(
+            scales=scales,
+            model_scale=model_scale,
+            detail=_detail(places),
+            routing_scale=None if wishes is None else wishes.scale,
+            max_visual_tokens=None if wishes is None else wishes.max_visual_tokens,
+            n_pictures=len(places),
+            detail_map=settings.detail_scales,
+            explain=wishes is not None and wishes.explain,
+        )
+    except RoutingError as error:
+        param, code = "routing", "invalid_value"
+        if isinstance(error, UnknownScale):
+            param, code = "routing.scale", "unknown_scale"
+        elif isinstance(error, BudgetTooSmall):
+            param, code = "routing.max_visual_tokens", "budget_too_small"
+        text = str(error)
+        raise BadRequest(f"{text[:1].upper()}{text[1:]}.", param, code) from error
+
+
+def _detail(places: list[tuple[str, ImagePart]]) -> str | None:
+    """Return the one detail asked for; all pictures of a request share a scale."""
+    asked = {part.image_url.detail: param for param, part in places}
+    asked.pop(None, None)
+    asked.pop("auto", None)
+    if len(asked) > 1:
+        raise BadRequest(
+            f"The pictures ask for different details ({', '.join(sorted(map(str, asked)))}), but "
+            "all pictures of a request are read at one scale. Give one detail, or split the "
+            "request.",
+            next(iter(asked.values())).replace(".url", ".detail"), "conflicting_detail",
+        )  # fmt: skip
+    return next(iter(asked), None)
+
+
+def _as_processor_takes_it(message: Message) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    parts = [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+        for part in message.content
+    ]
+    return {"role": role, "content": parts}

@@ -1,0 +1,157 @@
+"""Every setting of the service, each with its default and one sentence.
+
+Knows names, types and bounds; knows nothing of Ray, models or files' contents. The same object
+comes from the command line and from `args:` in a Ray Serve YAML, where a misspelt key is an error.
+Secrets are not settings: API keys come from the environment variable M3_API_KEYS.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from serve.errors import ServeSetupError
+
+API_KEYS_VARIABLE = "M3_API_KEYS"
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+
+
+def _as_path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+# YAML has no paths: strings are taken for them, everywhere else types are strict.
+FolderPath = Annotated[Path, BeforeValidator(_as_path)]
+
+
+class PictureLimits(BaseModel):
+    """What a picture may be before it is decoded."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Width times height, read from the header."
+    )
+    max_side_px: int = Field(
+        10_000,
+        ge=1,
+        description="Longer side; pictures are padded to squares, so it costs squared.",
+    )
+
+
+class DeploymentSettings(BaseModel):
+    """How one of the three parts is spread over Ray; unused in one process."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    replicas: int = Field(1, ge=1, description="Replicas of this part.")
+    num_cpus: float = Field(0, ge=0, description="CPU cores that Ray reserves for a replica.")
+    num_gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for a replica.")
+    # Generous, because queues are bounded by the gateway and the engine keeps its own: a request
+    # for the replica's state must not wait behind answers.
+    max_ongoing_requests: int = Field(256, ge=1, description="Requests a replica works on at once.")
+    max_queued_requests: int = Field(
+        256, ge=1, description="Requests that wait for a replica, per caller; beyond them: 429."
+    )
+
+
+class ServeSettings(BaseModel):
+    """One running service."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+    model: FolderPath | None = Field(None, description="Model folder; None: the embedded m3-mini.")
+    router: FolderPath | None = Field(
+        None,
+        description="Router folder to start with; None: the registry's, else the one that belongs "
+        "to the embedded model, else none (every picture is read at the finest scale).",
+    )
+    registry: FolderPath | None = Field(
+        Path(".m3/registry"), description="Registry whose pointer is followed while running."
+    )
+    registry_poll_s: float = Field(1.0, gt=0, description="Seconds between looks at the pointer.")
+    device: str | None = Field(None, description="torch device; None: cuda if there is one.")
+    torch_threads: int = Field(1, ge=1, description="CPU threads of torch in each replica.")
+
+    log_dir: FolderPath | None = Field(
+        Path(".m3/log"), description="Folder of the decision log; None: nothing is logged."
+    )
+    log_images: bool = Field(
+        False, description="Store picture, question and answer of audited requests."
+    )
+    log_prompts: bool = Field(False, description="Store question and answer of every request.")
+    audit_rate: float = Field(
+        1.0, ge=0, le=1, description="Share of requests, drawn uniformly, marked as audited."
+    )
+
+    max_body_bytes: int = Field(25_000_000, ge=1024, description="Largest request body.")
+    max_pictures: int = Field(8, ge=1, description="Pictures in one request.")
+    pictures: PictureLimits = Field(
+        default_factory=PictureLimits, description="Limits of a picture."
+    )
+    max_inflight_requests: int = Field(
+        128, ge=1, description="Requests a gateway admits at once; beyond them: 429."
+    )
+    max_inflight_bytes: int = Field(
+        512_000_000, ge=1024, description="Body bytes a gateway holds at once; beyond them: 429."
+    )
+    default_max_tokens: int = Field(
+        64, ge=1, description="Answer tokens when the request is silent."
+    )
+    detail_scales: dict[str, int] | None = Field(
+        None, description="Scale of image details low, high, original; None: 9, 144, the finest."
+    )
+
+    encoder_batch: int = Field(8, ge=1, description="Pictures in one pass of the vision tower.")
+    encoder_cache_bytes: int = Field(
+        512_000_000, ge=0, description="Encoded pictures kept for further questions."
+    )
+    tokens_per_part: int = Field(
+        6, ge=1, description="Answer tokens sent from generator to gateway at once when streaming."
+    )
+    max_part_ms: float = Field(
+        40.0, ge=0, description="A streamed part is sent at the first token after this long."
+    )
+    retries: int = Field(2, ge=0, description="Further tries when a replica dies under a request.")
+    request_timeout_s: float = Field(120.0, gt=0, description="End-to-end limit of one request.")
+    heartbeat_limit_s: float = Field(
+        30.0, gt=0, description="A worker silent for longer while it has work is unhealthy."
+    )
+    drain_s: float = Field(20.0, ge=0, description="Time for requests in flight when stopping.")
+
+    gateway: DeploymentSettings = Field(
+        default_factory=DeploymentSettings, description="Ray deployment of the gateway."
+    )
+    encoder: DeploymentSettings = Field(
+        default_factory=DeploymentSettings, description="Ray deployment of the encoder."
+    )
+    generator: DeploymentSettings = Field(
+        default_factory=DeploymentSettings, description="Ray deployment of the generator."
+    )
+
+    def model_path(self) -> Path:
+        """Return the model folder.
+
+        Raises:
+            ServeSetupError: it is missing, or holds no model.
+        """
+        if self.model is not None:
+            folder, advice = self.model, "give the folder of a checkpoint with --model"
+        else:
+            from m3model import default_model_path
+
+            folder = default_model_path()
+            advice = "the embedded model is not in this checkout; give one with --model DIR"
+        if not folder.is_dir():
+            raise ServeSetupError(f"model folder {folder} does not exist; {advice}")
+        if not (folder / "config.json").is_file():
+            raise ServeSetupError(f"model folder {folder} has no config.json; {advice}")
+        return folder
+
+    def is_embedded_model(self) -> bool:
+        """Return whether the model is the one the shipped router was fitted for."""
+        from m3model import default_model_path
+
+        return self.model is None or self.model.resolve() == default_model_path().resolve()

@@ -1,0 +1,113 @@
+"""What travels between gateway, encoder and generator, and what each offers the gateway.
+
+Knows values and two small protocols; knows neither Ray nor torch. The classes of this process and
+the handles of Ray Serve both satisfy the protocols, so the gateway cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.decision import Constraints, RoutingDecision
+
+
+@dataclass(frozen=True)
+class EncodeRequest:
+    """Pictures as they came (PNG, JPEG, ...), the question, and what binds the decision.
+
+    ``decide_only``: the caller wants the decision, so no visual tokens are sent back.
+    """
+
+    pictures: tuple[bytes, ...]
+    question: str
+    constraints: Constraints
+    decide_only: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The decision and, pooled to its scale, the tokens of each picture: (scale, D) float16."""
+
+    picture_ids: tuple[str, ...]
+    visual_tokens: tuple[NDArray[np.float16], ...]
+    decision: RoutingDecision
+    encode_ms: float
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """A conversation with one ``{"type": "image"}`` per picture, and the pictures' tokens.
+
+    ``max_tokens`` None: the service's default, as far as the context allows. ``tokens_per_part``
+    None: the whole answer comes as one part.
+    """
+
+    request_id: str
+    messages: tuple[dict[str, Any], ...]
+    visual_tokens: tuple[NDArray[np.float16], ...]
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    tokens_per_part: int | None = None
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """Some text of the answer, the tokens it took, and the sum of their log-probabilities.
+
+    ``finish_reason`` is set on the last part only. ``text_tokens`` counts the prompt without
+    visual tokens and is the same in every part.
+    """
+
+    text: str
+    n_tokens: int
+    logprob: float
+    text_tokens: int
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderStatus:
+    """What an encoder replica says about itself."""
+
+    router_version: str
+    router_ok: bool
+    cached_pictures: int
+    heartbeat_s: float
+
+
+@dataclass(frozen=True)
+class GeneratorStatus:
+    """What a generator replica says about itself; ``heartbeat_s`` is the silence of its worker."""
+
+    running: int
+    waiting: int
+    visual_tokens: int
+    heartbeat_s: float
+
+
+class EncoderStage(Protocol):
+    """Pictures in, decision and visual tokens out."""
+
+    async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+        """Return the decision and the tokens."""
+
+    async def status(self) -> EncoderStatus:
+        """Return the state of one replica."""
+
+
+class GeneratorStage(Protocol):
+    """Prompt and visual tokens in, answer out."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+        """Return the parts of the answer; closing the iterator stops the work."""
+
+    async def status(self) -> GeneratorStatus:
+        """Return the state of one replica."""

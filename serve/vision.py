@@ -1,0 +1,132 @@
+"""The picture side of the model: from bytes to encoded pictures, to features and visual tokens.
+
+Knows the vision tower, the relevance readout and the router's features; knows nothing of requests,
+queues or decisions. Everything here blocks and is called in threads.
+Notation: N patches of the grid, D their width, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from m3model import pool_visual_tokens
+from router.errors import FeatureMismatch
+from router.features import PictureFeatures, feature_schema, picture_features, question_features
+from router.records import picture_id
+from router.router import Router
+from serve.checkpoint import Checkpoint
+from serve.pictures import decode_picture
+from serve.settings import PictureLimits
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A decoded picture: its identity, and pixels (1, 3, H, W) as the vision tower wants them."""
+
+    picture_id: str
+    pixels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture after the one vision pass: what every question and every scale is served from.
+
+    ``features.patches`` is the projected grid (N, D) float32; ``projected`` is the readout's part
+    of it, None without a readout.
+    """
+
+    picture_id: str
+    features: PictureFeatures
+    projected: NDArray[np.float32] | None
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held by the arrays."""
+        arrays = (self.features.patches, self.features.residual, self.projected)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+class Vision:
+    """Encodes pictures with one checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, limits: PictureLimits) -> None:
+        self._model, self._processor = checkpoint.model, checkpoint.processor
+        self._readout, self._limits = checkpoint.readout, limits
+        config = checkpoint.model.config
+        self.scales: tuple[int, ...] = tuple(config.scales)
+        self.schema = feature_schema(self.scales, config.grid_side, config.hidden_size)
+        self._grid_shape = (config.grid_side**2, config.hidden_size)
+
+    def prepare(self, data: bytes) -> PreparedPicture:
+        """Return the decoded picture.
+
+        Raises:
+            BadRequest: it cannot be decoded, or is too large.
+        """
+        rgb = decode_picture(data, self._limits)
+        return PreparedPicture(picture_id(rgb), self._processor.pixel_values(Image.fromarray(rgb)))
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[PreparedPicture]) -> list[EncodedPicture]:
+        """Return the encoded pictures, from one pass of the vision tower."""
+        pixels = torch.cat([picture.pixels for picture in pictures])
+        grids = self._model.encode_images(pixels).float().cpu().numpy()
+        return [
+            EncodedPicture(
+                picture.picture_id,
+                picture_features(grid, self.scales),
+                None if self._readout is None else self._readout.project(grid),
+            )
+            for picture, grid in zip(pictures, grids, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def features(self, pictures: Sequence[EncodedPicture], question: str) -> NDArray[np.float32]:
+        """Return (n_pictures, F) features of a question about each picture."""
+        ids = self._processor.question_ids(question)
+        if ids:
+            embedding = self._model.embed_text(ids).float().mean(dim=0).cpu().numpy()
+        else:
+            embedding = np.zeros(self._grid_shape[1], np.float32)
+        rows = []
+        for picture in pictures:
+            relevance = None
+            if self._readout is not None and picture.projected is not None:
+                relevance = self._readout.score(picture.projected, ids)
+            rows.append(question_features(picture.features, relevance, question, embedding))
+        return np.stack(rows)
+
+    def tokens(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
+        """Return the picture's visual tokens (scale, D)."""
+        grid = torch.from_numpy(picture.features.patches)
+        pooled: NDArray[np.float16] = pool_visual_tokens(grid, scale).to(torch.float16).numpy()
+        return pooled
+
+    def check_router(self, router: Router) -> None:
+        """Return if the router fits this model and decides on a made-up picture.
+
+        Raises:
+            FeatureMismatch: other scales or other features than this model gives.
+            ValueError: the router decides nothing sensible.
+        """
+        if tuple(router.scales) != self.scales:
+            raise FeatureMismatch(
+                f"the router knows the scales {tuple(router.scales)}, the model {self.scales}"
+            )
+        if router.schema.hash != self.schema.hash:
+            raise FeatureMismatch(
+                "the router was fitted on other features than this model gives "
+                f"(schema {router.schema.hash}, here {self.schema.hash})"
+            )
+        grid = np.random.default_rng(0).standard_normal(self._grid_shape, dtype=np.float32)
+        projected = None if self._readout is None else self._readout.project(grid)
+        made_up = EncodedPicture("", picture_features(grid, self.scales), projected)
+        decision = router.route(self.features([made_up], "What is in the picture?"))
+        if decision.scale not in self.scales:
+            raise ValueError(f"the router chose {decision.scale}, which is no scale of the model")

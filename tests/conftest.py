@@ -1,0 +1,185 @@
+"""Fixtures that several test files share: a tiny model, routers for it, running services.
+
+Nothing here needs trained weights, the network or a GPU.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+SCALES = (1, 9, 36, 144, 576)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model folder with all five scales."""
+    from m3model.tiny import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def make_router(tiny_model: Path) -> Callable[[Path, int], str]:
+    """Writes a router that always chooses the given scale; returns its version."""
+    from m3model import M3Config
+    from router import ComplexityPredictor, Policy, Router, feature_schema
+
+    config = M3Config.from_pretrained(tiny_model)
+    schema = feature_schema(SCALES, config.grid_side, config.hidden_size)
+    random = np.random.default_rng(0)
+    features = random.standard_normal((40, len(schema.names))).astype(np.float32)
+
+    def make(folder: Path, favourite: int) -> str:
+        suffices = np.tile([scale >= favourite for scale in SCALES], (len(features), 1))
+        predictor = ComplexityPredictor().fit(features, suffices)
+        policy = Policy(costs=tuple(scale / SCALES[-1] for scale in SCALES), price=0.1)
+        router = Router(predictor, schema, policy)
+        router.save_pretrained(folder)
+        return router.version
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def promote() -> Callable[[Path, Path], None]:
+    """Points a registry at a router folder that lies in it, as `m3-train promote` does."""
+
+    def point(registry: Path, router: Path) -> None:
+        aside = registry / ".current.new"
+        aside.write_text(router.name)
+        aside.replace(registry / "current")
+
+    return point
+
+
+@pytest.fixture(scope="session")
+def picture_bytes() -> Callable[..., bytes]:
+    """Returns a PNG of noise made from a seed."""
+    from PIL import Image
+
+    def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:
+        random = np.random.default_rng(seed)
+        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return picture
+
+
+@pytest.fixture(scope="session")
+def picture_url(picture_bytes: Callable[..., bytes]) -> Callable[..., str]:
+    """Returns the data URL of such a picture."""
+
+    def url(seed: int = 0, size: tuple[int, int] = (64, 48)) -> str:
+        return "data:image/png;base64," + base64.b64encode(picture_bytes(seed, size)).decode()
+
+    return url
+
+
+@pytest.fixture(scope="session")
+def ask_body(picture_url: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    """Returns a chat request about the pictures of some seeds."""
+
+    def body(
+        question: str = "What is it?", seeds: tuple[int, ...] = (0,), detail: str | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        extra = {} if detail is None else {"detail": detail}
+        parts: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": picture_url(seed), **extra}}
+            for seed in seeds
+        ]
+        parts.append({"type": "text", "text": question})
+        messages = [{"role": "user", "content": parts}]
+        return {"model": "m3-auto", "messages": messages, "max_tokens": 6, **more}
+
+    return body
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A service behind a port, and the folders it works with."""
+
+    url: str
+    registry: Path
+    log_dir: Path
+    router_version: str
+    service: Any
+
+
+@pytest.fixture(scope="session")
+def running(
+    tiny_model: Path, make_router: Callable[[Path, int], str], tmp_path_factory: Any
+) -> Iterator[RunningService]:
+    """The in-process service under uvicorn on a free port; its router always chooses 36."""
+    import uvicorn
+
+    from serve.in_process import bind, compose
+    from serve.settings import ServeSettings
+
+    folder = tmp_path_factory.mktemp("service")
+    version = make_router(folder / "router", 36)
+    settings = ServeSettings(
+        model=tiny_model, router=folder / "router", registry=folder / "registry",
+        registry_poll_s=0.05, log_dir=folder / "log", log_prompts=True, max_body_bytes=3_000_000,
+    )  # fmt: skip
+    service = compose(settings)
+    listening = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(service.api, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = listening.getsockname()[1]
+    yield RunningService(
+        f"http://127.0.0.1:{port}", settings.registry, settings.log_dir, version, service
+    )
+    server.should_exit = True
+    thread.join(20)
+    service.encoder.close()
+    service.generator.close()
+    service.gateway.log.close()
+    listening.close()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def ray_service(
+    tiny_model: Path, make_router: Callable[[Path, int], str], tmp_path_factory: Any
+) -> Iterator[RunningService]:
+    """The service on a local Ray cluster, shared by the whole test run; two generators."""
+    from serve.ray_service import deploy, local_cluster
+    from serve.settings import DeploymentSettings, ServeSettings
+
+    folder = tmp_path_factory.mktemp("ray")
+    version = make_router(folder / "router", 36)
+    settings = ServeSettings(
+        model=tiny_model, router=folder / "router", registry=folder / "registry",
+        registry_poll_s=0.2, log_dir=folder / "log", log_images=True,
+        generator=DeploymentSettings(replicas=2),
+    )  # fmt: skip
+    port = free_port()
+    with local_cluster():
+        gateway = deploy(settings, "127.0.0.1", port)
+        yield RunningService(
+            f"http://127.0.0.1:{port}", settings.registry, settings.log_dir, version, gateway
+        )

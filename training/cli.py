@@ -1,0 +1,247 @@
+"""`m3-train`: the offline tools on the command line.
+
+Knows flags, progress bars and exit codes; each command imports what it runs when it runs, so that
+`--help` is quick. Bad input is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from training.cli_collect import ModelOption, WorkersOption, collect, model_folder
+from training.cli_model import model as train_model
+from training.console import bar, interval, say, table
+
+app = typer.Typer(
+    name="m3-train",
+    help="Train M3 models, collect oracle data, fit, evaluate, replay and promote routers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+REGISTRY = Path(".m3/registry")
+OracleOption = Annotated[
+    list[Path], typer.Option("--oracle", help="Folder of `collect`; repeat for several.")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+RouterOption = Annotated[Path, typer.Option("--router", help="Router folder.")]
+RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
+CostOption = Annotated[Literal["tokens", "flops"], typer.Option(help="What a scale costs.")]
+TargetOption = Annotated[
+    float, typer.Option("--target", help="Share of the finest scale's accuracy to keep.")
+]
+
+
+def main() -> None:
+    """Run the command line; expected errors become one line and exit code 2."""
+    from training.errors import TrainingError
+
+    try:
+        app()
+    except TrainingError as error:
+        _fail(error)
+    except ValueError as error:
+        # The other packages' refusals of bad folders; anything else is a bug and keeps its
+        # traceback.
+        if type(error).__name__ in {"RouterFileError", "FeatureMismatch", "CheckpointMismatch"}:
+            _fail(error)
+        raise
+
+
+def _fail(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+app.command("model")(train_model)
+
+
+app.command("collect")(collect)
+
+
+@app.command()
+def fit(
+    oracle: OracleOption,
+    out: OutOption,
+    target: TargetOption = 0.995,
+    cost: CostOption = "tokens",
+    labels: Annotated[
+        Literal["auto", "soft", "hard"], typer.Option(help="What the predictor learns.")
+    ] = "auto",
+) -> None:
+    """Fit a router on oracle data: predictor, calibration, price."""
+    from training.fit import fit as fit_router
+    from training.oracle_data import read_oracle
+
+    result = fit_router(
+        read_oracle(oracle),
+        target=target,
+        cost=cost,
+        labels=labels,
+        say=say,
+    )
+    result.router.save_pretrained(out)
+    here = result.metrics["on_calibration"]
+    table(
+        "calibration pictures (the price was chosen on them: optimistic)",
+        ["scale", "accuracy", "calibration error"],
+        [[str(r["scale"]), f"{r['accuracy']:.3f}", f"{r['ece']:.3f}"] for r in here["per_scale"]]
+        + [["router", f"{here['accuracy']:.3f}", f"at {here['visual_tokens']:.1f} tokens"]],
+    )
+    for line in result.advice:
+        say(line)
+    say(f"router {result.router.version} in {out}")
+
+
+@app.command()
+def evaluate(
+    oracle: OracleOption,
+    out: OutOption,
+    router: Annotated[
+        Path | None, typer.Option(help="Router folder; the shipped one if left out.")
+    ] = None,
+    target: TargetOption = 0.995,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
+) -> None:
+    """Judge a router on test pictures beside every baseline: report.json, report.md, curve.png."""
+    from router.router import Router
+    from training.evaluate import evaluate as judge
+    from training.oracle_data import read_oracle
+    from training.report import NAMES, write_report
+
+    folder = _router_folder(router)
+    report = judge(
+        Router.from_pretrained(folder),
+        read_oracle(oracle),
+        target=target,
+        resamples=resamples,
+        say=say,
+    )
+    write_report(report, out)
+    rows = [
+        [f"always {p['scale']}", f"{p['accuracy']:.3f}", str(p["scale"])] for p in report["fixed"]
+    ]
+    points = {"router": report["router"], **report["baselines"]}
+    rows += [
+        [NAMES.get(name, name), f"{p['accuracy']:.3f}", f"{p['visual_tokens']:.1f}"]
+        for name, p in points.items()
+    ]
+    table(f"{report['n_questions']} test questions", ["policy", "accuracy", "visual tokens"], rows)
+    say(f"report in {out}")
+
+
+@app.command()
+def replay(
+    oracle: OracleOption,
+    router: Annotated[
+        list[Path], typer.Option("--router", help="Router folder; give two or more.")
+    ],
+    all_pictures: Annotated[
+        bool,
+        typer.Option(help="Replay all pictures, not only the test ones (flatters who saw them)."),
+    ] = False,
+) -> None:
+    """Show what several routers would have done to the same questions: exact, paired."""
+    from router.router import Router
+    from training.oracle_data import read_oracle
+    from training.replay import replay as compare
+
+    data = read_oracle(oracle)
+    routers = [(str(path), Router.from_pretrained(path)) for path in router]
+    rows = compare(routers, data if all_pictures else data.split("test"))
+    table(
+        "each against the first, 95 % intervals by picture",
+        ["router", "accuracy", "tokens", "harm", "accuracy difference", "token difference"],
+        [
+            [
+                f"{row['name']} ({row['version']})", f"{row['accuracy']:.3f}",
+                f"{row['visual_tokens']:.1f}", f"{row['harm']:.3f}",
+                interval(row["minus_first"]["accuracy"], 100, " pt"),
+                interval(row["minus_first"]["visual_tokens"], 1, ""),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+@app.command()
+def promote(
+    router: RouterOption,
+    registry: RegistryOption = REGISTRY,
+    oracle: Annotated[
+        list[Path] | None,
+        typer.Option(help="Gate: compare with the router in force on these data."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
+) -> None:
+    """Put a router in force; running services take it over without a restart."""
+    from router.router import Router
+    from training.errors import GateClosed
+    from training.registry import promote as put_in_force
+
+    if oracle and not force:
+        from training.oracle_data import read_oracle
+        from training.retrain import why_not
+
+        closed = why_not(
+            Router.from_pretrained(router), registry, read_oracle(oracle).split("test")
+        )
+        if closed is not None:
+            raise GateClosed(f"not promoted: {closed} (--force promotes all the same)")
+    say(f"in force: {put_in_force(router, registry)}")
+
+
+@app.command()
+def rollback(registry: RegistryOption = REGISTRY) -> None:
+    """Put the previous router back in force."""
+    from training.registry import rollback as go_back
+
+    say(f"in force: {go_back(registry)}")
+
+
+@app.command()
+def retrain(
+    from_log: Annotated[Path, typer.Option(help="Log folder of the service.")],
+    out: OutOption,
+    model: ModelOption = None,
+    registry: RegistryOption = REGISTRY,
+    oracle: Annotated[list[Path] | None, typer.Option(help="More oracle data to fit on.")] = None,
+    target: TargetOption = 0.995,
+    cost: CostOption = "tokens",
+    workers: WorkersOption = None,
+    force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
+) -> None:
+    """Collect from the log, fit, evaluate and promote in one go."""
+    from training.retrain import RetrainJob
+    from training.retrain import retrain as learn
+
+    job = RetrainJob(
+        from_log, model_folder(model), out, registry, tuple(oracle or ()),
+        target, cost, workers=workers, force=force,
+    )  # fmt: skip
+    with bar("labelling", "pictures") as move:
+        result = learn(job, progress=move, say=say)
+    router = result.report["router"]
+    say(
+        f"router {result.version} in force: {result.promoted}; test accuracy "
+        f"{router['accuracy']:.3f} at {router['visual_tokens']:.1f} visual tokens"
+    )
+
+
+def _router_folder(router: Path | None) -> Path:
+    from router import default_router_path
+    from training.errors import TrainingError
+
+    folder = default_router_path() if router is None else router
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a router folder; give --router DIR")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

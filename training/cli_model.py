@@ -1,0 +1,89 @@
+"""`m3-train model`: train m3-mini from nothing, or a checkpoint on LLaVA-format data.
+
+Knows flags and progress; the training itself is in training.mini and training.finetune.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from training.console import bar, say
+from training.errors import TrainingError
+
+
+def model(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    preset: Annotated[str | None, typer.Option(help="`mini`: train m3-mini from nothing.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to train further.")] = None,
+    data: Annotated[Path | None, typer.Option(help="LLaVA-format JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    max_steps: Annotated[int, typer.Option(help="Stop after so many steps (-1: by epochs).")] = -1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Conversations per step and GPU.")] = 4,
+    accumulate: Annotated[int, typer.Option(min=1, help="Steps per update.")] = 1,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-5,
+    max_length: Annotated[int, typer.Option(help="Most text tokens of a conversation.")] = 2048,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    freeze_vision: Annotated[bool, typer.Option(help="Leave the vision tower as it is.")] = False,
+    hold_all_graphs: Annotated[
+        bool, typer.Option(help="All scales' graphs until one backward pass (more memory).")
+    ] = False,
+    skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes.")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` keeps off the GPU.")] = None,
+) -> None:
+    """Train a model: m3-mini from nothing (--preset mini), or a checkpoint on LLaVA-format data."""
+    if (preset is None) == (init is None):
+        raise TrainingError("give either --preset mini, or --init DIR with --data and --images")
+    if preset is not None:
+        if preset != "mini":
+            raise TrainingError(f"unknown preset {preset!r}; there is: mini")
+        _train_mini(out, seed, workers, device)
+        return
+    if data is None or images is None or init is None:
+        raise TrainingError("--init needs --data FILE and --images DIR")
+    from training.finetune import FinetuneJob, finetune
+
+    job = FinetuneJob(
+        init=init, data=data, images=images, out=out, epochs=epochs, max_steps=max_steps,
+        batch_size=batch_size, accumulate=accumulate, lr=lr, max_length=max_length, seed=seed,
+        save_steps=save_steps, gradient_checkpointing=gradient_checkpointing,
+        freeze_vision=freeze_vision, hold_all_graphs=hold_all_graphs, skip_bad=skip_bad,
+        workers=2 if workers is None else workers, device=device,
+    )  # fmt: skip
+    with bar("training", "steps") as move:
+        state: dict[str, Any] = {"loss": None}
+
+        def report(step: int, steps: int, loss: float | None) -> None:
+            state["loss"] = state["loss"] if loss is None else loss
+            shown = "" if state["loss"] is None else f"loss {state['loss']:.4f}"
+            move(step, steps, shown)
+
+        written = finetune(job, report=report, say=say)
+    say(f"wrote {written}")
+
+
+def _train_mini(out: Path, seed: int, workers: int | None, device: str | None) -> None:
+    import torch
+
+    from training.mini import MiniRun, train
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    count = workers or (2 if where == "cpu" else 1)
+    run = MiniRun(out=out, seed=seed, workers=count, device=where)
+    with bar("m3-mini", "steps") as move:
+        offsets = {
+            stage.name: sum(s.steps for s in run.stages[:i]) for i, stage in enumerate(run.stages)
+        }
+
+        def report(event: dict[str, Any]) -> None:
+            shown = f"{event['stage']} loss {event['loss']:.3f}"
+            move(offsets[event["stage"]] + event["step"], run.total_steps, shown)
+
+        written = train(run, report)
+    say(f"wrote {written}")

@@ -1,0 +1,162 @@
+"""Puts policies side by side on test questions: operating points, curves and paired differences.
+
+A policy is a name, predicted values and a price; what it would have done is exact, because the
+oracle holds the outcome of every scale. Knows arrays only; does not know routers, files or reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.policy import Policy, calibrate_price, choose_many, frontier
+from training.metrics import (
+    Array,
+    Interval,
+    Picks,
+    brier,
+    calibration_error,
+    clustered_interval,
+    cost_at_accuracy,
+    harm_and_rescue,
+    picked,
+    regret,
+)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Test questions as a comparison needs them: n questions, K scales."""
+
+    scores: Array  # (n, K)
+    pictures: NDArray[np.int64]  # (n,)
+    tokens: Array  # (K,)
+    costs: Array  # (K,)
+    flops: Array | None  # (K,)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy did: its picks and the score each earned."""
+
+    name: str
+    price: float | None
+    picks: Picks
+    score: Array
+
+    def summary(self, on: Questions) -> dict[str, Any]:
+        """Return accuracy, mean visual tokens, cost and FLOPs."""
+        return {
+            "price": self.price,
+            "accuracy": float(self.score.mean()),
+            "visual_tokens": float(on.tokens[self.picks].mean()),
+            "cost": float(on.costs[self.picks].mean()),
+            "flops": None if on.flops is None else float(on.flops[self.picks].mean()),
+        }
+
+
+def run_policy(name: str, values: Array, policy: Policy, on: Questions) -> Outcome:
+    """Return what the policy does to the questions, given its predicted values (n, K)."""
+    if policy.finest_only:
+        picks = np.full(len(values), on.scores.shape[1] - 1)
+    else:
+        picks = choose_many(values, policy.costs, policy.price)
+    return Outcome(name, policy.price, picks, picked(on.scores, picks))
+
+
+def fixed(index: int, on: Questions) -> Outcome:
+    """Return what always taking one scale does."""
+    picks = np.full(len(on.scores), index)
+    return Outcome(f"fixed_{int(on.tokens[index])}", None, picks, on.scores[:, index])
+
+
+def price_on(
+    values: Array, scores: Array, costs: Array, pictures: Sequence[str], target: float
+) -> Policy:
+    """Return the policy at the cheapest price that keeps ``target`` of the finest accuracy.
+
+    Args:
+        values, scores: (m, K) on calibration questions, which the values were not fitted on.
+        target: share of the finest scale's accuracy.
+    """
+    found = calibrate_price(values, scores, costs.tolist(), groups=list(pictures), target=target)
+    return found.policy(costs.tolist())
+
+
+def curve_of(values: Array, on: Questions) -> list[dict[str, float]]:
+    """Return what each price would do: ``[{price, accuracy, visual_tokens, cost}]``."""
+    line = frontier(values, on.scores, on.costs.tolist(), scales=on.tokens.astype(int).tolist())
+    points = zip(line.price, line.accuracy, line.visual_tokens, line.cost, strict=True)
+    keys = ("price", "accuracy", "visual_tokens", "cost")
+    return [dict(zip(keys, map(float, point), strict=True)) for point in points]
+
+
+def oracle_curve(on: Questions) -> tuple[Array, Array]:
+    """Return (tokens, accuracy) of the budgeted oracle, which chooses by the outcomes."""
+    line = frontier(on.scores, on.scores, on.costs.tolist(), scales=on.tokens.astype(int).tolist())
+    return line.visual_tokens, line.accuracy
+
+
+def tokens_for(curve: Sequence[dict[str, float]], accuracy: float) -> float | None:
+    """Return the visual tokens at which a curve's hull has the accuracy; None if it never does."""
+    tokens = np.array([point["visual_tokens"] for point in curve])
+    return cost_at_accuracy(tokens, np.array([point["accuracy"] for point in curve]), accuracy)
+
+
+def paired(first: Outcome, second: Outcome, on: Questions, resamples: int) -> dict[str, Any]:
+    """Return the differences first − second in accuracy and tokens, with intervals by picture."""
+    accuracy = clustered_interval(first.score - second.score, on.pictures, resamples)
+    spent = on.tokens[first.picks] - on.tokens[second.picks]
+    tokens = clustered_interval(spent, on.pictures, resamples)
+    base = float(on.tokens[second.picks].mean())
+    return {
+        "accuracy": accuracy.as_dict(),
+        "visual_tokens": tokens.as_dict(),
+        "token_ratio": float(on.tokens[first.picks].mean()) / base,
+    }
+
+
+def difference_from_finest(outcome: Outcome, on: Questions, resamples: int) -> Interval:
+    """Return accuracy minus that of the finest scale, paired, with an interval by picture."""
+    return clustered_interval(outcome.score - on.scores[:, -1], on.pictures, resamples)
+
+
+def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
+    """Return harm, rescue, regret and how often each scale is chosen."""
+    harm, rescue = harm_and_rescue(on.scores, outcome.picks)
+    shares = np.bincount(outcome.picks, minlength=len(on.tokens)) / len(outcome.picks)
+    return {
+        "harm": harm,
+        "rescue": rescue,
+        "regret": regret(on.scores, outcome.picks, on.tokens),
+        "share_of_scale": {
+            str(int(scale)): float(s) for scale, s in zip(on.tokens, shares, strict=True)
+        },
+    }
+
+
+def calibration_of(probabilities: Array, outcome: Outcome, on: Questions) -> dict[str, Any]:
+    """Return ECE and Brier per scale and at the chosen scale, and the operating-point error.
+
+    At the chosen scale the error is larger: a scale is chosen where its probability came out high.
+    """
+    chosen = picked(probabilities, outcome.picks)
+    return {
+        "per_scale": [
+            {
+                "scale": int(scale),
+                "ece": calibration_error(probabilities[:, k], on.scores[:, k]),
+                "brier": brier(probabilities[:, k], on.scores[:, k]),
+            }
+            for k, scale in enumerate(on.tokens)
+        ],
+        "chosen": {
+            "ece": calibration_error(chosen, outcome.score),
+            "brier": brier(chosen, outcome.score),
+        },
+        "operating_point_error": float(abs(chosen.mean() - outcome.score.mean())),
+    }

@@ -1,0 +1,198 @@
+"""Numbers about a routing policy, from plain arrays: pure functions, worked by hand in the tests.
+
+Throughout: ``n`` questions, ``K`` scales in ascending order of visual tokens; ``scores`` (n, K) in
+[0, 1] is how right each scale's answer is, ``picks`` (n,) the index of the chosen scale, ``costs``
+(K,) ascending. Does not know routers, files or plots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.policy import choose_many
+
+Array = NDArray[np.float64]
+Picks = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return ``{"mean", "low", "high"}``."""
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+def picked(table: Array, picks: Picks) -> Array:
+    """Return (n,): the entry of each row at its pick."""
+    return np.take_along_axis(table, picks[:, None], axis=1)[:, 0]
+
+
+def hull(cost: Array, accuracy: Array) -> tuple[Array, Array]:
+    """Return (cost, accuracy) of the concave, non-decreasing upper envelope of the points.
+
+    Every point on it is reached by random mixing of two of the given policies.
+    """
+    points = sorted(zip(cost.tolist(), accuracy.tolist(), strict=True), key=lambda p: (p[0], -p[1]))
+    kept: list[tuple[float, float]] = []
+    for x, y in points:
+        if kept and y <= kept[-1][1]:
+            continue
+        while len(kept) >= 2:
+            (x0, y0), (x1, y1) = kept[-2], kept[-1]
+            if (y1 - y0) * (x - x0) <= (y - y0) * (x1 - x0):
+                kept.pop()
+            else:
+                break
+        kept.append((x, y))
+    return np.array([p[0] for p in kept]), np.array([p[1] for p in kept])
+
+
+def cost_at_accuracy(cost: Array, accuracy: Array, wanted: float) -> float | None:
+    """Return the mean cost at which the hull has the accuracy; None if it never does."""
+    x, y = hull(cost, accuracy)
+    if wanted > y[-1] + 1e-12:
+        return None
+    return float(np.interp(wanted, y, x))
+
+
+def accuracy_at_cost(cost: Array, accuracy: Array, budget: float) -> float | None:
+    """Return the hull's accuracy at a mean cost; None below the cheapest point."""
+    x, y = hull(cost, accuracy)
+    if budget < x[0] - 1e-12:
+        return None
+    return float(np.interp(budget, x, y))
+
+
+def clustered_interval(
+    values: Array, clusters: NDArray[np.int64], resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return the mean of ``values`` (n,) and its 95 % interval, resampling whole clusters.
+
+    Args:
+        values: one number per question (for a paired comparison: the difference).
+        clusters: (n,) integers 0..C-1, the picture of each question.
+    """
+    sums = np.bincount(clusters, weights=values)
+    counts = np.bincount(clusters).astype(float)
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    step = max(1, 4_000_000 // len(sums))  # weights of this many resamples at a time: 32 MB
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        drawn = rng.integers(0, len(sums), size=(stop - start, len(sums)))
+        means[start:stop] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def any_correct_picks(scores: Array, threshold: float = 0.5) -> Picks:
+    """Return the coarsest right scale per row; rows that no scale gets right: the coarsest (0).
+
+    Charging the unsolvable at the coarsest scale is the convention of the M3 authors.
+    """
+    return np.argmax(scores >= threshold, axis=1)
+
+
+def strict_picks(scores: Array, threshold: float = 0.5) -> Picks:
+    """Return the coarsest scale from which EVERY finer one is right too; else the coarsest (0).
+
+    Unlike the any-correct oracle it takes no credit for a lucky coarse answer that finer scales
+    lose.
+    """
+    right = scores >= threshold
+    stable = np.flip(np.cumprod(np.flip(right, axis=1), axis=1), axis=1).astype(bool)
+    return np.argmax(stable, axis=1)
+
+
+def luck_corrected(first: Array, second: Array, costs: Array, tokens: Array) -> tuple[float, float]:
+    """Return (accuracy, mean tokens) of an oracle that chooses on one repeat, scored on the other.
+
+    ``first`` and ``second`` (n, K) are the scores of two independent repeats of the same questions
+    (a paraphrase, an option order, a sampling seed). What an oracle gains by luck in one repeat is
+    lost in the other, so only the real gain is left. Both directions are averaged.
+    """
+    accuracy, spent = [], []
+    for chosen_on, scored_on in ((first, second), (second, first)):
+        # Ties between equally right scales go to the cheaper one (choose_many's rule at price 0).
+        picks = choose_many(chosen_on, costs.tolist(), 0.0)
+        accuracy.append(picked(scored_on, picks).mean())
+        spent.append(tokens[picks].mean())
+    return float(np.mean(accuracy)), float(np.mean(spent))
+
+
+def harm_and_rescue(scores: Array, picks: Picks, threshold: float = 0.5) -> tuple[float, float]:
+    """Return (P(finest right, chosen wrong), P(finest wrong, chosen right))."""
+    chosen, finest = picked(scores, picks) >= threshold, scores[:, -1] >= threshold
+    return float((finest & ~chosen).mean()), float((~finest & chosen).mean())
+
+
+def regret(scores: Array, picks: Picks, tokens: Array, threshold: float = 0.5) -> dict[str, float]:
+    """Return the shares of bad choices and the tokens they wasted.
+
+    ``under``: wrong though some scale was right. ``over``: right, but a coarser one was right too;
+    ``over_tokens`` is the mean (over all questions) of what that wasted. ``unsolvable_tokens``: the
+    mean spent above the coarsest scale on questions that no scale gets right.
+    """
+    right = scores >= threshold
+    chosen = np.take_along_axis(right, picks[:, None], axis=1)[:, 0]
+    solvable = right.any(axis=1)
+    cheapest = np.argmax(right, axis=1)
+    spent = tokens[picks]
+    over = chosen & (cheapest < picks)
+    return {
+        "under": float((solvable & ~chosen).mean()),
+        "over": float(over.mean()),
+        "over_tokens": float(np.where(over, spent - tokens[cheapest], 0.0).mean()),
+        "unsolvable_tokens": float(np.where(solvable, 0.0, spent - tokens[0]).mean()),
+    }
+
+
+def unsolvable_share(scores: Array, threshold: float = 0.5) -> float:
+    """Return the share of questions that no scale answers rightly."""
+    return float((~(scores >= threshold).any(axis=1)).mean())
+
+
+def non_monotone_share(scores: Array, threshold: float = 0.5) -> float:
+    """Return the share of questions right at some scale and wrong at a finer one."""
+    right = (scores >= threshold).astype(np.int8)
+    return float((np.diff(right, axis=1) < 0).any(axis=1).mean())
+
+
+def calibration_error(predicted: Array, outcome: Array, bins: int = 15) -> float:
+    """Return the expected calibration error with bins of equal mass (weights: bin sizes)."""
+    order = np.argsort(predicted, kind="stable")
+    error = 0.0
+    for part in np.array_split(order, min(bins, len(order))):
+        error += len(part) * abs(predicted[part].mean() - outcome[part].mean())
+    return float(error / len(order))
+
+
+def brier(predicted: Array, outcome: Array) -> float:
+    """Return the mean squared difference between probability and outcome."""
+    return float(np.mean((predicted - outcome) ** 2))
+
+
+def gap_recovered(
+    policy: tuple[float, float], baseline: tuple[Array, Array], oracle: tuple[Array, Array]
+) -> float | None:
+    """Return (A - baseline) / (oracle - baseline) at the policy's own mean cost.
+
+    ``policy`` is (cost, accuracy); the other two are curves (costs, accuracies) whose hulls are
+    compared. None where the budget is below a curve or the oracle has nothing to add.
+    """
+    cost, accuracy = policy
+    below = accuracy_at_cost(*baseline, cost)
+    above = accuracy_at_cost(*oracle, cost)
+    if below is None or above is None or above - below <= 1e-9:
+        return None
+    return (accuracy - below) / (above - below)
