@@ -49,6 +49,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         (["retrain", "--from-log", "nowhere", "--out", "x", "--model", "."], "no config.json"),
         (["model", "--out", "x"], "either --preset mini, or --init"),
         (["model", "--out", "x", "--preset", "maxi"], "unknown preset"),
+        (["model", "--out", "x", "--preset", "mini", "--lr", "1"], "leave out --lr"),
         (["model", "--out", "x", "--init", "."], "--init needs --data"),
     ],
 )

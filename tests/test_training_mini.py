@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
+from training.errors import ParametersDiffer, TrainingError
 from training.mini import STAGES as FULL_STAGES
 from training.mini import MiniRun, Stage, learning_rate, sample_scales, shortened, train
 from training.mini_batch import BlockTokens, make_batch, pack_scenes, patch_weights
@@ -198,6 +199,16 @@ def test_shortened_recipe_keeps_every_stage() -> None:
     assert sum(s.steps for s in short) <= 24
 
 
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    run = MiniRun(
+        tmp_path, stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
+    )
+    train(run, lambda event: None)
+    with pytest.raises(ParametersDiffer, match="another folder"):
+        train(replace(run, seed=1), lambda event: None)
+    assert (tmp_path / "log.jsonl").exists()
+
+
 def test_pictures_that_do_not_divide_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="do not divide"):
+    with pytest.raises(TrainingError, match="do not divide"):
         train(MiniRun(tmp_path, pictures=3, workers=2), lambda event: None)

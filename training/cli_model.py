@@ -13,8 +13,11 @@ import typer
 from training.console import bar, say
 from training.errors import TrainingError
 
+MINI_FLAGS = {"out", "preset", "seed", "max_steps", "workers", "device"}
+
 
 def model(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     preset: Annotated[str | None, typer.Option(help="`mini`: train m3-mini from nothing.")] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to train further.")] = None,
@@ -22,7 +25,10 @@ def model(
     images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
-    max_steps: Annotated[int, typer.Option(help="Stop after so many steps (-1: by epochs).")] = -1,
+    max_steps: Annotated[
+        int,
+        typer.Option(help="Stop after so many steps (-1: by epochs; for mini the whole recipe)."),
+    ] = -1,
     batch_size: Annotated[int, typer.Option(min=1, help="Conversations per step and GPU.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Steps per update.")] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-5,
@@ -43,7 +49,16 @@ def model(
     if preset is not None:
         if preset != "mini":
             raise TrainingError(f"unknown preset {preset!r}; there is: mini")
-        _train_mini(out, seed, workers, device)
+        foreign = sorted(
+            f"--{name.replace('_', '-')}"
+            for name in context.params
+            if name not in MINI_FLAGS
+            and (source := context.get_parameter_source(name)) is not None
+            and source.name == "COMMANDLINE"
+        )
+        if foreign:
+            raise TrainingError(f"the recipe of --preset mini is fixed: leave out {foreign[0]}")
+        _train_mini(out, seed, max_steps, workers, device)
         return
     if data is None or images is None or init is None:
         raise TrainingError("--init needs --data FILE and --images DIR")
@@ -68,14 +83,18 @@ def model(
     say(f"wrote {written}")
 
 
-def _train_mini(out: Path, seed: int, workers: int | None, device: str | None) -> None:
+def _train_mini(
+    out: Path, seed: int, max_steps: int, workers: int | None, device: str | None
+) -> None:
     import torch
 
-    from training.mini import MiniRun, train
+    from training.mini import STAGES, MiniRun, shortened, train
+    from training.oracle_workers import default_workers
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    count = workers or (2 if where == "cpu" else 1)
-    run = MiniRun(out=out, seed=seed, workers=count, device=where)
+    fitting = [n for n in (8, 4, 2, 1) if n <= default_workers(where)]
+    stages = STAGES if max_steps < 0 else shortened(STAGES, max_steps)
+    run = MiniRun(out=out, seed=seed, stages=stages, workers=workers or fitting[0], device=where)
     with bar("m3-mini", "steps") as move:
         offsets = {
             stage.name: sum(s.steps for s in run.stages[:i]) for i, stage in enumerate(run.stages)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.errors import ParametersDiffer, TrainingError
 from training.mini_batch import make_batch
 from training.mini_losses import (
     ATTENTION,
@@ -39,9 +39,10 @@ from training.mini_model import (
     mini_scales,
     mini_tokenizer,
 )
-from training.mini_optimizer import MasterOptimizer
+from training.mini_optimizer import Checkpoint, MasterOptimizer
 
 Progress = Callable[[dict], None]
+LOG_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class MiniRun:
     def total_steps(self) -> int:
         """Return the number of steps over all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def recipe(self) -> list:
+        """Return what a run must share with the one it resumes."""
+        return [self.seed, self.pictures, *([s.name, s.steps] for s in self.stages)]
 
 
 def shortened(stages: tuple[Stage, ...], max_steps: int) -> tuple[Stage, ...]:
@@ -149,32 +154,6 @@ def validate(
     return {scale: float(torch.cat(found).mean()) for scale, found in right.items()}
 
 
-class Checkpoint:
-    """The resumable state of a run: ``<out>/checkpoint/state.safetensors``, replaced atomically."""
-
-    def __init__(self, out: Path) -> None:
-        self.tensors = out / "checkpoint" / "state.safetensors"
-
-    def save(self, optimizer: MasterOptimizer, progress: dict) -> None:
-        """Write masters, moments and the place in the run."""
-        from safetensors.torch import save_file
-
-        self.tensors.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.tensors.with_suffix(".tmp")
-        save_file(optimizer.state(), fresh, metadata={"progress": json.dumps(progress)})
-        os.replace(fresh, self.tensors)
-
-    def load(self) -> tuple[dict[str, Tensor], dict] | None:
-        """Return (tensors, progress) of the last save, or None."""
-        from safetensors import safe_open
-
-        if not self.tensors.exists():
-            return None
-        with safe_open(str(self.tensors), "pt") as file:
-            names = file.offset_keys()
-            return {n: file.get_tensor(n) for n in names}, json.loads(file.metadata()["progress"])
-
-
 def computing_copy(master: MiniModel, device: str, dtype: torch.dtype) -> MiniModel:
     """Return a copy of ``master`` that computes in ``dtype``.
 
@@ -226,7 +205,8 @@ def run_stage(
             event["validation"] = validate(model, run, stage, tokenizer, dtype)
         report(event)
         if last or done % run.checkpoint_every == 0:
-            Checkpoint(run.out).save(optimizer, {"stage": number, "step": done, "seconds": seconds})
+            place = {"stage": number, "step": done, "seconds": seconds}
+            Checkpoint(run.out).save(optimizer, place | {"recipe": run.recipe()})
             if stage.scale_groups:
                 export(master, tokenizer, run.out, run.seed)
 
@@ -263,10 +243,19 @@ def train(run: MiniRun, report: Progress) -> Path:
     """Train m3-mini and return its folder; called again, a killed run resumes from its checkpoint.
 
     Raises:
-        ValueError: the pictures of a step do not divide over the workers.
+        TrainingError: the pictures of a step do not divide over the workers.
+        ParametersDiffer: the folder holds another run.
     """
     if run.pictures % run.workers:
-        raise ValueError(f"{run.pictures} pictures a step do not divide over {run.workers} workers")
+        raise TrainingError(
+            f"{run.pictures} pictures a step do not divide over {run.workers} workers"
+        )
+    saved = Checkpoint(run.out).load()
+    if saved is not None and saved[1]["recipe"] != run.recipe():
+        raise ParametersDiffer(
+            f"{run.out} holds a run with another seed or other stages; use another folder"
+        )
+    run.out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -278,7 +267,15 @@ def train(run: MiniRun, report: Progress) -> Path:
     for process in others:
         process.start()
     try:
-        train_worker(0, run, port, report)
+        with (run.out / "log.jsonl").open("a") as log:
+
+            def note(event: dict) -> None:
+                if event["step"] % LOG_EVERY == 0 or "validation" in event:
+                    log.write(json.dumps(event) + "\n")
+                    log.flush()
+                report(event)
+
+            train_worker(0, run, port, note)
     finally:
         for process in others:
             process.join(timeout=30)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,10 +43,12 @@ class SceneBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SceneBatch:
         """Return the batch on ``device`` with pixels and weights in ``dtype``."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
         moved["pixels"] = moved["pixels"].to(dtype)
-        labels = {k: v.to(device) for k, v in self.labels.items()}
-        return replace(self, **moved, labels=labels)  # type: ignore[arg-type]
+        moved["labels"] = {k: v.to(device) for k, v in self.labels.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

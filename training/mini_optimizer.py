@@ -6,6 +6,10 @@ needs is a flat dictionary of tensors (safetensors, never pickle).
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -95,3 +99,29 @@ class MasterOptimizer:
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )
         self.refresh()
+
+
+class Checkpoint:
+    """The resumable state of a run: ``<out>/checkpoint/state.safetensors``, replaced atomically."""
+
+    def __init__(self, out: Path) -> None:
+        self.tensors = out / "checkpoint" / "state.safetensors"
+
+    def save(self, optimizer: MasterOptimizer, progress: dict) -> None:
+        """Write masters, moments and the place in the run."""
+        from safetensors.torch import save_file
+
+        self.tensors.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.tensors.with_suffix(".tmp")
+        save_file(optimizer.state(), fresh, metadata={"progress": json.dumps(progress)})
+        os.replace(fresh, self.tensors)
+
+    def load(self) -> tuple[dict[str, Tensor], dict] | None:
+        """Return (tensors, progress) of the last save, or None."""
+        from safetensors import safe_open
+
+        if not self.tensors.exists():
+            return None
+        with safe_open(str(self.tensors), "pt") as file:
+            names = file.offset_keys()
+            return {n: file.get_tensor(n) for n in names}, json.loads(file.metadata()["progress"])
