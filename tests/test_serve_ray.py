@@ -77,7 +77,7 @@ def test_answers_equal_those_of_one_process(http: Any, running: Any, ask_body: B
 
 def test_bad_input_gets_the_envelope(http: Any, ask_body: Body, picture_url: Any) -> None:
     cut = ask_body()
-    cut["messages"][0]["content"][0]["image_url"]["url"] = picture_url(0)[:4000]
+    cut["messages"][0]["content"][0]["image_url"]["url"] = picture_url(0)[: 22 + 4000]
     cases = [
         (ask_body(model="gpt-4o"), 404, "model_not_found"),
         (ask_body(routing={"scale": 7}), 400, "unknown_scale"),

@@ -112,12 +112,17 @@ def pack_scenes(scenes: Sequence[Scene], tokenizer, frame: BlockTokens) -> Scene
         for name in FAMILIES
     }
     weights = torch.from_numpy(np.stack([patch_weights(scene.instance) for scene in scenes]))
-    packed = (text, target, block, offset, question_ids, question_mask, relevant)
     return SceneBatch(
-        (pixels.float() / 255.0 - MEAN) / STD,
-        labels,
-        weights,
-        *(torch.from_numpy(array) for array in packed),
+        pixels=(pixels.float() / 255.0 - MEAN) / STD,
+        labels=labels,
+        patch_weight=weights,
+        text=torch.from_numpy(text),
+        target=torch.from_numpy(target),
+        block=torch.from_numpy(block),
+        offset=torch.from_numpy(offset),
+        question_ids=torch.from_numpy(question_ids),
+        question_mask=torch.from_numpy(question_mask),
+        relevant=torch.from_numpy(relevant),
         kinds=tuple(tuple(q.kind for q in scene.questions) for scene in scenes),
     )
 
