@@ -1,4 +1,4 @@
-"""The Ray Serve application as a YAML file names it: arguments are settings, mistakes are errors."""
+"""The Ray Serve application as YAML names it: arguments are settings, mistakes are errors."""
 
 from __future__ import annotations
 

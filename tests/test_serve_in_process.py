@@ -239,3 +239,11 @@ def test_routers_are_exchanged_under_load_without_a_failed_request(
     while httpx2.get(f"{running.url}/health").json()["router_version"] != running.router_version:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_feedback_is_recorded(running: Any) -> None:
+    with httpx2.Client(base_url=running.url) as http:
+        reply = http.post("/v1/feedback", json={"request_id": "abc", "reference": "red"})
+        assert reply.json() == {"status": "recorded"}
+        for bad in ({"request_id": "abc"}, {"score": 1}, {"request_id": "a", "score": 2}):
+            assert http.post("/v1/feedback", json=bad).status_code == 400

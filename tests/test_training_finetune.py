@@ -153,6 +153,7 @@ def test_training_learns_saves_and_resumes(tiny_model: Path, llava, tmp_path: Pa
     out = finetune(job, report=report, say=said.append)
     model = M3ForConditionalGeneration.from_pretrained(out)
     M3Processor.from_pretrained(out)
+    assert not list(out.glob("*.bin"))  # nothing pickled beside what is served
     assert list(model.config.scales) == [1, 9, 36, 144, 576]
     dataset = LlavaDataset(read_llava(data, images).records, M3Processor.from_pretrained(out), 512)
     batch = collate([dataset[i] for i in range(5)])

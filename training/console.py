@@ -5,6 +5,7 @@ Knows rich and the terminal; does not know what is shown.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,8 +13,13 @@ import typer
 
 
 def say(line: str) -> None:
-    """Print one line for the person who waits."""
-    typer.echo(line, err=True)
+    """Print one line for the person who waits (once, where several processes train together)."""
+    if _first_process():
+        typer.echo(line, err=True)
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def interval(values: dict[str, float], factor: float, unit: str) -> str:
@@ -48,6 +54,7 @@ def bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        disable=not _first_process(),
     ) as progress:  # fmt: skip
         task = progress.add_task(what, total=1, rate="", note="")
 

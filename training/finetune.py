@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
+from m3model import M3Config, M3ForConditionalGeneration, M3Processor, RelevanceReadout
 from training.conversations import LlavaDataset, collate
 from training.errors import BadRecord, TrainingError
 from training.llava_data import count_bad, read_llava
@@ -151,10 +151,12 @@ class _Report(TrainerCallback):  # type: ignore[misc]
         self._report = report
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self._report(state.global_step, state.max_steps, (logs or {}).get("loss"))
+        if state.is_world_process_zero:
+            self._report(state.global_step, state.max_steps, (logs or {}).get("loss"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._report(state.global_step, state.max_steps, None)
+        if state.is_world_process_zero:
+            self._report(state.global_step, state.max_steps, None)
 
 
 def finetune(
@@ -175,8 +177,8 @@ def finetune(
     if not (job.init / "config.json").is_file():
         raise TrainingError(f"{job.init} is not a model folder: it has no config.json")
     processor = M3Processor.from_pretrained(job.init)
-    # Weights of half precision would swallow updates of 2e-5: train in fp32, compute in bf16 on a
-    # GPU.
+    # Half-precision weights would swallow updates of 2e-5: they are kept in fp32 while training.
+    stored = M3Config.from_pretrained(job.init).dtype
     model: Any = M3ForConditionalGeneration.from_pretrained(job.init, dtype=torch.float32)
     model.config.use_cache = False
     on_gpu = torch.cuda.is_available() and job.device != "cpu"
@@ -194,10 +196,10 @@ def finetune(
         weight_decay=0.0,
         bf16=on_gpu,
         use_cpu=not on_gpu,
-        gradient_checkpointing=job.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False}
-        if job.gradient_checkpointing
-        else None,
+        activation_checkpointing=job.gradient_checkpointing,
+        activation_checkpointing_kwargs=(
+            {"use_reentrant": False} if job.gradient_checkpointing else None
+        ),
         remove_unused_columns=False,
         dataloader_num_workers=job.workers,
         save_steps=job.save_steps,
@@ -206,8 +208,9 @@ def finetune(
         seed=job.seed,
         report_to=[],
         disable_tqdm=True,
-        # A batch of text alone leaves the vision tower out; data parallelism must expect that.
-        ddp_find_unused_parameters=read.text_only > 0,
+        # A batch of text alone leaves the vision tower out, and layers behind the feature layer
+        # are never used: data parallelism must expect that.
+        ddp_find_unused_parameters=True,
     )
     # Several GPUs mean several processes (accelerate launch), never threads over one model.
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -230,10 +233,11 @@ def finetune(
         line = str(error).strip().splitlines()[-1]
         raise BadRecord(line.removeprefix("training.errors.BadRecord: ")) from None
     model.config.use_cache = True
-    trainer.save_model(str(job.out))
-    if RelevanceReadout.from_pretrained(job.init) is not None:
-        say("the relevance readout was trained on the old patches and is not carried over")
     if trainer.is_world_process_zero():
+        # Not save_model: it adds training_args.bin, a pickle, to the folder that is served.
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        trained.to(stored or torch.float32).save_pretrained(job.out)
         processor.save_pretrained(job.out)
-        model.generation_config.save_pretrained(job.out)
+        if RelevanceReadout.from_pretrained(job.init) is not None:
+            say("the relevance readout was trained on the old patches and is not carried over")
     return job.out
