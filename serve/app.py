@@ -124,5 +124,6 @@ def _deployment(replica: type, name: str, wanted: DeploymentSettings) -> Deploym
         health_check_timeout_s=10.0,
         graceful_shutdown_timeout_s=10.0,
         graceful_shutdown_wait_loop_s=0.2,
+        max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )

@@ -7,6 +7,7 @@ commands, so that `--help` is quick.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,11 +53,12 @@ def up(
     torch_threads: Annotated[int, typer.Option(help="CPU threads of each replica.", min=1)] = 1,
     encoders: Annotated[int, typer.Option(help="Encoder replicas (Ray).", min=1)] = 1,
     generators: Annotated[int, typer.Option(help="Generator replicas (Ray).", min=1)] = 1,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the replicas' logs.")] = False,
     gateways: Annotated[int, typer.Option(help="Gateway replicas (Ray).", min=1)] = 1,
 ) -> None:
     """Start the service; it is ready when GET /health answers 200. SIGTERM drains and ends it."""
     from serve.errors import ServeSetupError
-    from serve.in_process import bind
+    from serve.listening import bind, url_of
     from serve.settings import DeploymentSettings, ServeSettings
 
     logging.basicConfig(format="m3-serve: %(levelname)s: %(message)s")
@@ -74,15 +76,8 @@ def up(
         settings.model_path()
         if settings.router is not None and not settings.router.is_dir():
             raise ServeSetupError(f"router folder {settings.router} does not exist")
-        try:
-            listening = bind(host, port)
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise ServeSetupError(
-                f"cannot listen on {host}:{port}: {why}; choose another with --port"
-            ) from error
-        port = listening.getsockname()[1]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        listening = bind(host, port)
+        url, port = url_of(host, listening), listening.getsockname()[1]
 
         def ready() -> None:
             print(f"m3-serve is ready at {url}", flush=True)
@@ -96,7 +91,11 @@ def up(
             from serve import ray_service
 
             listening.close()  # Ray's proxy opens it again
-            ray_service.run(settings, host, port, _progress, ready)
+            ray_service.run(settings, host, port, _progress, ready, verbose=verbose)
+        # An ending interpreter gives handled signals their deadly default back: a second SIGTERM
+        # must not turn a clean end into a failure.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     except ServeSetupError as error:
         _end(str(error))
 

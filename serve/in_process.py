@@ -68,24 +68,6 @@ def compose(settings: ServeSettings) -> Service:
     return Service(create_api(gateway), gateway, encoder, generator)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one.
-
-    Raises:
-        OSError: the address is in use or not ours.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(256)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
 def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return.
 

@@ -12,8 +12,10 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +40,7 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def local_cluster(progress: Progress = LOG.info) -> Iterator[None]:
+def local_cluster(progress: Progress = LOG.info, *, verbose: bool = False) -> Iterator[None]:
     """Run a small Ray cluster of this process's own while the context lasts.
 
     Raises:
@@ -57,14 +59,16 @@ def local_cluster(progress: Progress = LOG.info) -> Iterator[None]:
                 ray.init(
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=False,
+                    log_to_driver=verbose,
                     logging_level=logging.ERROR,
                     _temp_dir=str(folder),
                     _system_config=RAY_SETTINGS,
                 )
                 break
-            except Exception as error:  # Ray raises bare Exceptions here
+            except BaseException as error:  # a signal too; Ray itself raises bare Exceptions
                 _kill_half_started(error)
+                if not isinstance(error, Exception):
+                    raise
                 # Its agents have 15 s, fixed in its code, which a cold or busy machine may exceed
                 # the first time; by the second their modules lie in memory.
                 if not tries_left:
@@ -73,22 +77,33 @@ def local_cluster(progress: Progress = LOG.info) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder, also while the last processes still write into it."""
+    for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+    LOG.warning("%s could not be removed", folder)
 
 
-def _kill_half_started(error: Exception) -> None:
-    """End the processes of a node whose start raised; only the traceback still knows it."""
+def _kill_half_started(error: BaseException) -> None:
+    """End the processes of a node whose start raised; Ray may know it only in the traceback."""
+    from ray._private import worker
     from ray._private.node import Node
 
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        node = frame.f_locals.get("self")
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for node in [frame.f_locals.get("self") for frame in frames] + [worker._global_node]:
         if isinstance(node, Node):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
             return
 
 
 @contextlib.contextmanager
-def remote_cluster(address: str) -> Iterator[None]:
+def remote_cluster(address: str, *, verbose: bool = False) -> Iterator[None]:
     """Be connected to a running Ray cluster while the context lasts.
 
     Raises:
@@ -96,8 +111,16 @@ def remote_cluster(address: str) -> Iterator[None]:
     """
     import ray
 
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), 5.0).close()
+        except OSError as error:
+            raise ServeSetupError(
+                f"the Ray cluster at {address} does not answer: {error.strerror or error}"
+            ) from error
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=verbose, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = str(error).splitlines()[0]
         raise ServeSetupError(f"the Ray cluster at {address} cannot be reached: {line}") from error
@@ -134,7 +157,20 @@ def deploy(settings: ServeSettings, host: str, port: int) -> Any:
         app = build_app(settings)
         return serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
-        raise ServeSetupError(f"the service did not start: {_reason(error)}") from error
+        raise ServeSetupError(f"the service did not start: {_failure(error)}") from error
+
+
+def _failure(error: RuntimeError) -> str:
+    """Return what a replica said when it failed: Ray's own error only names the deployment."""
+    from ray import serve
+
+    from serve.app import APP_NAME
+
+    app = serve.status().applications.get(APP_NAME)
+    said = [each.message for each in app.deployments.values() if each.message] if app else []
+    return (
+        _reason(said[0]).removeprefix("serve.errors.ServeSetupError: ") if said else _reason(error)
+    )
 
 
 def take_away() -> None:
@@ -147,7 +183,13 @@ def take_away() -> None:
 
 
 def run(
-    settings: ServeSettings, host: str, port: int, progress: Progress, ready: Callable[[], None]
+    settings: ServeSettings,
+    host: str,
+    port: int,
+    progress: Progress,
+    ready: Callable[[], None],
+    *,
+    verbose: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain, clean up and return.
 
@@ -157,6 +199,7 @@ def run(
         port: of the HTTP proxy.
         progress: told what is going on.
         ready: called once requests are answered.
+        verbose: show on stderr what the replicas log.
 
     Raises:
         ServeSetupError: the service cannot start.
@@ -176,7 +219,10 @@ def run(
     listen()
     address = os.environ.get("RAY_ADDRESS")
     progress(f"connecting to Ray at {address}" if address else "starting Ray")
-    cluster = remote_cluster(address) if address else local_cluster(progress)
+    if address:
+        cluster = remote_cluster(address, verbose=verbose)
+    else:
+        cluster = local_cluster(progress, verbose=verbose)
     try:
         with cluster:
             listen()  # ray.init sets a handler of its own
@@ -192,8 +238,9 @@ def run(
                 if address:
                     take_away()
             progress("stopping")
-    except _Stopped:
+    except (_Stopped, SystemExit):  # SystemExit: the handler that Ray has while it starts
         progress("stopped before the service was ready")
+        os._exit(0)  # everything is cleaned up; Ray's threads, cut off while starting, may crash
 
 
 def _drain(gateway: Any, drain_s: float, progress: Progress) -> None:
@@ -206,6 +253,6 @@ def _drain(gateway: Any, drain_s: float, progress: Progress) -> None:
         progress(f"requests were still running after {drain_s:g} s")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception | str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -128,7 +128,8 @@ def running(
     """The in-process service under uvicorn on a free port; its router always chooses 36."""
     import uvicorn
 
-    from serve.in_process import bind, compose
+    from serve.in_process import compose
+    from serve.listening import bind
     from serve.settings import ServeSettings
 
     folder = tmp_path_factory.mktemp("service")

@@ -38,12 +38,13 @@ def _environment() -> dict[str, str]:
 @contextmanager
 def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Runs `m3-serve up` in a session of its own; yields it with its URL once it is ready."""
-    process = subprocess.Popen(
-        [*COMMAND, "up", "--port", "0", "--log-dir", str(folder / "log"),
-         "--registry", str(folder / "registry"), *arguments],
-        cwd=folder, env=_environment(), start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=(folder / "stderr").open("w"),
-    )  # fmt: skip
+    with (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [*COMMAND, "up", "--port", "0", "--log-dir", str(folder / "log"),
+             "--registry", str(folder / "registry"), *arguments],
+            cwd=folder, env=_environment(), start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=stderr,
+        )  # fmt: skip
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -145,7 +146,7 @@ def test_setup_mistakes_are_one_line(tmp_path: Path, tiny_model: Path) -> None:
     router = ["--router", str(tmp_path / "no")]
     assert "router" in one_line(run("up", "--model", str(tiny_model), "--port", "0", *router))
     assert "--porf" in one_line(run("up", "--porf", "8000"))
-    assert "99999" in one_line(run("up", "--port", "99999"))
+    assert "--port" in one_line(run("up", "--port", "99999"))
 
 
 def test_asking_nobody_is_one_line(tmp_path: Path, picture_bytes: Any) -> None:

@@ -1,0 +1,37 @@
+"""The port: taken before anything slow starts, so that a port in use is known at once.
+
+Knows sockets only.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from serve.errors import ServeSetupError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one.
+
+    Raises:
+        ServeSetupError: the address is in use or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(256)
+    except OSError as error:
+        listening.close()
+        why = error.strerror or str(error)
+        raise ServeSetupError(
+            f"cannot listen on {host}:{port}: {why}; choose another with --port"
+        ) from error
+    return listening
+
+
+def url_of(host: str, listening: socket.socket) -> str:
+    """Return the address at which callers find it."""
+    port = listening.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
