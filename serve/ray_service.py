@@ -1,176 +1,75 @@
-"""Runs the service on Ray Serve until it is told to stop: cluster, application, drain, clean-up.
+"""Runs the service on Ray Serve until it is told to stop: deploy, wait, drain, take away.
 
-Knows Ray's start and end and nothing of requests. Without RAY_ADDRESS it starts a small cluster of
-its own, in a folder of its own, and leaves no process and no file behind; with RAY_ADDRESS it
-deploys to that cluster and takes only its own application away again.
+Knows Ray Serve's applications and signals; knows nothing of requests. Without RAY_ADDRESS it runs
+on a cluster of its own; with it, it deploys to that cluster and takes only its own application
+away.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
 import signal
-import socket
-import tempfile
 import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from serve.errors import ServeSetupError
+from serve.ray_cluster import Progress, last_line, local_cluster, remote_cluster
 from serve.settings import ServeSettings
 
-OBJECT_STORE_BYTES = 200_000_000
-START_TRIES = 3
-RAY_SETTINGS = {
-    "metrics_report_interval_ms": 2000,  # the gateway relays metrics; ten seconds are long to wait
-    "worker_niceness": 0,  # Ray's 15 is meant for batch work: any other process would come first
-    "worker_register_timeout_seconds": 180,  # a busy machine takes its time to import torch
-}
-LOG = logging.getLogger(__name__)
-Progress = Callable[[str], None]
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+POLL_S = 0.2
+HASTY_DRAIN_S = 3.0
 
 
 class _Stopped(BaseException):
-    """A signal arrived while the service was starting."""
-
-
-@contextlib.contextmanager
-def local_cluster(progress: Progress = LOG.info, *, verbose: bool = False) -> Iterator[None]:
-    """Run a small Ray cluster of this process's own while the context lasts.
-
-    Raises:
-        ServeSetupError: it does not start.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
-    folder = Path(
-        tempfile.mkdtemp(prefix="m3-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
-    )
-    try:
-        for tries_left in reversed(range(START_TRIES)):
-            try:
-                ray.init(
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=verbose,
-                    logging_level=logging.ERROR,
-                    _temp_dir=str(folder),
-                    _system_config=RAY_SETTINGS,
-                )
-                break
-            except BaseException as error:  # a signal too; Ray itself raises bare Exceptions
-                _kill_half_started(error)
-                if not isinstance(error, Exception):
-                    raise
-                # Its agents have 15 s, fixed in its code, which a cold or busy machine may exceed
-                # the first time; by the second their modules lie in memory.
-                if not tries_left:
-                    raise ServeSetupError(f"Ray did not start: {_reason(error)}") from error
-                progress("Ray did not start in time; trying again")
-        yield
-    finally:
-        ray.shutdown()
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove the folder, also while the last processes still write into it."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
-    LOG.warning("%s could not be removed", folder)
-
-
-def _kill_half_started(error: BaseException) -> None:
-    """End the processes of a node whose start raised; Ray may know it only in the traceback."""
-    from ray._private import worker
-    from ray._private.node import Node
-
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for node in [frame.f_locals.get("self") for frame in frames] + [worker._global_node]:
-        if isinstance(node, Node):
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
-            return
-
-
-@contextlib.contextmanager
-def remote_cluster(address: str, *, verbose: bool = False) -> Iterator[None]:
-    """Be connected to a running Ray cluster while the context lasts.
-
-    Raises:
-        ServeSetupError: it cannot be reached.
-    """
-    import ray
-
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:
-        try:  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), 5.0).close()
-        except OSError as error:
-            raise ServeSetupError(
-                f"the Ray cluster at {address} does not answer: {error.strerror or error}"
-            ) from error
-    try:
-        ray.init(address=address, log_to_driver=verbose, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0]
-        raise ServeSetupError(f"the Ray cluster at {address} cannot be reached: {line}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    """A signal arrived while Ray was starting."""
 
 
 def deploy(settings: ServeSettings, host: str, port: int) -> Any:
-    """Return the gateway's handle once the application answers.
-
-    Raises:
-        ServeSetupError: it does not start.
-    """
+    """Return the gateway's handle; the replicas are starting, see `wait_until_running`."""
     from ray import serve
 
     from serve.app import APP_NAME, build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet = {"enable_access_log": False, "log_level": "WARNING"}
-    try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={
-                "host": host,
-                "port": port,
-                # The gateway's own limit comes first: it answers with a sentence.
-                "request_timeout_s": settings.request_timeout_s + 5.0,
-                "keep_alive_timeout_s": 30,
-            },
-            logging_config=quiet,
-        )
-        app = build_app(settings)
-        return serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
-    except RuntimeError as error:
-        raise ServeSetupError(f"the service did not start: {_failure(error)}") from error
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": host,
+            "port": port,
+            # The gateway's own limit comes first: it answers with a sentence.
+            "request_timeout_s": settings.request_timeout_s + 5.0,
+            "keep_alive_timeout_s": 30,
+        },
+        logging_config=QUIET,
+    )
+    app = serve.RunTarget(build_app(settings), APP_NAME, "/", logging_config=QUIET)
+    return serve.run_many([app], wait_for_applications_running=False)[0]
 
 
-def _failure(error: RuntimeError) -> str:
-    """Return what a replica said when it failed: Ray's own error only names the deployment."""
+def wait_until_running(stop: threading.Event) -> bool:
+    """Return True once every replica answers, False if ``stop`` is set before.
+
+    Raises:
+        ServeSetupError: a replica fails to start, with what it said.
+    """
     from ray import serve
 
     from serve.app import APP_NAME
 
-    app = serve.status().applications.get(APP_NAME)
-    said = [each.message for each in app.deployments.values() if each.message] if app else []
-    return (
-        _reason(said[0]).removeprefix("serve.errors.ServeSetupError: ") if said else _reason(error)
-    )
+    while not stop.wait(POLL_S):
+        app = serve.status().applications.get(APP_NAME)
+        if app is None or app.status == "NOT_STARTED" or app.status == "DEPLOYING":
+            continue
+        if app.status == "RUNNING":
+            return True
+        said = [each.message for each in app.deployments.values() if each.message]
+        why = last_line(said[0] if said else app.message)
+        why = why.removeprefix("serve.errors.ServeSetupError: ")
+        raise ServeSetupError(f"the service did not start: {why}")
+    return False
 
 
 def take_away() -> None:
@@ -205,11 +104,11 @@ def run(
         ServeSetupError: the service cannot start.
     """
     stop = threading.Event()
-    running = False
+    ray_is_starting = True
 
     def on_signal(number: int, frame: Any) -> None:
         stop.set()
-        if not running:
+        if ray_is_starting:
             raise _Stopped
 
     def listen() -> None:
@@ -225,15 +124,10 @@ def run(
         cluster = local_cluster(progress, verbose=verbose)
     try:
         with cluster:
+            ray_is_starting = False
             listen()  # ray.init sets a handler of its own
-            progress("starting gateway, encoder and generator")
             try:
-                gateway = deploy(settings, host, port)
-                running = True
-                ready()
-                stop.wait()
-                progress("draining")
-                _drain(gateway, settings.drain_s, progress)
+                _serve(settings, host, port, progress, ready, stop)
             finally:
                 if address:
                     take_away()
@@ -243,16 +137,27 @@ def run(
         os._exit(0)  # everything is cleaned up; Ray's threads, cut off while starting, may crash
 
 
-def _drain(gateway: Any, drain_s: float, progress: Progress) -> None:
+def _serve(
+    settings: ServeSettings,
+    host: str,
+    port: int,
+    progress: Progress,
+    ready: Callable[[], None],
+    stop: threading.Event,
+) -> None:
+    progress("starting gateway, encoder and generator")
+    gateway = deploy(settings, host, port)
+    drain_s = HASTY_DRAIN_S
+    if wait_until_running(stop):
+        drain_s = settings.drain_s + 10.0
+        ready()
+        stop.wait()
+    # Requests may have come before everything ran, so the log is written out in any case.
+    progress("draining")
     try:
-        ended = gateway.broadcast("drain").results(timeout_s=drain_s + 10.0)
-    except Exception as error:  # a gateway that is gone has nothing to drain; stopping goes on
+        ended = all(gateway.broadcast("drain").results(timeout_s=drain_s))
+    except Exception as error:  # a gateway that is not there has nothing to drain; stopping goes on
         progress(f"a gateway did not drain: {type(error).__name__}")
         return
-    if not all(ended):
-        progress(f"requests were still running after {drain_s:g} s")
-
-
-def _reason(error: Exception | str) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    if not ended:
+        progress(f"requests were still running after {settings.drain_s:g} s")

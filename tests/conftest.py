@@ -168,7 +168,8 @@ def ray_service(
     tiny_model: Path, make_router: Callable[[Path, int], str], tmp_path_factory: Any
 ) -> Iterator[RunningService]:
     """The service on a local Ray cluster, shared by the whole test run; two generators."""
-    from serve.ray_service import deploy, local_cluster
+    from serve.ray_cluster import local_cluster
+    from serve.ray_service import deploy, wait_until_running
     from serve.settings import DeploymentSettings, ServeSettings
 
     folder = tmp_path_factory.mktemp("ray")
@@ -181,6 +182,7 @@ def ray_service(
     port = free_port()
     with local_cluster():
         gateway = deploy(settings, "127.0.0.1", port)
+        assert wait_until_running(threading.Event())
         yield RunningService(
             f"http://127.0.0.1:{port}", settings.registry, settings.log_dir, version, gateway
         )
