@@ -1,8 +1,9 @@
 """The shipped router on held-out scenes, beside every baseline, with intervals.
 
-Labels fresh scenes that neither the model nor the router ever saw (their own namespace: other
-handwritten digits, other photographs), then judges the router on the test pictures among them.
-Baselines are fitted on the training pictures among them.
+Labels fresh scenes that neither the model nor the router ever saw, then judges the router on the
+test pictures among them. Baselines are fitted on the training pictures among them. The handwritten
+digits and halves of photographs drawn into them were not in the model's training; the router's own
+training scenes draw from the same held-out pool.
 
     python benchmarks/routing_quality.py [--json PATH] [--quick]
 """

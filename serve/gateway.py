@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from serve import replies
 from serve.checkpoint import ModelCard
@@ -31,9 +31,6 @@ from serve.stages import (
     GenerateRequest,
     GeneratorStage,
 )
-
-if TYPE_CHECKING:
-    pass
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
