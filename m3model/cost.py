@@ -1,7 +1,8 @@
-"""What a request costs, computed from a model's shape: floating-point operations and cache bytes.
+"""What a request costs, computed from a model's shape: operations, cache bytes, analytic GPU time.
 
 One multiply-add is two operations; causal attention counts half; norms, activations and softmax
-are left out. It knows shapes, not hardware: how long the operations take is another question.
+are left out. Times are a roofline over named hardware, never measured: they know nothing of
+kernels, launches, schedulers or networks, so read them as a bound.
 """
 
 from __future__ import annotations
@@ -13,6 +14,28 @@ if TYPE_CHECKING:
     from m3model.config import M3Config
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_HALF = 2  # bytes of a weight or cache entry in 16 bits, as a GPU serves them
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a device is good for in practice: about 80 % of its datasheet's dense bf16 operations
+    and 90 % of its memory bandwidth."""
+
+    name: str
+    flops_per_second: float
+    bytes_per_second: float
+
+
+HARDWARE = {
+    hardware.name: hardware
+    for hardware in (
+        Hardware("NVIDIA H100 SXM", 790e12, 3.0e12),
+        Hardware("NVIDIA H200", 790e12, 4.3e12),
+        Hardware("NVIDIA A100 80GB", 250e12, 1.75e12),
+    )
+}
+BATCH = 64  # requests served together, unless told
 
 
 @dataclass(frozen=True)
@@ -78,19 +101,70 @@ def request_cost(
     )
 
 
+@dataclass(frozen=True)
+class RequestSeconds:
+    """Analytic device seconds that one request of a batch takes in each of its three parts."""
+
+    encode: float
+    prefill: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole request."""
+        return self.encode + self.prefill + self.decode
+
+
+def request_seconds(
+    config: M3Config,
+    visual_tokens: int,
+    hardware: Hardware,
+    text_tokens: int = 40,
+    answer_tokens: int = 8,
+    *,
+    pictures: int = 1,
+    batch: int = BATCH,
+) -> RequestSeconds:
+    """The analytic device time of one of `batch` equal requests that are served together.
+
+    A roofline in 16 bits: each part takes the longer of computing and moving bytes. A batch reads
+    the weights once per pass, every request its own cache at each decode step.
+
+    Args:
+        config, visual_tokens, text_tokens, answer_tokens, pictures: as `request_cost` takes them.
+        hardware: one of `HARDWARE`, or your own.
+        batch: requests that share each pass; 1 is a request alone.
+
+    Raises:
+        ValueError: as `request_cost`, or a batch below 1.
+    """
+    cost = request_cost(config, visual_tokens, text_tokens, answer_tokens, pictures=pictures)
+    if batch < 1:
+        raise ValueError(f"a batch holds at least one request, not {batch}")
+    prompt, steps = visual_tokens + text_tokens, max(answer_tokens - 1, 0)
+    weights = _HALF * (_linear_flops(config) + _head_flops(config)) / 2  # two operations a weight
+    entry = 2 * config.text_config.num_hidden_layers * _kv_heads(config) * _head_dim(config) * _HALF
+    read = prompt * steps + steps * (steps + 1) / 2
+
+    def seconds(flops: float, bytes_: float) -> float:
+        return max(flops / hardware.flops_per_second, bytes_ / hardware.bytes_per_second)
+
+    return RequestSeconds(
+        encode=seconds(cost.encode_flops, _encoder_bytes(config) / batch) if pictures else 0.0,
+        prefill=seconds(cost.prefill_flops, weights / batch),
+        decode=seconds(cost.decode_flops, steps * weights / batch + read * entry),
+    )
+
+
 def encode_flops(config: M3Config) -> float:
     """Operations for one picture: patches, the layers up to the feature layer, projector."""
     vision, side = config.vision_config, config.grid_side
-    width, inner = vision.hidden_size, vision.intermediate_size
-    layer = config.vision_feature_layer
-    deepest = max(
-        _depth(n, vision.num_hidden_layers) for n in ([layer] if isinstance(layer, int) else layer)
-    )
-    patches, positions = side * side, side * side + 1
+    width, patches = vision.hidden_size, side * side
+    positions = patches + 1
     embed = 2 * patches * 3 * vision.patch_size**2 * width
-    linear = 2 * positions * (4 * width * width + 2 * width * inner)
+    linear = 2 * positions * _encoder_layer_weights(config)
     attention = 4 * positions * positions * width
-    return float(embed + deepest * (linear + attention)) + projector_flops(config)
+    return float(embed + _encoder_layers(config) * (linear + attention)) + projector_flops(config)
 
 
 def projector_flops(config: M3Config) -> float:
@@ -121,6 +195,22 @@ def kv_bytes_per_token(config: M3Config) -> int:
         getattr(config, "dtype", None) or getattr(text, "dtype", None) or "bfloat16"
     ).removeprefix("torch.")
     return 2 * text.num_hidden_layers * _kv_heads(config) * _head_dim(config) * _BYTES.get(dtype, 2)
+
+
+def _encoder_bytes(config: M3Config) -> float:
+    """Weights of the layers up to the feature layer and of the projector, in 16 bits."""
+    projector = projector_flops(config) / (2 * config.grid_side**2)
+    return _HALF * (_encoder_layers(config) * _encoder_layer_weights(config) + projector)
+
+
+def _encoder_layers(config: M3Config) -> int:
+    layer, layers = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    return max(_depth(n, layers) for n in ([layer] if isinstance(layer, int) else layer))
+
+
+def _encoder_layer_weights(config: M3Config) -> int:
+    width, inner = config.vision_config.hidden_size, config.vision_config.intermediate_size
+    return int(4 * width * width + 2 * width * inner)
 
 
 def _linear_flops(config: M3Config) -> float:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from m3model import M3Config, request_cost
-from m3model.cost import encode_flops, prefill_flops, projector_flops
+from m3model.cost import (
+    HARDWARE,
+    encode_flops,
+    prefill_flops,
+    projector_flops,
+    request_seconds,
+)
 from m3model.official import CLIP_L_336_VISION
 from m3model.tiny import tiny_config
 
@@ -86,3 +92,40 @@ def test_more_tokens_cost_more() -> None:
 def test_bad_counts(counts: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="counts must not be negative"):
         request_cost(tiny_config(64), *counts)
+
+
+# Milliseconds of one request alone, 16 answer tokens, computed by hand outside this repository:
+# device, scale, encode, prefill, all.
+ALONE = [
+    ("NVIDIA H200", 576, 0.49, 10.23, 58.0),
+    ("NVIDIA H200", 144, 0.49, 3.07, 50.0),
+    ("NVIDIA H200", 1, 0.49, 3.07, 49.8),
+    ("NVIDIA A100 80GB", 576, 1.56, 32.31, 149.9),
+    ("NVIDIA A100 80GB", 9, 1.56, 7.55, 122.6),
+]
+
+
+@pytest.mark.parametrize(("device", "scale", "encode", "prefill", "total"), ALONE)
+def test_a_request_alone_takes_the_hand_computed_time(
+    llava_7b: M3Config, device: str, scale: int, encode: float, prefill: float, total: float
+) -> None:
+    took = request_seconds(llava_7b, scale, HARDWARE[device], 40, 16, batch=1)
+    assert took.encode * 1e3 == pytest.approx(encode, rel=0.01)
+    assert took.prefill * 1e3 == pytest.approx(prefill, rel=0.01)
+    assert took.total * 1e3 == pytest.approx(total, rel=0.005)
+
+
+@pytest.mark.parametrize(("scale", "prefill", "step"), [(576, 10.23, 7.94), (9, 0.80, 3.52)])
+def test_a_batch_shares_the_weights(
+    llava_7b: M3Config, scale: int, prefill: float, step: float
+) -> None:
+    took = request_seconds(llava_7b, scale, HARDWARE["NVIDIA H200"], 40, 16, batch=64)
+    assert took.prefill * 1e3 == pytest.approx(prefill, rel=0.01)
+    assert took.decode * 1e3 == pytest.approx(15 * step / 64, rel=0.01)
+
+
+def test_cached_pictures_take_no_encoding_and_batches_hold_someone(llava_7b: M3Config) -> None:
+    device = HARDWARE["NVIDIA H100 SXM"]
+    assert request_seconds(llava_7b, 9, device, pictures=0).encode == 0.0
+    with pytest.raises(ValueError, match="at least one request"):
+        request_seconds(llava_7b, 9, device, batch=0)
