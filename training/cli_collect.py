@@ -32,6 +32,9 @@ def collect(
     namespace: Annotated[
         Literal["collect", "heldout"], typer.Option(help="Which scenes.")
     ] = "collect",
+    repeats: Annotated[
+        int, typer.Option(help="Wordings each scene question is asked in (2: how much is luck?).")
+    ] = 1,
     data: Annotated[Path | None, typer.Option(help="LLaVA-format JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
     from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
@@ -44,7 +47,7 @@ def collect(
     """Run every scale on every question, write oracle shards; a rerun goes on where it stopped."""
     from training import oracle
 
-    source = _source(scenes, seed, namespace, data, images, from_log, skip_bad)
+    source = _source(scenes, seed, namespace, repeats, data, images, from_log, skip_bad)
     for note in source.notes():
         say(f"left out: {note}")
     checkpoint = model_folder(model)
@@ -62,7 +65,7 @@ def collect(
 
 
 def _source(
-    scenes: int | None, seed: int, namespace: str,
+    scenes: int | None, seed: int, namespace: str, repeats: int,
     data: Path | None, images: Path | None, from_log: Path | None, skip_bad: bool,
 ) -> Source:  # fmt: skip
     from training.sources import SceneSource, llava_source, log_source
@@ -72,7 +75,9 @@ def _source(
             "give exactly one of --scenes N, --data FILE --images DIR, --from-log DIR"
         )
     if scenes is not None:
-        return SceneSource(scenes, seed, namespace)
+        return SceneSource(scenes, seed, namespace, repeats=repeats)
+    if repeats != 1:
+        raise TrainingError("--repeats needs --scenes: only generated questions can be reworded")
     if from_log is not None:
         return log_source(from_log)
     if data is None or images is None:

@@ -86,7 +86,8 @@ def collect(
             progress(done, len(source))
         questions, bad = _totals(out, planned)
         totals = {"questions": questions, "bad": len(bad), "shards": len(planned)}
-        write_json(out / MANIFEST, {**manifest, "finished": True, **totals})
+        derived = {"analytic_seconds": _seconds(model)}
+        write_json(out / MANIFEST, {**manifest, "finished": True, **totals, **derived})
     return CollectResult(len(source), questions, bad, done - before)
 
 
@@ -136,6 +137,18 @@ def _parameters(source: Source, model: Path, max_new_tokens: int, skip_bad: bool
         "flops": [request_cost(config, scale).flops for scale in config.scales],
         "max_new_tokens": max_new_tokens,
         "skip_bad": skip_bad,
+    }
+
+
+def _seconds(model: Path) -> dict[str, list[float]]:
+    """Return the analytic time of a request at every scale, by hardware (see m3model.cost)."""
+    from m3model import M3Config
+    from m3model.cost import HARDWARE, request_seconds
+
+    config = M3Config.from_pretrained(model)
+    return {
+        name: [request_seconds(config, scale, device).total for scale in config.scales]
+        for name, device in HARDWARE.items()
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,8 @@ class OracleData:
     model_hash: str
     sources: tuple[str, ...]
     data_hash: str
+    repeats: NDArray[np.float64] | None = None  # (n, R, K) scores of other wordings, else NaN
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # hardware: (K,), analytic
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -88,7 +90,8 @@ class OracleData:
             metadata=[self.metadata[i] for i in index],
             scales=self.scales, flops=self.flops, schema=self.schema,
             feature_schema=self.feature_schema, model_hash=self.model_hash,
-            sources=self.sources, data_hash=self.data_hash,
+            sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
+            repeats=None if self.repeats is None else self.repeats[index],
         )  # fmt: skip
 
     def split(self, name: Split) -> OracleData:
@@ -165,6 +168,8 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
     asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
     last = {key: row for row, key in enumerate(asked)}
     table = table.take(sorted(last.values()))
+    metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
+    table, metadata, again = _without_repeats(table, metadata, len(scales))
     try:
         arrays = oracle_arrays(table)
     except ValueError as error:
@@ -181,7 +186,7 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         features=arrays.features,
         has_reference=np.array([r is not None for r in table["reference"].to_pylist()]),
         size_px=np.array([np.nan if v is None else v for v in table["size_px"].to_pylist()]),
-        metadata=[json.loads(text) if text else {} for text in table["metadata"].to_pylist()],
+        metadata=metadata,
         scales=scales,
         flops=np.array(manifest["flops"], float) if manifest.get("flops") else None,
         schema=schema,
@@ -189,4 +194,33 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         model_hash=manifest["model_hash"],
         sources=tuple(sorted(set(table["source"].to_pylist()))),
         data_hash=data_hash,
+        repeats=again,
+        seconds=dict(manifest.get("analytic_seconds") or {}),
     )
+
+
+def _without_repeats(
+    table: Any, metadata: list[dict[str, Any]], n_scales: int
+) -> tuple[Any, list[dict[str, Any]], NDArray[np.float64] | None]:
+    """Return the questions alone, and the scores of their repeats (n, R, K) beside them.
+
+    A repeat is the same question in other words. It must not count as a question of its own: it
+    would weigh twice what it repeats, and train what it is meant to check.
+    """
+    originals = [row for row, facts in enumerate(metadata) if "repeat_of" not in facts]
+    if len(originals) == len(metadata):
+        return table, metadata, None
+    if not originals:
+        raise NotEnoughData("these data hold repeats of questions only; collect the questions too")
+    pictures, names = table["picture_id"].to_pylist(), table["question_id"].to_pylist()
+    place = {(pictures[row], names[row]): number for number, row in enumerate(originals)}
+    found: dict[int, list[list[float]]] = {}
+    for row, facts in enumerate(metadata):
+        original = place.get((pictures[row], facts.get("repeat_of")))
+        if original is not None:
+            found.setdefault(original, []).append(table["scores"][row].as_py())
+    most = max(map(len, found.values()), default=0)
+    again = np.full((len(originals), most, n_scales), np.nan)
+    for original, scores in found.items():
+        again[original, : len(scores)] = scores
+    return table.take(originals), [metadata[row] for row in originals], again if most else None

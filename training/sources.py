@@ -20,6 +20,7 @@ from training.errors import BadRecord, TrainingError
 from training.llava_data import read_llava
 
 SCENE_SEEDS = 1_000_000  # scene seeds per collect seed: two seeds never share a scene
+MAX_REPEATS = 5  # the kinds with the fewest templates have about as many wordings
 SourceKind = Literal["scenes", "llava", "log"]
 LEFT_OUT = (
     "not audited",
@@ -78,61 +79,51 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SceneSource:
-    """``count`` generated scenes; scene i of seed s is always the same one."""
+    """``count`` generated scenes; scene i of seed s is always the same one.
+
+    ``repeats``: wordings each question is asked in. A repeat names the question that it repeats
+    in ``metadata["repeat_of"]``; it says how much of an outcome is luck, and trains nothing.
+    """
 
     count: int
     seed: int
     namespace: str = "collect"
     kind: SourceKind = "scenes"
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= SCENE_SEEDS:
             raise TrainingError(f"--scenes must be between 1 and {SCENE_SEEDS}, got {self.count}")
         if self.seed < 0:
             raise TrainingError(f"--seed must not be negative, got {self.seed}")
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise TrainingError(
+                f"--repeats must be between 1 and {MAX_REPEATS}, got {self.repeats}"
+            )
 
     def __len__(self) -> int:
         return self.count
 
     def load(self, index: int) -> PictureTask:
         """Return scene ``index`` with its questions, metadata included."""
+        from training.scene_asks import again, asks_of
         from training.scenes import generate_scene
 
         scene = generate_scene(self.seed * SCENE_SEEDS + index, namespace=self.namespace)
         name = f"{self.namespace}-{self.seed}-{index}"
-        asks = tuple(
-            Ask(
-                question=question.text,
-                reference=question.answer,
-                question_id=f"{name}-{position}",
-                kind=question.kind,
-                dataset="scenes",
-                size_px=None if question.size_px is None else float(question.size_px),
-                metadata={"clutter": _plain(question.clutter), **_target(question)},
-            )
-            for position, question in enumerate(scene.questions)
-        )
+        asks = asks_of(scene, name)
+        if self.repeats > 1:
+            asks += again(asks, self.repeats, seed=self.seed * SCENE_SEEDS + index)
         return PictureTask(name, np.ascontiguousarray(scene.image), asks)
 
     def parameters(self) -> dict[str, Any]:
-        """Return the count, the seed and the namespace."""
-        return {"source": "scenes", **{k: v for k, v in asdict(self).items() if k != "kind"}}
+        """Return the count, the seed and the namespace, and the repeats where there are any."""
+        left_out = {"kind"} if self.repeats > 1 else {"kind", "repeats"}
+        return {"source": "scenes", **{k: v for k, v in asdict(self).items() if k not in left_out}}
 
     def notes(self) -> list[str]:
         """Return nothing: every scene is used."""
         return []
-
-
-def _plain(value: Any) -> float | int | str | None:
-    if value is None or isinstance(value, int | float | str):
-        return value
-    return float(value)
-
-
-def _target(question: Any) -> dict[str, float]:
-    """Return the share of the grid that the question is about, when the scene tells."""
-    target = getattr(question, "target", None)
-    return {} if target is None else {"target_share": float(np.asarray(target).mean())}
 
 
 @dataclass(frozen=True)
