@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from router.certificate import Certificate
     from router.decision import (
         Constraints,
         Reason,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from router.errors import (
         BudgetTooSmall,
         FeatureMismatch,
+        NotCertified,
         RouterFileError,
         RoutingError,
         UnknownDetail,
@@ -45,12 +47,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BudgetTooSmall": "errors",
+    "Certificate": "certificate",
     "ComplexityPredictor": "predictor",
     "Constraints": "decision",
     "DecisionRecord": "records",
     "FeatureMismatch": "errors",
     "FeatureSchema": "features",
     "FeedbackRecord": "records",
+    "NotCertified": "errors",
     "OracleRecord": "records",
     "PictureFeatures": "features",
     "Policy": "policy",
@@ -76,12 +80,14 @@ _HOMES = {
 
 __all__ = [
     "BudgetTooSmall",
+    "Certificate",
     "ComplexityPredictor",
     "Constraints",
     "DecisionRecord",
     "FeatureMismatch",
     "FeatureSchema",
     "FeedbackRecord",
+    "NotCertified",
     "OracleRecord",
     "PictureFeatures",
     "Policy",

@@ -6,10 +6,10 @@ not fit the cap is refused, never clamped.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from router.errors import BudgetTooSmall, UnknownDetail, UnknownScale
+from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
 
 
 class Reason(StrEnum):
@@ -39,16 +39,36 @@ class Constraints:
         reason: ``pinned`` or ``detail`` with a pin, ``no_image`` without a picture, else
             ``predicted``.
         explain: whether the decision should carry values and costs per scale.
+        max_harm: bound on the share of right answers lost against the finest scale, or None.
     """
 
     pinned: int | None = None
     max_visual_tokens: int | None = None
     reason: Reason = Reason.predicted
     explain: bool = False
+    max_harm: float | None = None
 
     def __post_init__(self) -> None:
         if self.pinned is not None and self.reason is Reason.predicted:
             object.__setattr__(self, "reason", Reason.pinned)
+
+
+@dataclass(frozen=True)
+class AppliedBound:
+    """The bound on harm under which a request was decided.
+
+    Attributes:
+        max_harm: the certified bound, at most the one asked for; 0 where the finest was taken.
+        delta: probability that the certificate is wrong about it.
+        price: at which was decided; None where the finest was taken whatever it costs.
+    """
+
+    max_harm: float
+    delta: float
+    price: float | None
+
+
+NOTHING_LOST = AppliedBound(0.0, 0.0, None)
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class RoutingDecision:
         price: quality that one unit of cost had to buy (the router's dial); None without a router.
         router_version: short content hash of the router; "" without a router.
         latency_ms: wall time of the decision itself, features not counted.
+        certified: the bound it was decided under; None where none was asked for.
     """
 
     scale: int
@@ -77,6 +98,7 @@ class RoutingDecision:
     price: float | None = None
     router_version: str = ""
     latency_ms: float = 0.0
+    certified: AppliedBound | None = None
 
 
 def default_detail_map(scales: Sequence[int]) -> dict[str, int]:
@@ -103,6 +125,7 @@ def resolve_constraints(
     n_pictures: int = 1,
     detail_map: Mapping[str, int] | None = None,
     explain: bool = False,
+    max_harm: float | None = None,
 ) -> Constraints:
     """Return the one set of constraints that a request's wishes add up to.
 
@@ -118,11 +141,13 @@ def resolve_constraints(
         n_pictures: pictures in the request.
         detail_map: scale of each detail where it differs from `default_detail_map`.
         explain: passed on.
+        max_harm: bound on lost answers; whether it can be kept is for the router to say.
 
     Raises:
         UnknownScale: a named scale is not in ``scales``.
         UnknownDetail: ``detail`` is not a known word.
         BudgetTooSmall: the pinned scale, or the coarsest one, does not fit the cap.
+        NotCertified: ``max_harm`` with a pin below the finest scale, or with several pictures.
     """
     details = {**default_detail_map(scales), **(detail_map or {})}
     for scale in (routing_scale, model_scale, *details.values()):
@@ -146,7 +171,20 @@ def resolve_constraints(
         affordable(scales, max_visual_tokens, n_pictures)
     if n_pictures == 0:
         pinned, reason = None, Reason.no_image
-    return Constraints(pinned, max_visual_tokens, reason, explain)
+    if max_harm is not None and pinned != scales[-1]:
+        if pinned is not None:
+            raise NotCertified(
+                f"max_harm={max_harm:g} cannot be kept at the pinned scale {pinned}; leave out one "
+                f"of the two, or pin {scales[-1]}",
+                "not_certified",
+            )
+        if n_pictures > 1:
+            raise NotCertified(
+                f"max_harm is certified for requests with one picture, this one has {n_pictures}; "
+                f"leave it out, or pin the finest scale {scales[-1]}",
+                "not_certified",
+            )
+    return Constraints(pinned, max_visual_tokens, reason, explain, max_harm)
 
 
 def affordable(scales: Sequence[int], max_visual_tokens: int | None, n_pictures: int) -> list[bool]:
@@ -173,6 +211,27 @@ def pinned_fits(scale: int, max_visual_tokens: int | None, n_pictures: int) -> N
     if max_visual_tokens is not None and scale * n_pictures > max_visual_tokens:
         what = f"{_pictures(n_pictures)} at the pinned scale {scale}"
         raise BudgetTooSmall(max_visual_tokens, scale * n_pictures, what)
+
+
+def within_bound(
+    decision: RoutingDecision, constraints: Constraints, scales: Sequence[int]
+) -> RoutingDecision:
+    """Return the decision, marked with the bound it keeps where the request asked for one.
+
+    The finest scale, and a request without a picture, keep every bound by themselves.
+
+    Raises:
+        NotCertified: nothing shows that the bound is kept.
+    """
+    if constraints.max_harm is None or decision.certified is not None:
+        return decision
+    if decision.scale not in (0, scales[-1]):
+        raise NotCertified(
+            f"max_harm={constraints.max_harm:g} needs the finest scale {scales[-1]} here, which "
+            "the other wishes do not allow; raise max_visual_tokens or leave out max_harm",
+            "not_certified",
+        )
+    return replace(decision, certified=NOTHING_LOST)
 
 
 def pinned_decision(

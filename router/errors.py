@@ -5,6 +5,7 @@
         UnknownScale          the scale is not one of the checkpoint's
         UnknownDetail         the image detail is not low, high, original or auto
         BudgetTooSmall        the cap on visual tokens cannot be kept
+        NotCertified          no certificate keeps the bound on lost answers that was asked for
       FeatureMismatch         features of another shape or schema than the router was fitted on
       RouterFileError         a router folder that is missing, damaged or made for other features
 
@@ -52,6 +53,18 @@ class BudgetTooSmall(RoutingError):
             f"max_visual_tokens={max_visual_tokens} is too small: {why} needs {needed}; "
             f"raise the cap to at least {needed}"
         )
+
+
+class NotCertified(RoutingError):
+    """A bound on lost answers that cannot be kept.
+
+    Attributes:
+        code: "no_certificate" (none that can be used) or "not_certified" (none for this wish).
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        self.code = code
+        super().__init__(message)
 
 
 class FeatureMismatch(ValueError):

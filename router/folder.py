@@ -53,6 +53,14 @@ def version_of(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()[:12]
 
 
+def predictor_hash(files: Mapping[str, bytes]) -> str:
+    """Return 12 hex digits of all that shapes a choice except the price: what is certified."""
+    config = json.loads(files[CONFIG_FILE])
+    made_for = {name: config["metadata"].get(name) for name in ("model_hash", "encoder_hash")}
+    facts = {name: config.get(name) for name in ("format", "scales", "costs", "schema_hash")}
+    return version_of({**files, CONFIG_FILE: _json({**facts, **made_for})})
+
+
 def render(parts: RouterParts) -> dict[str, bytes]:
     """Return the files that decide: all but the card. Equal parts give equal bytes."""
     config = {

@@ -20,7 +20,8 @@ class Policy:
 
     Attributes:
         costs: relative cost of each scale, in the unit of ``cost_unit``.
-        price: quality paid per unit of cost; 0 takes the best predicted scale whatever it costs.
+        price: quality paid per unit of cost; 0 takes the best predicted scale whatever it costs,
+            a negative one takes a cheaper scale only where it is predicted to be better by so much.
         cost_unit: what costs count, for people ("visual tokens / 576", "GPU-ms on H100").
         finest_only: always take the finest scale that the constraints allow. Set where no price
             met the target on calibration data.
@@ -35,8 +36,8 @@ class Policy:
         object.__setattr__(self, "costs", tuple(float(cost) for cost in self.costs))
         if not self.costs or not all(np.isfinite(cost) and cost >= 0 for cost in self.costs):
             raise ValueError(f"costs must be finite and not negative, got {self.costs}")
-        if not (np.isfinite(self.price) and self.price >= 0):
-            raise ValueError(f"price must be finite and not negative, got {self.price}")
+        if not np.isfinite(self.price):
+            raise ValueError(f"price must be finite, got {self.price}")
 
     def choose(
         self, values: np.ndarray | Sequence[float], allowed: Sequence[bool] | None = None

@@ -4,7 +4,7 @@ Knows features, costs and constraints; knows nothing of pictures, prompts or HTT
 Notation: F features, K scales ascending.
 """
 
-import re
+import copy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from router.certificate import CERTIFICATE_FILE, Certificate
+from router.certified import HeldCertificate
 from router.decision import (
     Constraints,
     Reason,
@@ -20,10 +22,21 @@ from router.decision import (
     affordable,
     no_image_decision,
     pinned_fits,
+    within_bound,
 )
 from router.errors import FeatureMismatch, RouterFileError, UnknownScale
 from router.features import FeatureSchema
-from router.folder import CARD_FILE, RouterParts, card, parse, read_files, render, version_of
+from router.folder import (
+    CARD_FILE,
+    RouterParts,
+    card,
+    parse,
+    predictor_hash,
+    read_files,
+    render,
+    version_of,
+)
+from router.hub import local_folder, upload
 from router.policy import Policy
 from router.predictor import ComplexityPredictor
 from router.single_row import SingleRowScorer
@@ -40,8 +53,9 @@ class Router:
         card_text: text of README.md; None writes one from what is known.
 
     Attributes:
-        version: 12 hex digits over config, schema, boosters and calibration; the card and any
-            report that lies in the folder do not count.
+        version: 12 hex digits over config, schema, boosters and calibration; card, certificate
+            and any report that lies in the folder do not count.
+        held: the certificate it keeps bounds by, or why it has none.
     """
 
     def __init__(
@@ -72,6 +86,7 @@ class Router:
         self.version = version_of(self._files)
         self.card_text = card(parts, self.version) if card_text is None else card_text
         self._score_row = SingleRowScorer(predictor.boosters_)
+        self.held = HeldCertificate()
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -82,6 +97,11 @@ class Router:
     def price(self) -> float:
         """Quality that one unit of cost must buy."""
         return self.policy.price
+
+    @property
+    def predictor_hash(self) -> str:
+        """What a certificate is bound to: all that decides except the price."""
+        return predictor_hash(self._files)
 
     def route(
         self,
@@ -103,6 +123,7 @@ class Router:
 
         Raises:
             BudgetTooSmall: the cap cannot be kept.
+            NotCertified: ``constraints.max_harm`` cannot be kept.
             UnknownScale: the pinned scale is not one of the router's.
             FeatureMismatch: features of another width.
             ValueError: a feature is not finite, or there is nothing to decide from.
@@ -115,26 +136,33 @@ class Router:
         pictures = n_pictures or (1 if rows is None else len(rows))
         values = None if rows is None else self._values(rows)
         reason: Reason = limits.reason
+        policy, bound = self.policy, None
         if limits.pinned is not None:
             if limits.pinned not in self.scales:
                 raise UnknownScale(limits.pinned, self.scales)
             pinned_fits(limits.pinned, limits.max_visual_tokens, pictures)
             scale = limits.pinned
         elif values is not None:
-            scale, reason = self._choose(values, limits.max_visual_tokens, pictures)
+            if limits.max_harm is not None:
+                policy, bound = self.held.policy(policy, limits.max_harm, pictures)
+            scale, reason = self._choose(policy, values, limits.max_visual_tokens, pictures)
+            if reason is Reason.budget_cap:
+                bound = None  # the cap has overruled the choice that was certified
         else:
             raise ValueError("features are needed to decide; only a pinned scale goes without")
-        return RoutingDecision(
+        decision = RoutingDecision(
             scale=scale,
             visual_tokens=scale * pictures,
             reason=reason,
             p_suffices=self._by_scale(values),
             values=self._by_scale(values),
             costs=self._by_scale(self.policy.costs) if limits.explain else None,
-            price=self.policy.price,
+            price=policy.price,
             router_version=self.version,
             latency_ms=(time.perf_counter() - started) * 1e3,
+            certified=bound,
         )
+        return within_bound(decision, limits, self.scales)
 
     def predict_values(self, X: np.ndarray) -> np.ndarray:
         """Return (n, K) what the policy weighs against cost: today P(scale suffices).
@@ -147,7 +175,21 @@ class Router:
     def with_policy(self, policy: Policy, metadata: Mapping[str, Any] | None = None) -> "Router":
         """Return the same predictor at another price or with other costs; facts are added."""
         facts = {**self.metadata, **(metadata or {})}
-        return Router(self.predictor, self.schema, policy, metadata=facts)
+        made = Router(self.predictor, self.schema, policy, metadata=facts)
+        made.held = self.held.checked(predictor_hash=made.predictor_hash)
+        return made
+
+    def for_model(self, model_hash: str) -> "Router":
+        """Return this router for a model: a certificate made for another one is put aside."""
+        made = copy.copy(self)
+        made.held = self.held.checked(model_hash=model_hash)
+        return made
+
+    def with_certificate(self, certificate: Certificate) -> "Router":
+        """Return this router holding a certificate, if it was made for it."""
+        made = copy.copy(self)
+        made.held = HeldCertificate(certificate, "").checked(predictor_hash=self.predictor_hash)
+        return made
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Return the folder, written. A router already in it is replaced, other files stay."""
@@ -159,6 +201,9 @@ class Router:
         for name, content in self._files.items():
             (target / name).write_bytes(content)
         (target / CARD_FILE).write_text(self.card_text, encoding="utf-8")
+        (target / CERTIFICATE_FILE).unlink(missing_ok=True)
+        if self.held.certificate is not None:
+            (target / CERTIFICATE_FILE).write_bytes(self.held.certificate.to_bytes())
         return target
 
     @classmethod
@@ -169,12 +214,13 @@ class Router:
             RouterFileError: the folder is missing, incomplete or damaged, was made for other
                 features than this program computes, or predicts other numbers than when saved.
         """
-        folder = _local_folder(name_or_path, revision)
-        text = folder / CARD_FILE
+        folder = local_folder(name_or_path, revision)
+        text, proof = folder / CARD_FILE, folder / CERTIFICATE_FILE
         try:
             files = read_files(folder)
             parts = parse(files)
             card_text = text.read_text(encoding="utf-8") if text.is_file() else None
+            promised = proof.read_bytes() if proof.is_file() else None
         except (RouterFileError, OSError, UnicodeDecodeError) as error:
             raise RouterFileError(f"router {folder}: {error}") from error
         router = cls(
@@ -186,6 +232,7 @@ class Router:
         )
         # The version is that of the bytes on disk, also where someone edited config.json by hand.
         router._files, router.version = files, version_of(files)
+        router.held = HeldCertificate.read(promised, predictor_hash=router.predictor_hash)
         return router
 
     def push_to_hub(
@@ -206,28 +253,18 @@ class Router:
             commit_message: None names the router version.
             api: a ``huggingface_hub.HfApi`` to use instead of a new one.
         """
-        if api is None:
-            from huggingface_hub import HfApi
-
-            api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+        message = commit_message or f"router {self.version}"
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                repo_type="model",
-                commit_message=commit_message or f"router {self.version}",
-            )
-        return str(commit)
+            return upload(folder, repo_id, message, private, token, api)
 
     def _choose(
-        self, values: Sequence[float], cap: int | None, n_pictures: int
+        self, policy: Policy, values: Sequence[float], cap: int | None, n_pictures: int
     ) -> tuple[int, Reason]:
-        free = self.policy.choose(values)
+        free = policy.choose(values)
         index = free
         if cap is not None:
-            index = self.policy.choose(values, affordable(self.scales, cap, n_pictures))
+            index = policy.choose(values, affordable(self.scales, cap, n_pictures))
         return self.scales[index], Reason.predicted if index == free else Reason.budget_cap
 
     def _by_scale(self, numbers: Sequence[float] | None) -> dict[int, float] | None:
@@ -256,24 +293,3 @@ class Router:
         if len(each) == 1:
             return each[0]
         return [sum(column) / len(each) for column in zip(*each, strict=True)]
-
-
-def _local_folder(name_or_path: str | Path, revision: str | None) -> Path:
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return folder
-    # Only a plain string "owner/name" may mean the Hub; a Path never makes a network call.
-    if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path):
-        raise RouterFileError(f"router {folder}: there is no such folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "scale_*.txt", CARD_FILE]
-        found = snapshot_download(name_or_path, revision=revision, allow_patterns=patterns)
-    except (OSError, ValueError) as error:
-        # The Hub's own errors are of these kinds (its HTTP error is an OSError).
-        raise RouterFileError(
-            f"router {name_or_path}: neither a folder here nor a Hub repository that can be "
-            f"read ({error})"
-        ) from error
-    return Path(found)

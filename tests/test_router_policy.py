@@ -93,7 +93,7 @@ def test_choose_refuses_what_it_cannot_decide() -> None:
         {"costs": (0.1, -1.0), "price": 0.1},
         {"costs": (0.1, float("nan")), "price": 0.1},
         {"costs": (0.1, 1.0), "price": float("nan")},
-        {"costs": (0.1, 1.0), "price": -0.1},
+        {"costs": (0.1, 1.0), "price": float("inf")},
     ],
 )
 def test_a_policy_is_checked(bad: dict[str, object]) -> None:

@@ -1,0 +1,52 @@
+"""Router folders on the Hugging Face Hub: fetched by name, uploaded whole.
+
+Knows names and files; knows nothing of what is in them. huggingface_hub is loaded on first use.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from router.errors import RouterFileError
+from router.folder import CARD_FILE
+
+
+def local_folder(name_or_path: str | Path, revision: str | None) -> Path:
+    """Return the folder of a router: one here, or a Hub repository's files once downloaded.
+
+    Raises:
+        RouterFileError: there is neither.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    # Only a plain string "owner/name" may mean the Hub; a Path never makes a network call.
+    if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name_or_path):
+        raise RouterFileError(f"router {folder}: there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "scale_*.txt", CARD_FILE]
+        found = snapshot_download(name_or_path, revision=revision, allow_patterns=patterns)
+    except (OSError, ValueError) as error:
+        # The Hub's own errors are of these kinds (its HTTP error is an OSError).
+        raise RouterFileError(
+            f"router {name_or_path}: neither a folder here nor a Hub repository that can be "
+            f"read ({error})"
+        ) from error
+    return Path(found)
+
+
+def upload(
+    folder: str | Path, repo_id: str, message: str, private: bool, token: str | None, api: Any
+) -> str:
+    """Return the address of the commit that uploaded a folder; ``api`` None makes a new one."""
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+    commit = api.upload_folder(
+        repo_id=repo_id, folder_path=folder, repo_type="model", commit_message=message
+    )
+    return str(commit)
