@@ -40,14 +40,14 @@ class Calibration:
         return _logistic(self.slope * np.asarray(raw, dtype=np.float64) + self.offset)
 
     def one(self, raw: float) -> float:
-        """Return the probability of one raw score; the same numbers without numpy's overhead."""
+        """Return the probability of one raw score, to the last bit as a batch gives it."""
         if self.kind == "constant":
             return self.y[0]
         if self.kind == "isotonic":
             return float(np.interp(raw, self.x, self.y))
         z = self.slope * raw + self.offset
-        # The same two branches as `_logistic`, so that one row equals a batch to the last digits.
-        return 1.0 / (1.0 + math.exp(-z)) if z >= 0 else math.exp(z) / (1.0 + math.exp(z))
+        small = float(np.exp(-abs(z)))  # numpy's exp, not math's: `_logistic` for a single number
+        return (1.0 if z >= 0 else small) / (1.0 + small)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; floats survive the round trip exactly."""

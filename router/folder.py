@@ -20,7 +20,7 @@ from router.calibration import Calibration
 from router.errors import RouterFileError
 from router.features import FeatureSchema, feature_schema
 from router.policy import Policy
-from router.predictor import ComplexityPredictor, booster_of
+from router.predictor import ComplexityPredictor
 
 CONFIG_FILE = "config.json"
 SCHEMA_FILE = "schema.json"
@@ -223,9 +223,7 @@ def _parse_predictor(files: Mapping[str, bytes], scales: Sequence[int]) -> Compl
         # LightGBM's parser may end the process on a damaged text: never show it one.
         if hashlib.sha256(files[name]).hexdigest() != digests.get(name):
             raise RouterFileError(f"{name} is not the file this router was saved with")
-    made.model_texts_ = [files[name].decode() for name in names]
-    made.boosters_ = [booster_of(text) for text in made.model_texts_]
-    made.n_scales_ = len(names)
+    made.adopt([files[name].decode() for name in names])
     made.probe_row_ = probe
     widths = {int(booster.num_feature()) for booster in made.boosters_}
     if widths != {made.n_features_in_} or probe.shape != (made.n_features_in_,):

@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 
 from router.calibration import Calibration, constant, fit_calibration
 from router.errors import FeatureMismatch
+from router.tree_table import table_of
 
 if TYPE_CHECKING:
     import lightgbm
@@ -37,11 +38,13 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         calibration: "platt" keeps the order of the scores; "isotonic" fits any monotone shape but
             makes ties; "none".
         seed: of the folds and of LightGBM.
-        num_threads: threads of fitting and of batch prediction.
+        num_threads: threads of fitting.
 
     Attributes:
-        boosters_: K raw ``lightgbm.Booster``, read back from the texts.
         model_texts_: K LightGBM texts, what is saved.
+        boosters_: K raw ``lightgbm.Booster``, read back from the texts.
+        table_: their trees as arrays, which predict; None where a `TreeTable` cannot hold them,
+            and the boosters predict themselves.
         calibrations_: K `Calibration`.
         probe_row_: (F,) float32 row within the range of the data that is nobody's own; with its
             probabilities it shows later that a saved predictor still says the same.
@@ -106,11 +109,9 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             raise ValueError(f"expected ({len(X)},) weights that are not negative")
         folds = self._folds(len(X), groups)
         fitted = [self._fit_scale(X, Y[:, k], weight, folds) for k in range(Y.shape[1])]
-        self.model_texts_ = [text for text, _ in fitted]
         self.calibrations_ = [calibration for _, calibration in fitted]
-        self.boosters_ = [booster_of(text) for text in self.model_texts_]
         self.n_features_in_ = X.shape[1]
-        self.n_scales_ = Y.shape[1]
+        self.adopt([text for text, _ in fitted])
         levels = np.random.default_rng(0).random(X.shape[1])
         low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
         self.probe_row_ = np.asarray(low + levels * (high - low), dtype=np.float32)
@@ -129,20 +130,37 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
 
     def raw_scores(self, X: np.ndarray) -> np.ndarray:
         """Return (n, K) log odds before calibration; raises as `predict_proba` does."""
-        if not hasattr(self, "boosters_"):
-            raise NotFittedError("this ComplexityPredictor is not fitted yet; call fit first")
-        X = _features(X)
-        if X.shape[1] != self.n_features_in_:
-            raise FeatureMismatch(
-                f"got {X.shape[1]} features, the predictor was fitted on {self.n_features_in_}"
-            )
+        X = self._checked(X)
         if len(X) == 0:
             return np.zeros((0, self.n_scales_))
-        columns = [
-            booster.predict(X, raw_score=True, num_threads=self.num_threads)
-            for booster in self.boosters_
-        ]
+        return self.unchecked_scores(X)
+
+    def unchecked_scores(self, X: np.ndarray) -> np.ndarray:
+        """Return `raw_scores` of rows that are known to be float32, finite and of the right width.
+
+        Rows are independent: one row gives to the last bit what it gives within a batch.
+        """
+        if self.table_ is not None:
+            return self.table_(X)
+        columns = [b.predict(X, raw_score=True, num_threads=1) for b in self.boosters_]
         return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+
+    def contributions(self, X: np.ndarray) -> np.ndarray:
+        """Return (n, K, F+1) TreeSHAP contributions to the raw scores; the last is the base.
+
+        Their sum over the last axis is the raw score. Slow (milliseconds a row): for explanations.
+        Raises as `predict_proba` does.
+        """
+        X = self._checked(X)
+        parts = [b.predict(X, pred_contrib=True, num_threads=1) for b in self.boosters_]
+        return np.stack([np.asarray(part, dtype=np.float64) for part in parts], axis=1)
+
+    def adopt(self, texts: Sequence[str]) -> None:
+        """Take over K boosters from LightGBM texts, which must be known to be whole."""
+        self.model_texts_ = list(texts)
+        self.boosters_ = [booster_of(text) for text in self.model_texts_]
+        self.table_ = table_of(self.model_texts_)
+        self.n_scales_ = len(self.model_texts_)
 
     def score(self, X: np.ndarray, Y: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
         """Return minus the mean log loss over rows and scales, so that greater is better."""
@@ -150,6 +168,16 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         y = np.asarray(Y, dtype=np.float64)
         rows = (y * np.log(p) + (1.0 - y) * np.log(1.0 - p)).mean(axis=1)
         return float(np.average(rows, weights=sample_weight))
+
+    def _checked(self, X: np.ndarray) -> np.ndarray:
+        if not hasattr(self, "boosters_"):
+            raise NotFittedError("this ComplexityPredictor is not fitted yet; call fit first")
+        X = _features(X)
+        if X.shape[1] != self.n_features_in_:
+            raise FeatureMismatch(
+                f"got {X.shape[1]} features, the predictor was fitted on {self.n_features_in_}"
+            )
+        return X
 
     def _folds(self, n: int, groups: np.ndarray | Sequence[str] | None) -> list[np.ndarray]:
         """Return row indices of each fold, no group in two; none where there are too few groups."""

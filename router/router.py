@@ -39,7 +39,6 @@ from router.folder import (
 from router.hub import local_folder, upload
 from router.policy import Policy
 from router.predictor import ComplexityPredictor
-from router.single_row import SingleRowScorer
 
 
 class Router:
@@ -85,7 +84,6 @@ class Router:
         self._files = render(parts)
         self.version = version_of(self._files)
         self.card_text = card(parts, self.version) if card_text is None else card_text
-        self._score_row = SingleRowScorer(predictor.boosters_)
         self.held = HeldCertificate()
 
     @property
@@ -284,11 +282,11 @@ class Router:
         return rows
 
     def _values(self, rows: np.ndarray) -> list[float]:
-        """Return (K,) predicted values, the mean over pictures, by the single-row fast path."""
+        """Return (K,) predicted values, the mean over pictures."""
         calibrations = self.predictor.calibrations_
         each = [
             [calibrate.one(raw) for calibrate, raw in zip(calibrations, scores, strict=True)]
-            for scores in map(self._score_row, rows)
+            for scores in self.predictor.unchecked_scores(rows).tolist()
         ]
         if len(each) == 1:
             return each[0]

@@ -10,7 +10,6 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from router.calibration import Calibration, constant, fit_calibration
 from router.errors import FeatureMismatch
 from router.predictor import ComplexityPredictor
-from router.single_row import SingleRowScorer
 
 QUICK = {"n_estimators": 40, "learning_rate": 0.2, "min_child_samples": 10, "num_leaves": 7}
 
@@ -163,15 +162,29 @@ def test_it_is_a_scikit_learn_estimator() -> None:
 def test_one_row_is_the_batch(kind: str) -> None:
     X, _, Y, groups = data(600)
     predictor = ComplexityPredictor(**QUICK, calibration=kind).fit(X, Y, groups=groups)
-    score = SingleRowScorer(predictor.boosters_)
-    assert score.is_fast
     batch = predictor.predict_proba(X[:100])
     for row, expected in zip(X[:100], batch, strict=True):
-        raw = score(row)
+        raw = predictor.unchecked_scores(row[None])[0].tolist()
         got = [c.one(z) for c, z in zip(predictor.calibrations_, raw, strict=True)]
-        np.testing.assert_allclose(got, expected, rtol=1e-12)
-    score._configs = []  # a LightGBM without the single-row interface
-    np.testing.assert_allclose(score(X[5]), predictor.raw_scores(X[5:6])[0], rtol=1e-12)
+        assert got == expected.tolist()
+
+
+def test_trees_too_large_for_a_table_predict_by_themselves() -> None:
+    X, _, Y, _ = data(600)
+    large = ComplexityPredictor(n_estimators=3, num_leaves=40, min_child_samples=2).fit(X, Y)
+    assert large.table_ is None
+    expected = [booster.predict(X, raw_score=True) for booster in large.boosters_]
+    np.testing.assert_array_equal(large.raw_scores(X), np.stack(expected, axis=1))
+
+
+def test_contributions_add_up_to_the_raw_score() -> None:
+    X, _, Y, _ = data(600)
+    predictor = ComplexityPredictor(**QUICK).fit(X, Y)
+    parts = predictor.contributions(X[:20])
+    assert parts.shape == (20, Y.shape[1], X.shape[1] + 1)
+    np.testing.assert_allclose(parts.sum(axis=2), predictor.raw_scores(X[:20]), atol=1e-10)
+    with pytest.raises(FeatureMismatch):
+        predictor.contributions(X[:, 1:])
 
 
 def test_platt_is_the_logistic_regression_on_the_score() -> None:
