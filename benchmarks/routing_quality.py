@@ -48,6 +48,9 @@ def measure(
     report["curve"] = thinned(report["curve"])
     for baseline in report["baselines"].values():
         baseline["curve"] = thinned(baseline["curve"])
+    del report["bands"]
+    for part in report["slices"]:
+        del part["curve"], part["at_equal_accuracy"]
     return {
         "benchmark": "routing_quality",
         "scenes": scenes,

@@ -132,7 +132,9 @@ def test_report_keeps_its_contract(report, data) -> None:
 
 def test_report_files(report, tmp_path) -> None:
     paths = write_report(report, tmp_path / "report")
-    assert [path.name for path in paths] == ["report.json", "report.md", "curve.png"]
+    assert [path.name for path in paths] == [
+        "report.json", "report.md", "curve.png", "cost_curve.png",
+    ]  # fmt: skip
     assert json.loads(paths[0].read_text())["n_questions"] == report["n_questions"]
     assert "told the scene (ceiling)" in paths[1].read_text()
     assert paths[2].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

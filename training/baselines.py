@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from router.calibration import fit_calibration
 from router.predictor import ComplexityPredictor
 from training.oracle_data import OracleData
+from training.static_policies import datasets_of
+from training.target_cells import METADATA_KEY, names
 
 Array = NDArray[np.float64]
 Labels = Literal["auto", "soft", "hard"]
@@ -32,6 +34,18 @@ class Baseline:
     name: str
     calibration: Array
     test: Array
+
+
+class Typed(Protocol):
+    """Questions of known type with their scores."""
+
+    @property
+    def groups(self) -> NDArray[np.str_]:
+        """Return (n,) "dataset/kind"."""
+
+    @property
+    def scores(self) -> Array:
+        """Return (n, K)."""
 
 
 def labels_of(data: OracleData, kind: Labels = "auto") -> Array:
@@ -76,33 +90,58 @@ def fit_predictor(
 
 
 def baselines(train: OracleData, calibration: OracleData, test: OracleData) -> list[Baseline]:
-    """Return every baseline that the data allow; ``privileged`` needs scene metadata."""
+    """Return every baseline that the data allow; the ceilings need scene metadata.
+
+    ``privileged`` is the better-informed ceiling: with the statistics of the true masks where the
+    data have them, and then ``privileged_metadata`` is the one without.
+    """
     table = type_table(train)
     found = [Baseline("type_table", *(look_up(table, part) for part in (calibration, test)))]
     for name, groups in (("question_only", QUESTION_GROUPS), ("image_only", IMAGE_GROUPS)):
         columns = train.schema.columns(*groups)
         parts = [part.features[:, columns] for part in (train, calibration, test)]
         found.append(_fitted(name, train, calibration, parts))
-    if all(has_privileged(part) for part in (train, calibration, test)):
+    three = (train, calibration, test)
+    if all(has_privileged(part) for part in three):
         kinds = sorted(set(train.groups.tolist()))
-        told = [privileged_features(part, kinds) for part in (train, calibration, test)]
-        found.append(_fitted("privileged", train, calibration, told))
+        told = [privileged_features(part, kinds) for part in three]
+        masks = all(has_masks(part) for part in three)
+        name = "privileged_metadata" if masks else "privileged"
+        found.append(_fitted(name, train, calibration, told))
+        if masks:
+            told = [np.hstack([x, mask_features(p)]) for x, p in zip(told, three, strict=True)]
+            found.append(_fitted("privileged", train, calibration, told))
     return found
 
 
-def type_table(train: OracleData) -> dict[str, Array]:
+def type_table(train: Typed) -> dict[str, Array]:
     """Return the mean score per scale of each "dataset/kind", shrunk to that of all; "" is all."""
-    overall = train.scores.mean(axis=0)
+    return _table(train.groups, train.scores)
+
+
+def dataset_values(train: Typed, on: Typed) -> Array:
+    """Return (n, K): the mean score per scale of the dataset of each question of ``on``."""
+    table = _table(datasets_of(train.groups), train.scores)
+    return rows_of(table, datasets_of(on.groups))
+
+
+def _table(keys: NDArray[np.str_], scores: Array) -> dict[str, Array]:
+    overall = scores.mean(axis=0)
     table = {"": overall}
-    for group in sorted(set(train.groups.tolist())):
-        rows = train.scores[train.groups == group]
-        table[group] = (rows.sum(axis=0) + SHRINK * overall) / (len(rows) + SHRINK)
+    for key in sorted(set(keys.tolist())):
+        rows = scores[keys == key]
+        table[key] = (rows.sum(axis=0) + SHRINK * overall) / (len(rows) + SHRINK)
     return table
 
 
-def look_up(table: dict[str, Array], data: OracleData) -> Array:
+def look_up(table: dict[str, Array], data: Typed) -> Array:
     """Return (n, K): each question's row of the table; unknown types get the mean of all."""
-    return np.stack([table.get(group, table[""]) for group in data.groups.tolist()])
+    return rows_of(table, data.groups)
+
+
+def rows_of(table: dict[str, Array], keys: NDArray[np.str_]) -> Array:
+    """Return (n, K): the table's row of each key (n,), that of "" where it is unknown."""
+    return np.stack([table.get(key, table[""]) for key in keys.tolist()])
 
 
 def has_privileged(data: OracleData) -> bool:
@@ -118,6 +157,17 @@ def privileged_features(data: OracleData, kinds: Sequence[str]) -> NDArray[np.fl
     ]
     sizes = np.log(np.maximum(data.size_px, 1e-3))[:, None]
     return np.hstack([one_hot, sizes, np.array(numbers)]).astype(np.float32)
+
+
+def has_masks(data: OracleData) -> bool:
+    """Return whether every question holds the statistics of its target's true mask."""
+    wanted = len(names())
+    return all(len(m.get(METADATA_KEY, ())) == wanted for m in data.metadata)
+
+
+def mask_features(data: OracleData) -> NDArray[np.float32]:
+    """Return (n, M): what the true mask of the target tells, as training.target_cells names it."""
+    return np.array([m[METADATA_KEY] for m in data.metadata], dtype=np.float32)
 
 
 def _fitted(

@@ -7,36 +7,50 @@ oracle holds the outcome of every scale. Knows arrays only; does not know router
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.policy import Policy, calibrate_price, choose_many, frontier
+from router.policy import Policy, calibrate_price, choose_many
 from training.metrics import (
     Array,
-    Interval,
     Picks,
     brier,
     calibration_error,
-    clustered_interval,
-    cost_at_accuracy,
     harm_and_rescue,
     picked,
+    priced_regret,
     regret,
 )
+from training.resampling import Interval, Resampler
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Test questions as a comparison needs them: n questions, K scales."""
+    """Test questions as a comparison needs them: n questions, K scales.
+
+    ``resamples`` are those of every interval; ``gpu_ms`` is analytic (m3model.cost), not measured.
+    """
 
     scores: Array  # (n, K)
     pictures: NDArray[np.int64]  # (n,)
     tokens: Array  # (K,)
     costs: Array  # (K,)
     flops: Array | None  # (K,)
+    gpu_ms: Array | None = None  # (K,)
+    resamples: int = 2000
+
+    @cached_property
+    def resampler(self) -> Resampler:
+        """Return the draws that every interval over these questions uses."""
+        return Resampler(self.pictures, self.resamples)
+
+    def only(self, mask: NDArray[np.bool_]) -> Questions:
+        """Return some of the questions."""
+        return replace(self, scores=self.scores[mask], pictures=self.pictures[mask])
 
 
 @dataclass(frozen=True)
@@ -49,13 +63,14 @@ class Outcome:
     score: Array
 
     def summary(self, on: Questions) -> dict[str, Any]:
-        """Return accuracy, mean visual tokens, cost and FLOPs."""
+        """Return accuracy, mean visual tokens, cost, FLOPs and analytic GPU milliseconds."""
         return {
             "price": self.price,
             "accuracy": float(self.score.mean()),
             "visual_tokens": float(on.tokens[self.picks].mean()),
             "cost": float(on.costs[self.picks].mean()),
             "flops": None if on.flops is None else float(on.flops[self.picks].mean()),
+            "gpu_ms": None if on.gpu_ms is None else float(on.gpu_ms[self.picks].mean()),
         }
 
 
@@ -87,31 +102,10 @@ def price_on(
     return found.policy(costs.tolist())
 
 
-def curve_of(values: Array, on: Questions) -> list[dict[str, float]]:
-    """Return what each price would do: ``[{price, accuracy, visual_tokens, cost}]``."""
-    line = frontier(values, on.scores, on.costs.tolist(), scales=on.tokens.astype(int).tolist())
-    points = zip(line.price, line.accuracy, line.visual_tokens, line.cost, strict=True)
-    keys = ("price", "accuracy", "visual_tokens", "cost")
-    return [dict(zip(keys, map(float, point), strict=True)) for point in points]
-
-
-def oracle_curve(on: Questions) -> tuple[Array, Array]:
-    """Return (tokens, accuracy) of the budgeted oracle, which chooses by the outcomes."""
-    line = frontier(on.scores, on.scores, on.costs.tolist(), scales=on.tokens.astype(int).tolist())
-    return line.visual_tokens, line.accuracy
-
-
-def tokens_for(curve: Sequence[dict[str, float]], accuracy: float) -> float | None:
-    """Return the visual tokens at which a curve's hull has the accuracy; None if it never does."""
-    tokens = np.array([point["visual_tokens"] for point in curve])
-    return cost_at_accuracy(tokens, np.array([point["accuracy"] for point in curve]), accuracy)
-
-
-def paired(first: Outcome, second: Outcome, on: Questions, resamples: int) -> dict[str, Any]:
+def paired(first: Outcome, second: Outcome, on: Questions) -> dict[str, Any]:
     """Return the differences first − second in accuracy and tokens, with intervals by picture."""
-    accuracy = clustered_interval(first.score - second.score, on.pictures, resamples)
-    spent = on.tokens[first.picks] - on.tokens[second.picks]
-    tokens = clustered_interval(spent, on.pictures, resamples)
+    accuracy = on.resampler.interval(first.score - second.score)
+    tokens = on.resampler.interval(on.tokens[first.picks] - on.tokens[second.picks])
     base = float(on.tokens[second.picks].mean())
     return {
         "accuracy": accuracy.as_dict(),
@@ -120,9 +114,9 @@ def paired(first: Outcome, second: Outcome, on: Questions, resamples: int) -> di
     }
 
 
-def difference_from_finest(outcome: Outcome, on: Questions, resamples: int) -> Interval:
+def difference_from_finest(outcome: Outcome, on: Questions) -> Interval:
     """Return accuracy minus that of the finest scale, paired, with an interval by picture."""
-    return clustered_interval(outcome.score - on.scores[:, -1], on.pictures, resamples)
+    return on.resampler.interval(outcome.score - on.scores[:, -1])
 
 
 def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
@@ -133,6 +127,9 @@ def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
         "harm": harm,
         "rescue": rescue,
         "regret": regret(on.scores, outcome.picks, on.tokens),
+        "priced_regret": None
+        if outcome.price is None
+        else priced_regret(on.scores, outcome.picks, on.costs, outcome.price),
         "share_of_scale": {
             str(int(scale)): float(s) for scale, s in zip(on.tokens, shares, strict=True)
         },

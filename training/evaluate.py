@@ -1,8 +1,9 @@
 """Evaluates a router on the test pictures of oracle data, beside everything it has to beat.
 
 Baselines are fitted on the training pictures and priced on the calibration pictures of the same
-data; every figure is of test pictures, which no router can have been fitted on. Knows policies and
-arrays; does not know how a report looks.
+data; every figure is of test pictures, which no router can have been fitted on. Repeats of a
+question serve the luck-corrected oracle only. Knows policies and arrays; does not know how a report
+looks.
 """
 
 from __future__ import annotations
@@ -14,14 +15,23 @@ import numpy as np
 
 from router.router import Router
 from training import comparison as cmp
-from training.baselines import Baseline, baselines
+from training.baselines import Baseline, baselines, dataset_values, has_masks
+from training.curves import RESOURCES, fixed_line, line_of
+from training.equal_accuracy import at_equal_accuracy, headroom_recovered, token_ratios
 from training.errors import MixedData, NotEnoughData
 from training.headroom import gaps, oracles
-from training.metrics import non_monotone_share, unsolvable_share
+from training.metrics import non_monotone_share, picked, unsolvable_share
 from training.oracle_data import OracleData
+from training.slices import slices
+from training.static_policies import TOLERANCE, cheapest_within, datasets_of, picks_of
 
 MIN_TEST_PICTURES = 2
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+HARDWARE = "NVIDIA H100 SXM"  # of the figures in GPU milliseconds; the others stand beside it
+NEEDED = (
+    "type_table", "question_only", "image_only", "fixed_mixture", "dataset_policy", "privileged",
+    "privileged_metadata",
+)  # fmt: skip
 
 
 def evaluate(
@@ -32,7 +42,7 @@ def evaluate(
     resamples: int = 2000,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Return the report (its keys are documented in training.report).
+    """Return the report (its keys are documented in docs/report.md).
 
     Args:
         router: taken at its own price.
@@ -45,35 +55,34 @@ def evaluate(
         NotEnoughData: too few test pictures.
     """
     check_fits(router, data)
-    test = data.split("test")
+    train, test = data.split("train"), data.split("test")
     if test.n_pictures < MIN_TEST_PICTURES:
         raise NotEnoughData(
             f"only {test.n_pictures} test pictures (of {data.n_pictures}); collect about "
             f"{MIN_TEST_PICTURES * 10} pictures or more"
         )
-    on = questions_of(test, np.array(router.policy.costs))
+    on = questions_of(test, np.array(router.policy.costs), resamples)
     fitted_for = router.metadata.get("model_hash", data.model_hash)
     if fitted_for != data.model_hash:
         say(f"the router was fitted for model {fitted_for}, these data are of {data.model_hash}")
     say("router")
     probabilities = np.asarray(router.predictor.predict_proba(test.features), float)
-    values = np.asarray(router.predict_values(test.features), float)
-    ours = cmp.run_policy("router", values, router.policy, on)
+    values = {"router": np.asarray(router.predict_values(test.features), float)}
+    ours = cmp.run_policy("router", values["router"], router.policy, on)
     fixed = [cmp.fixed(k, on) for k in range(len(data.scales))]
-    curve = cmp.curve_of(values, on)
     accuracy = float(ours.score.mean())
-    fixed_points = [point.summary(on) for point in fixed]
 
     rivals = _rivals(data, test, on, target, say)
-    curves = {name: cmp.curve_of(baseline.test, on) for name, (baseline, _) in rivals.items()}
-    needed: dict[str, float | None] = dict.fromkeys(
-        ("type_table", "question_only", "image_only", "fixed_mixture", "privileged")
-    )
-    needed |= {name: cmp.tokens_for(line, accuracy) for name, line in curves.items()}
-    needed["fixed_mixture"] = cmp.tokens_for(fixed_points, accuracy)
-    needed["router_on_its_hull"] = cmp.tokens_for(curve, accuracy)
+    values |= {name: baseline.test for name, (baseline, _) in rivals.items()}
+    if len(train):
+        values["dataset_policy"] = dataset_values(train, test)
+    lines = {name: line_of(name, v, on) for name, v in values.items()}
+    lines["fixed_mixture"] = fixed_line(on)
+    needed: dict[str, float | None] = dict.fromkeys(NEEDED)
+    needed |= {name: line.at("visual_tokens", accuracy) for name, line in lines.items()}
+    needed["router_on_its_hull"] = needed.pop("router")
     say("intervals")
-    difference = cmp.difference_from_finest(ours, on, resamples)
+    against = {name: lines[name] for name in NEEDED if name in lines}
     report: dict[str, Any] = {
         "report_version": REPORT_VERSION,
         "n_questions": len(test),
@@ -90,47 +99,62 @@ def evaluate(
         "scored_by": scored_by(test),
         "target": target,
         "fixed": [
-            {"scale": scale, **point}
-            for scale, point in zip(data.scales, fixed_points, strict=True)
+            {"scale": scale, **point.summary(on)}
+            for scale, point in zip(data.scales, fixed, strict=True)
         ],
         "router": {
             **ours.summary(on),
             "finest_only": router.policy.finest_only,
-            "difference_from_finest": difference.as_dict(),
+            "difference_from_finest": cmp.difference_from_finest(ours, on).as_dict(),
             "share_of_finest_tokens": float(on.tokens[ours.picks].mean() / on.tokens[-1]),
             **cmp.details(ours, on),
         },
-        "curve": curve,
+        "curve": lines["router"].points(),
         "visual_tokens_at_router_accuracy": needed,
         "visual_tokens_at": {
-            f"{share:g}_of_finest": _at_share(share, on, curve, fixed_points, curves)
+            f"{share:g}_of_finest": {
+                name: line.at("visual_tokens", share * float(on.scores[:, -1].mean()))
+                for name, line in lines.items()
+            }
             for share in (0.99, 0.98, 0.95)
         },
+        "at_equal_accuracy": at_equal_accuracy(lines, on, ours),
+        "token_ratio_at_equal_accuracy": token_ratios(against, ours, on),
+        "headroom_recovered": headroom_recovered(lines["type_table"], lines["privileged"], ours, on)
+        if {"type_table", "privileged"} <= lines.keys()
+        else None,
+        "privileged_knows": _told(data) if "privileged" in lines else None,
         "baselines": {
             name: {
                 **outcome.summary(on),
-                "difference_from_finest": cmp.difference_from_finest(
-                    outcome, on, resamples
-                ).as_dict(),
-                "router_minus_this": cmp.paired(ours, outcome, on, resamples),
+                "difference_from_finest": cmp.difference_from_finest(outcome, on).as_dict(),
+                "router_minus_this": cmp.paired(ours, outcome, on),
                 **cmp.details(outcome, on),
-                "curve": curves[name],
+                "curve": lines[name].points(),
             }
             for name, (_, outcome) in rivals.items()
         },
+        "static_policies": _static(train, test, ours, on),
         "uniform_random": {
             "accuracy": float(on.scores.mean()),
             "visual_tokens": float(on.tokens.mean()),
             "cost": float(on.costs.mean()),
         },
-        "oracle": oracles(test, on),
-        "gap_recovered": gaps(ours, on, fixed_points, curves),
+        "oracle": oracles(on, test.repeats),
+        "gap_recovered": gaps(ours, on, lines),
         "calibration": cmp.calibration_of(probabilities, ours, on),
         "unsolvable_share": unsolvable_share(on.scores),
         "non_monotone_share": non_monotone_share(on.scores),
-        "slices": _slices(test, ours, on, resamples),
-        "gpu_ms": None,
+        "bands": {
+            resource: {
+                name: line.band(resource) for name, line in lines.items() if line.known(resource)
+            }
+            for resource in RESOURCES
+        },
+        "gpu_ms": _times(data, ours),
     }
+    say("slices")
+    report["slices"] = slices(test.groups, ours, probabilities, values, on, test.repeats)
     return report
 
 
@@ -153,9 +177,13 @@ def scored_by(data: OracleData) -> str:
     return "exact match where a reference is known, else agreement with the finest"
 
 
-def questions_of(data: OracleData, costs: np.ndarray) -> cmp.Questions:
+def questions_of(data: OracleData, costs: np.ndarray, resamples: int = 2000) -> cmp.Questions:
     """Return the questions as comparisons need them."""
-    return cmp.Questions(data.scores, data.pictures, data.tokens, costs, data.flops)
+    seconds = data.seconds.get(HARDWARE)
+    gpu_ms = None if seconds is None else 1e3 * np.array(seconds, dtype=float)
+    return cmp.Questions(
+        data.scores, data.pictures, data.tokens, costs, data.flops, gpu_ms, resamples
+    )
 
 
 def _rivals(
@@ -180,50 +208,49 @@ def _rivals(
     return found
 
 
-def _at_share(
-    share: float,
-    on: cmp.Questions,
-    curve: list[dict[str, float]],
-    fixed_points: list[dict[str, Any]],
-    curves: dict[str, list[dict[str, float]]],
-) -> dict[str, float | None]:
-    """Return the tokens each policy's test curve needs for a share of the finest accuracy."""
-    wanted = share * float(on.scores[:, -1].mean())
-    lines = {"router": curve, "fixed_mixture": fixed_points, **curves}
-    return {name: cmp.tokens_for(line, wanted) for name, line in lines.items()}
+def _told(data: OracleData) -> str:
+    known = "type, size, clutter and share of the picture asked about"
+    return f"{known}, and the cells of its true mask" if has_masks(data) else known
 
 
-def _slices(
-    test: OracleData, ours: cmp.Outcome, on: cmp.Questions, resamples: int
-) -> list[dict[str, Any]]:
-    rows = []
-    for group in sorted(set(test.groups.tolist())):
-        mask = test.groups == group
-        part = cmp.Questions(
-            on.scores[mask],
-            np.unique(on.pictures[mask], return_inverse=True)[1].astype(np.int64),
-            on.tokens, on.costs, on.flops,
-        )  # fmt: skip
-        here = cmp.Outcome(group, ours.price, ours.picks[mask], ours.score[mask])
-        rows.append(
-            {
-                "slice": group,
-                "n_questions": int(mask.sum()),
-                "accuracy_per_scale": part.scores.mean(axis=0).tolist(),
-                "router_accuracy": float(here.score.mean()),
-                "router_visual_tokens": float(on.tokens[here.picks].mean()),
-                "difference_from_finest": cmp.difference_from_finest(
-                    here, part, min(resamples, 500)
-                ).as_dict(),
-                "unsolvable_share": unsolvable_share(part.scores),
-                "non_monotone_share": non_monotone_share(part.scores),
+def _static(
+    train: OracleData, test: OracleData, ours: cmp.Outcome, on: cmp.Questions
+) -> dict[str, Any]:
+    """Return what one scale per dataset, and per dataset and kind, does: chosen in training."""
+    if len(train) == 0:
+        return {}
+    found = {}
+    for name, keys, asked in (
+        ("dataset", datasets_of(train.groups), datasets_of(test.groups)),
+        ("kind", train.groups, test.groups),
+    ):
+        choices = cheapest_within(keys, train.scores)
+        picks = picks_of(choices, asked)
+        outcome = cmp.Outcome(name, None, picks, picked(on.scores, picks))
+        found[name] = {
+            **outcome.summary(on),
+            "tolerance": TOLERANCE,
+            "scale_of": {key: test.scales[choice] for key, choice in choices.items() if key},
+            "difference_from_finest": cmp.difference_from_finest(outcome, on).as_dict(),
+            "router_minus_this": cmp.paired(ours, outcome, on),
+        }
+    return found
+
+
+def _times(data: OracleData, ours: cmp.Outcome) -> dict[str, Any] | None:
+    """Return the analytic GPU milliseconds of a request; nothing here was timed."""
+    if not data.seconds:
+        return None
+    per_scale = {name: 1e3 * np.array(seconds) for name, seconds in data.seconds.items()}
+    return {
+        "how": "analytic roofline of m3model.cost.request_seconds, batch 64; not measured",
+        "hardware": HARDWARE,
+        "per_hardware": {
+            name: {
+                "per_scale": ms.tolist(),
+                "router": float(ms[ours.picks].mean()),
+                "router_share_of_finest": float(ms[ours.picks].mean() / ms[-1]),
             }
-        )
-    return rows
-
-
-def values_at(router: Router, data: OracleData) -> cmp.Outcome:
-    """Return what the router does to every question of the data, at its own price."""
-    values = np.asarray(router.predict_values(data.features), float)
-    on = questions_of(data, np.array(router.policy.costs))
-    return cmp.run_policy(router.version, values, router.policy, on)
+            for name, ms in per_scale.items()
+        },
+    }

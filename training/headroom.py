@@ -10,19 +10,26 @@ from typing import Any
 import numpy as np
 
 from training import comparison as cmp
+from training.curves import Line, oracle_line
 from training.metrics import (
+    Array,
     accuracy_at_cost,
     any_correct_picks,
     gap_recovered,
-    luck_corrected,
+    luck_corrected_over,
     picked,
     strict_picks,
 )
-from training.oracle_data import OracleData
 
 
-def oracles(test: OracleData, on: cmp.Questions) -> dict[str, Any]:
-    """Return accuracy and tokens of each oracle, and how luck was taken out (or why not)."""
+def oracles(on: cmp.Questions, repeats: Array | None) -> dict[str, Any]:
+    """Return accuracy and tokens of each oracle, and how luck was taken out (or why not).
+
+    Args:
+        on: n questions.
+        repeats: (n, R, K) scores of other wordings of the same questions (NaN where there are
+            none), or None.
+    """
     found: dict[str, Any] = {}
     for name, picks in (
         ("any_correct", any_correct_picks(on.scores)),
@@ -36,55 +43,39 @@ def oracles(test: OracleData, on: cmp.Questions) -> dict[str, Any]:
             "accuracy": float(score.mean()),
             "visual_tokens": float(on.tokens[picks].mean()),
         }
-    repeats = _repeats(test)
     found["luck_corrected"] = None
     found["luck_corrected_how"] = (
-        "needs repeats of the same question (rows of one picture sharing metadata.repeat_of); "
+        "needs repeats of the same question in other words (collect --scenes N --repeats 2); "
         "these data have none"
     )
-    if repeats is not None:
-        accuracy, tokens = luck_corrected(*repeats, on.costs, on.tokens)
+    if repeats is not None and np.isfinite(repeats).any():
+        asked = np.concatenate([on.scores[:, None], repeats], axis=1)
+        pairs = int(np.isfinite(repeats[:, :, 0]).any(axis=1).sum())
+        accuracy, tokens = luck_corrected_over(asked, on.costs, on.tokens)
         found["luck_corrected"] = {"accuracy": accuracy, "visual_tokens": tokens}
         found["luck_corrected_how"] = (
-            f"split-half over {len(repeats[0])} pairs: chosen on one repeat, scored on the other"
+            f"over {pairs} questions asked in other words too: chosen on one wording, scored on "
+            "another"
         )
     return found
 
 
-def _repeats(test: OracleData) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the scores of two repeats of each repeated question, or None where there are none."""
-    pairs: dict[tuple[str, str], list[int]] = {}
-    for row, metadata in enumerate(test.metadata):
-        if "repeat_of" in metadata:
-            key = (str(test.picture_ids[row]), str(metadata["repeat_of"]))
-            pairs.setdefault(key, []).append(row)
-    twice = [rows[:2] for rows in pairs.values() if len(rows) > 1]
-    if not twice:
-        return None
-    first, second = np.array(twice).T
-    return test.scores[first], test.scores[second]
+def gaps(ours: cmp.Outcome, on: cmp.Questions, lines: dict[str, Line]) -> dict[str, float | None]:
+    """Return the share of the gap to the budgeted oracle that the router recovers at its tokens.
 
-
-def gaps(
-    ours: cmp.Outcome,
-    on: cmp.Questions,
-    fixed_points: list[dict[str, Any]],
-    curves: dict[str, list[dict[str, float]]],
-) -> dict[str, float | None]:
-    """Return the gap recovered at the router's own tokens, against the hull and the type table."""
-
-    def line(points: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(np.array([p[key] for p in points]) for key in ("visual_tokens", "accuracy"))  # type: ignore[return-value]
-
+    ``fixed_mixture`` is the hull of fixed scales, ``dataset_policy`` one choice per dataset, the
+    others are named as their lines.
+    """
     here = (float(on.tokens[ours.picks].mean()), float(ours.score.mean()))
-    oracle = cmp.oracle_curve(on)
-    against = {"fixed_mixture": fixed_points}
-    against |= {name: curves[name] for name in ("type_table", "question_only") if name in curves}
-    found = {name: gap_recovered(here, line(points), oracle) for name, points in against.items()}
+    ends = {name: (line.mean("visual_tokens"), line.accuracy) for name, line in lines.items()}
+    oracle = oracle_line(on)
+    best = oracle.mean("visual_tokens"), oracle.accuracy
+    against = ("fixed_mixture", "dataset_policy", "type_table", "question_only")
+    found = {name: gap_recovered(here, ends[name], best) for name in against if name in ends}
     found["privileged_headroom_over_type_table"] = None
-    if "privileged" in curves and "type_table" in curves:
-        ceiling = accuracy_at_cost(*line(curves["privileged"]), here[0])
-        table = accuracy_at_cost(*line(curves["type_table"]), here[0])
+    if "privileged" in ends and "type_table" in ends:
+        ceiling = accuracy_at_cost(*ends["privileged"], here[0])
+        table = accuracy_at_cost(*ends["type_table"], here[0])
         if ceiling is not None and table is not None and ceiling - table > 1e-9:
             found["privileged_headroom_over_type_table"] = (here[1] - table) / (ceiling - table)
     return found

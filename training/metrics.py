@@ -7,28 +7,15 @@ Throughout: ``n`` questions, ``K`` scales in ascending order of visual tokens; `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from router.policy import choose_many
+from training.resampling import Interval as Interval
+from training.resampling import clustered_interval as clustered_interval
 
 Array = NDArray[np.float64]
 Picks = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Return ``{"mean", "low", "high"}``."""
-        return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 def picked(table: Array, picks: Picks) -> Array:
@@ -72,29 +59,6 @@ def accuracy_at_cost(cost: Array, accuracy: Array, budget: float) -> float | Non
     return float(np.interp(budget, x, y))
 
 
-def clustered_interval(
-    values: Array, clusters: NDArray[np.int64], resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Return the mean of ``values`` (n,) and its 95 % interval, resampling whole clusters.
-
-    Args:
-        values: one number per question (for a paired comparison: the difference).
-        clusters: (n,) integers 0..C-1, the picture of each question.
-    """
-    sums = np.bincount(clusters, weights=values)
-    counts = np.bincount(clusters).astype(float)
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, 4_000_000 // len(sums))  # weights of this many resamples at a time: 32 MB
-    for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        drawn = rng.integers(0, len(sums), size=(stop - start, len(sums)))
-        means[start:stop] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
-
-
 def any_correct_picks(scores: Array, threshold: float = 0.5) -> Picks:
     """Return the coarsest right scale per row; rows that no scale gets right: the coarsest (0).
 
@@ -121,13 +85,29 @@ def luck_corrected(first: Array, second: Array, costs: Array, tokens: Array) -> 
     (a paraphrase, an option order, a sampling seed). What an oracle gains by luck in one repeat is
     lost in the other, so only the real gain is left. Both directions are averaged.
     """
-    accuracy, spent = [], []
-    for chosen_on, scored_on in ((first, second), (second, first)):
-        # Ties between equally right scales go to the cheaper one (choose_many's rule at price 0).
-        picks = choose_many(chosen_on, costs.tolist(), 0.0)
-        accuracy.append(picked(scored_on, picks).mean())
-        spent.append(tokens[picks].mean())
-    return float(np.mean(accuracy)), float(np.mean(spent))
+    return luck_corrected_over(np.stack([first, second], axis=1), costs, tokens)
+
+
+def luck_corrected_over(repeats: Array, costs: Array, tokens: Array) -> tuple[float, float]:
+    """Return (accuracy, mean tokens) as `luck_corrected` does, over every ordered pair of repeats.
+
+    Args:
+        repeats: (n, R, K) scores; NaN rows where a question has fewer repeats than R. Every
+            question that has two counts once, whatever the number of its repeats.
+    """
+    accuracy, spent, pairs = (np.zeros(len(repeats)) for _ in range(3))
+    for chosen_on in range(repeats.shape[1]):
+        for scored_on in range(repeats.shape[1]):
+            both = np.isfinite(repeats[:, [chosen_on, scored_on]]).all(axis=(1, 2))
+            if chosen_on == scored_on or not both.any():
+                continue
+            # Ties between equally right scales go to the cheaper one (choose_many's rule).
+            picks = choose_many(repeats[both, chosen_on], costs.tolist(), 0.0)
+            accuracy[both] += picked(repeats[both, scored_on], picks)
+            spent[both] += tokens[picks]
+            pairs[both] += 1
+    told = pairs > 0
+    return float((accuracy[told] / pairs[told]).mean()), float((spent[told] / pairs[told]).mean())
 
 
 def harm_and_rescue(scores: Array, picks: Picks, threshold: float = 0.5) -> tuple[float, float]:
@@ -154,6 +134,26 @@ def regret(scores: Array, picks: Picks, tokens: Array, threshold: float = 0.5) -
         "over": float(over.mean()),
         "over_tokens": float(np.where(over, spent - tokens[cheapest], 0.0).mean()),
         "unsolvable_tokens": float(np.where(solvable, 0.0, spent - tokens[0]).mean()),
+    }
+
+
+def priced_regret(
+    scores: Array, picks: Picks, costs: Array, price: float, threshold: float = 0.5
+) -> dict[str, float]:
+    """Return the mean loss of utility (score - price x cost) against the best scale of each row.
+
+    ``total`` is the sum of ``under`` (wrong though some scale was right), ``over`` (right, but
+    another scale was worth more) and ``unsolvable`` (spent where no scale is right).
+    """
+    utility = scores - price * costs
+    lost = utility.max(axis=1) - picked(utility, picks)
+    right = scores >= threshold
+    solvable, chosen = right.any(axis=1), np.take_along_axis(right, picks[:, None], axis=1)[:, 0]
+    parts = {"under": solvable & ~chosen, "over": chosen, "unsolvable": ~solvable}
+    return {
+        "price": price,
+        "total": float(lost.mean()),
+        **{name: float(np.where(part, lost, 0.0).mean()) for name, part in parts.items()},
     }
 
 

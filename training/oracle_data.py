@@ -107,6 +107,15 @@ def read_oracle(folders: Sequence[Path]) -> OracleData:
         MixedData: different models, scales or feature schemas.
         NotEnoughData: no question at all.
     """
+    return _arrays(*oracle_table(folders))
+
+
+def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
+    """Return the folders' oracle records as one Arrow table, the first manifest and a hash.
+
+    Raises:
+        TrainingError, MixedData, NotEnoughData: as `read_oracle`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -131,7 +140,17 @@ def read_oracle(folders: Sequence[Path]) -> OracleData:
     table = pa.concat_tables(tables) if tables else None
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
-    return _arrays(table, first, digest.hexdigest()[:16])
+    return once(table), first, digest.hexdigest()[:16]
+
+
+def once(table: Any) -> Any:
+    """Return the table with each question about a picture once, the last one.
+
+    A question that two folders (or two requests) hold counts once, or it would weigh double.
+    """
+    asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
+    last = {key: row for row, key in enumerate(asked)}
+    return table.take(sorted(last.values()))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -164,10 +183,6 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         found = table[column].unique().to_pylist()
         if found != [manifest[column]]:
             raise MixedData(f"the shards and their manifest differ in {column}: {found[:3]}")
-    # A question that two folders (or two requests) hold counts once, or it would weigh double.
-    asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
-    last = {key: row for row, key in enumerate(asked)}
-    table = table.take(sorted(last.values()))
     metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
     table, metadata, again = _without_repeats(table, metadata, len(scales))
     try:

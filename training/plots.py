@@ -1,31 +1,34 @@
-"""Draws accuracy against mean visual tokens: the router, every baseline, fixed scales, oracles.
+"""Draws accuracy against tokens, cost or time: the router, every baseline, fixed scales, oracles.
 
 Knows the report's dictionary and matplotlib; opens no window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-from training.metrics import hull
 
 # Colours that stay apart for colour-blind readers (Okabe-Ito); the line style tells them apart in
 # grey.
 STYLES: dict[str, tuple[str, str, str]] = {
     "router": ("router", "#0072B2", "-"),
     "privileged": ("told the scene (ceiling)", "#009E73", ":"),
+    "privileged_metadata": ("told the scene but its masks", "#7fb89f", ":"),
     "type_table": ("type table", "#D55E00", "--"),
     "question_only": ("question only", "#CC79A7", "-."),
     "image_only": ("picture only", "#8c6d1f", (0, (1, 1))),  # type: ignore[dict-item]
+    "fixed_mixture": ("mixture of fixed scales", "#666666", "-"),
 }
+ORDER = ("fixed_mixture", "privileged_metadata", "privileged", "image_only", "question_only",
+         "type_table", "router")  # fmt: skip
+WIDTHS = {"router": 2.4, "fixed_mixture": 1.2}
 
 
-def accuracy_curve(report: dict[str, Any], path: Path) -> None:
-    """Write the figure as PNG."""
+def accuracy_curve(report: dict[str, Any], path: Path, *, resource: str = "visual_tokens") -> None:
+    """Write accuracy against a resource ("visual_tokens" or "cost"), with 95 % bands, as PNG.
+
+    Every line is the hull of what the policy reaches with mixing, over these test questions.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
@@ -33,43 +36,45 @@ def accuracy_curve(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8.0, 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    fixed = [(point["visual_tokens"], point["accuracy"]) for point in report["fixed"]]
-    _line(axes, fixed, "mixture of fixed scales", "#666666", "-", width=1.2)
-    axes.plot(*zip(*fixed, strict=True), "s", color="#666666", markersize=6, zorder=3)
-    for x, y in fixed:
-        axes.annotate(
-            f"{x:g}",
-            (x, y),
-            textcoords="offset points",
-            xytext=(5, -11),
-            fontsize=8,
-            color="#444444",
-        )
-    lines = {"router": report["curve"]}
-    lines |= {name: point["curve"] for name, point in report["baselines"].items()}
-    for name in ("privileged", "image_only", "question_only", "type_table", "router"):
-        if name in lines:
+    for name in ORDER:
+        if name in report["bands"][resource]:
+            band = report["bands"][resource][name]
             label, color, style = STYLES[name]
-            points = [(p["visual_tokens"], p["accuracy"]) for p in lines[name]]
-            _line(axes, points, label, color, style, width=2.4 if name == "router" else 1.6)
+            if name in ("router", "type_table", "fixed_mixture"):
+                axes.fill_between(
+                    band["at"], band["low"], band["high"], color=color, alpha=0.15, linewidth=0
+                )
+            width = WIDTHS.get(name, 1.6)
+            axes.plot(
+                band["at"], band["accuracy"], label=label, color=color, linestyle=style,
+                linewidth=width,
+            )  # fmt: skip
+    for point in report["fixed"]:
+        place = (point[resource], point["accuracy"])
+        axes.plot(*place, "s", color="#666666", markersize=6, zorder=3)
+        axes.annotate(
+            f"{point['scale']}", place, textcoords="offset points", xytext=(5, -11), fontsize=8,
+            color="#444444",
+        )  # fmt: skip
     for name, marker in (("any_correct", "*"), ("strict", "P"), ("luck_corrected", "X")):
         point = report["oracle"][name]
-        if point is not None:
+        if point is not None and resource == "visual_tokens":
             axes.plot(
                 point["visual_tokens"], point["accuracy"], marker, color="black", markersize=9,
                 linestyle="none", label=f"oracle, {name.replace('_', ' ')}",
             )  # fmt: skip
     router = report["router"]
     axes.plot(
-        router["visual_tokens"], router["accuracy"], "o", color="#0072B2", markersize=10,
+        router[resource], router["accuracy"], "o", color="#0072B2", markersize=10,
         markeredgecolor="white", zorder=5, label="router as shipped",
     )  # fmt: skip
     axes.axhline(report["finest_accuracy"], color="#bbbbbb", linewidth=1, zorder=0)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([float(scale) for scale in report["scales"]]))
+    axes.xaxis.set_major_locator(FixedLocator([float(p[resource]) for p in report["fixed"]]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([str(scale) for scale in report["scales"]])
-    axes.set_xlabel("mean visual tokens per picture (log scale)")
+    axes.set_xticklabels([f"{p[resource]:.4g}" for p in report["fixed"]])
+    what = "visual tokens per picture" if resource == "visual_tokens" else report["cost_unit"]
+    axes.set_xlabel(f"mean {what} (log scale)")
     exact = report["scored_by"].startswith("exact match")
     axes.set_ylabel("accuracy" if exact else report["scored_by"])
     axes.set_title(
@@ -78,21 +83,3 @@ def accuracy_curve(report: dict[str, Any], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, metadata={"Software": None})
-
-
-def _line(
-    axes: Any,
-    points: Sequence[tuple[float, float]],
-    label: str,
-    color: str,
-    style: Any,
-    *,
-    width: float,
-) -> None:
-    """Draw the hull of a policy's points: what it reaches with mixing."""
-    x, y = hull(*np.array(points, dtype=float).T)
-    # On a log axis a mixture of two policies is a curve, so the straight pieces are sampled.
-    grid = np.unique(np.concatenate([x, np.geomspace(x[0], x[-1], 200).clip(x[0], x[-1])]))
-    axes.plot(
-        grid, np.interp(grid, x, y), label=label, color=color, linestyle=style, linewidth=width
-    )

@@ -1,0 +1,199 @@
+"""The published form of oracle data: one Parquet table, a row per question and scale.
+
+Anyone can read it with any Parquet reader and score a router on it without this repository's model.
+Knows the table's columns; does not know how it was collected, nor how picks are scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.records import split_of
+from training.errors import TrainingError
+
+TABLE = "instances.parquet"
+DATASHEET = "datasheet.md"
+FORMAT = "1"
+HARDWARE = "NVIDIA H100 SXM"
+COLUMNS = {
+    "picture_id": "SHA-256 of the picture's pixels; decides the split",
+    "question_id": "unique name of the question",
+    "question": "its text",
+    "kind": "question type",
+    "dataset": "where the question is from",
+    "reference": "right answer (null: unknown)",
+    "split": "train, calibration or test, by picture",
+    "repeat_of": "question_id of the same question in other words (null: not a repeat)",
+    "scale": "visual tokens the picture was read as",
+    "visual_tokens": "the same for a request with one picture",
+    "answer": "greedy answer at this scale",
+    "exact_match": "1 right, 0 wrong; agreement with the finest scale's answer without a reference",
+    "p_reference": "probability of the reference answer at this scale",
+    "confidence": "probability of the given answer at this scale",
+    "flops": "operations of the request, 40 text and 8 answer tokens (null: unknown)",
+    "gpu_ms": f"analytic milliseconds on one {HARDWARE}, batch 64; not measured (null: unknown)",
+    "size_px": "size of the smallest thing that must be seen, px (null: unknown)",
+    "clutter": "things of the same sort in the picture (null: unknown)",
+    "target_share": "share of the picture that is asked about (null: unknown)",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """n questions at K scales, read back from a published table; repeats left out."""
+
+    question_ids: NDArray[np.str_]
+    picture_ids: NDArray[np.str_]
+    groups: NDArray[np.str_]  # "dataset/kind"
+    splits: NDArray[np.str_]
+    scores: NDArray[np.float64]  # (n, K)
+    scales: tuple[int, ...]
+    flops: NDArray[np.float64] | None  # (K,)
+    gpu_ms: NDArray[np.float64] | None  # (K,)
+
+    def __len__(self) -> int:
+        return len(self.question_ids)
+
+    @cached_property
+    def pictures(self) -> NDArray[np.int64]:
+        """Return (n,): the number of each question's picture."""
+        return np.unique(self.picture_ids, return_inverse=True)[1].astype(np.int64)
+
+    def split(self, name: str) -> Published:
+        """Return the questions of one split."""
+        rows = self.splits == name
+        return Published(
+            self.question_ids[rows], self.picture_ids[rows], self.groups[rows], self.splits[rows],
+            self.scores[rows], self.scales, self.flops, self.gpu_ms,
+        )  # fmt: skip
+
+
+def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
+    """Return the table: a row for each of n oracle records (an Arrow table) and each of K scales.
+
+    Raises:
+        TrainingError: two different questions about one picture have the same name.
+    """
+    import pyarrow as pa
+
+    rows = records.to_pylist()
+    scales = [int(scale) for scale in manifest["scales"]]
+    n, k = len(rows), len(scales)
+    facts = [json.loads(row["metadata"] or "{}") for row in rows]
+    names = unique_names([(row["picture_id"], row["question_id"]) for row in rows])
+
+    def each(values: list[Any]) -> list[Any]:
+        return [value for value in values for _ in scales]
+
+    def per_scale(values: list[float] | None) -> list[float | None]:
+        return [None] * (n * k) if values is None else [*values] * n
+
+    def fact(name: str) -> list[float | None]:
+        return each([None if f.get(name) is None else float(f[name]) for f in facts])
+
+    def repeat_of(row: dict[str, Any], facts_: dict[str, Any]) -> str | None:
+        original = facts_.get("repeat_of")
+        return None if original is None else names.get((row["picture_id"], original), original)
+
+    seconds = (manifest.get("analytic_seconds") or {}).get(HARDWARE)
+    text, real, whole = pa.string(), pa.float64(), pa.int32()
+    single = pa.float32()
+    columns: dict[str, tuple[Any, list[Any]]] = {
+        "picture_id": (text, each([r["picture_id"] for r in rows])),
+        "question_id": (text, each([names[r["picture_id"], r["question_id"]] for r in rows])),
+        **{c: (text, each([r[c] for r in rows])) for c in ("question", "kind", "dataset")},
+        "reference": (text, each([r["reference"] for r in rows])),
+        "split": (text, each([split_of(r["picture_id"]) for r in rows])),
+        "repeat_of": (text, each([repeat_of(*pair) for pair in zip(rows, facts, strict=True)])),
+        "scale": (whole, scales * n),
+        "visual_tokens": (whole, [t for r in rows for t in r["visual_tokens"]]),
+        "answer": (text, [a for r in rows for a in r["answers"]]),
+        "exact_match": (single, [s for r in rows for s in r["scores"]]),
+        "p_reference": (single, [p for r in rows for p in r["p_reference"]]),
+        "confidence": (single, [c for r in rows for c in r["confidence"]]),
+        "flops": (real, per_scale(manifest.get("flops"))),
+        "gpu_ms": (real, per_scale(None if seconds is None else [1e3 * s for s in seconds])),
+        "size_px": (single, each([r["size_px"] for r in rows])),
+        "clutter": (single, fact("clutter")),
+        "target_share": (single, fact("target_share")),
+    }
+    schema = pa.schema(
+        [
+            pa.field(name, kind, metadata={"description": COLUMNS[name]})
+            for name, (kind, _) in columns.items()
+        ],
+        metadata={
+            "format": FORMAT,
+            "model_hash": manifest["model_hash"],
+            "scales": json.dumps(scales),
+            "data_hash": data_hash,
+        },
+    )
+    return pa.table([pa.array(v, kind) for kind, v in columns.values()], schema=schema)
+
+
+def unique_names(keys: list[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return a unique name for each (picture id, question id): the question id where it is one."""
+    if len(set(keys)) != len(keys):
+        key = Counter(keys).most_common(1)[0][0]
+        raise TrainingError(f"two questions about picture {key[0]} have the same id {key[1]!r}")
+    times = Counter(question for _, question in keys)
+    return {
+        (picture, question): question if times[question] == 1 else f"{question}@{picture[:16]}"
+        for picture, question in keys
+    }
+
+
+def read_published(folder: Path) -> Published:
+    """Return the questions of a published table.
+
+    Raises:
+        TrainingError: no such table, or one that lacks columns or rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / TABLE
+    wanted = [
+        "question_id", "picture_id", "dataset", "kind", "split", "repeat_of", "scale",
+        "exact_match", "flops", "gpu_ms",
+    ]  # fmt: skip
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise TrainingError(f"cannot read the table {path}: {str(error).splitlines()[0]}") from None
+    missing = sorted(set(wanted) - set(table.column_names))
+    if missing:
+        raise TrainingError(f"{path} lacks the columns {', '.join(missing)}")
+    table = table.filter(table["repeat_of"].is_null())
+    scales = sorted(set(table["scale"].to_pylist()))
+    n, left = divmod(table.num_rows, max(len(scales), 1))
+    if n == 0 or left or table["scale"].to_pylist() != scales * n:
+        raise TrainingError(f"{path} does not hold every scale of every question, in order")
+
+    def first(column: str) -> NDArray[np.str_]:
+        return np.array(table[column].to_pylist()[:: len(scales)], dtype=np.str_)
+
+    def of_scale(column: str) -> NDArray[np.float64] | None:
+        values = table[column].to_pylist()[: len(scales)]
+        return None if None in values else np.array(values, dtype=np.float64)
+
+    kinds = zip(first("dataset").tolist(), first("kind").tolist(), strict=True)
+    return Published(
+        question_ids=first("question_id"),
+        picture_ids=first("picture_id"),
+        groups=np.array([f"{dataset}/{kind}" for dataset, kind in kinds], dtype=np.str_),
+        splits=first("split"),
+        scores=np.array(table["exact_match"].to_pylist(), dtype=np.float64).reshape(n, -1),
+        scales=tuple(scales),
+        flops=of_scale("flops"),
+        gpu_ms=of_scale("gpu_ms"),
+    )
