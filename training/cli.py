@@ -12,9 +12,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from training.cli_bench import bench
 from training.cli_collect import ModelOption, WorkersOption, collect, model_folder
 from training.cli_model import model as train_model
-from training.console import bar, interval, say, table
+from training.cli_replay import replay
+from training.console import bar, say, table
 
 app = typer.Typer(
     name="m3-train",
@@ -108,7 +110,7 @@ def evaluate(
     target: TargetOption = 0.995,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
 ) -> None:
-    """Judge a router on test pictures beside every baseline: report.json, report.md, curve.png."""
+    """Judge a router on test pictures beside every baseline: report.json, report.md, plots."""
     from router.router import Router
     from training.evaluate import evaluate as judge
     from training.oracle_data import read_oracle
@@ -135,38 +137,10 @@ def evaluate(
     say(f"report in {out}")
 
 
-@app.command()
-def replay(
-    oracle: OracleOption,
-    router: Annotated[
-        list[Path], typer.Option("--router", help="Router folder; give two or more.")
-    ],
-    all_pictures: Annotated[
-        bool,
-        typer.Option(help="Replay all pictures, not only the test ones (flatters who saw them)."),
-    ] = False,
-) -> None:
-    """Show what several routers would have done to the same questions: exact, paired."""
-    from router.router import Router
-    from training.oracle_data import read_oracle
-    from training.replay import replay as compare
+app.command("replay")(replay)
 
-    data = read_oracle(oracle)
-    routers = [(str(path), Router.from_pretrained(path)) for path in router]
-    rows = compare(routers, data if all_pictures else data.split("test"))
-    table(
-        "each against the first, 95 % intervals by picture",
-        ["router", "accuracy", "tokens", "harm", "accuracy difference", "token difference"],
-        [
-            [
-                f"{row['name']} ({row['version']})", f"{row['accuracy']:.3f}",
-                f"{row['visual_tokens']:.1f}", f"{row['harm']:.3f}",
-                interval(row["minus_first"]["accuracy"], 100, " pt"),
-                interval(row["minus_first"]["visual_tokens"], 1, ""),
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
+
+app.command("bench")(bench)
 
 
 @app.command()
