@@ -16,7 +16,7 @@ SCHEMA_VERSION = "1"
 
 _NULLABLE = {
     "OracleRecord": {"reference", "size_px"},
-    "DecisionRecord": {"question", "p_suffices", "price", "answer", "confidence"},
+    "DecisionRecord": {"question", "p_suffices", "price", "answer", "confidence", "max_harm"},
     "FeedbackRecord": {"reference", "score"},
 }
 
@@ -51,6 +51,7 @@ def _schema(record_type: Any) -> "pa.Schema":
         "scale": pa.int32(),
         "p_suffices": floats,
         "price": pa.float64(),
+        "max_harm": pa.float64(),
         "prompt_tokens": pa.int32(),
         "completion_tokens": pa.int32(),
         "route_ms": pa.float32(),

@@ -63,7 +63,8 @@ class DecisionRecord:
     """One request as it was served; text and answer are None unless logging them is switched on.
 
     ``time_utc`` is an aware datetime. ``p_suffices`` is aligned with the checkpoint's scales and
-    None where nothing was predicted. ``status`` is "ok" or an error code.
+    None where nothing was predicted. ``status`` is "ok" or an error code. ``max_harm`` is the
+    certified bound the decision was held to, None where none was asked for.
     """
 
     request_id: str
@@ -86,6 +87,7 @@ class DecisionRecord:
     total_ms: float = 0.0
     audited: bool = False
     status: str = "ok"
+    max_harm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +159,16 @@ def split_of(picture_id: str) -> Split:
     return "calibration" if share < 0.7 else "test"
 
 
+def calibrates(picture_id: str) -> bool:
+    """Return whether a calibration picture (a third of them) is one that fits probabilities.
+
+    The others choose prices and carry certificates: a certificate needs pictures that nothing in
+    the predictor has seen, its mapping from scores to probabilities included.
+    """
+    digest = hashlib.sha256(b"m3-router calibration 1:" + picture_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < 1 / 3
+
+
 def to_table(records: Iterable[Record], record_type: type[Record]) -> "pa.Table":
     """Return the records as one Arrow table with the type's schema; no records, no rows.
 
@@ -211,6 +223,9 @@ def conform(table: "pa.Table", record_type: type[Record]) -> "pa.Table":
             f"{name} table has schema version {version.decode()}; "
             f"this program reads {SCHEMA_VERSION}"
         )
+    for field in schema:  # older logs lack newer columns that may be empty
+        if field.nullable and field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     missing = [column for column in schema.names if column not in table.schema.names]
     if missing:
         raise ValueError(f"{name} table lacks the columns {', '.join(missing)}")

@@ -108,6 +108,9 @@ def ask(
     api_key: ApiKey = None,
     scale: Annotated[int | None, typer.Option(help="Pin the scale.", min=1)] = None,
     max_visual_tokens: Annotated[int | None, typer.Option(help="Cap on them.", min=1)] = None,
+    max_harm: Annotated[
+        float | None, typer.Option(help="Share of right answers that may be lost, certified.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
 ) -> None:
     """Ask one question about a picture; the answer on stdout, its cost on stderr."""
@@ -118,7 +121,8 @@ def ask(
     with _client_errors(url), M3Client(url, api_key=api_key) as client:
         answer = client.ask(
             picture, question,
-            scale=scale, max_visual_tokens=max_visual_tokens, max_tokens=max_tokens,
+            scale=scale, max_visual_tokens=max_visual_tokens, max_harm=max_harm,
+            max_tokens=max_tokens,
         )  # fmt: skip
     print(answer.text)
     print(

@@ -39,6 +39,7 @@ class Route:
 
     ``p_suffices`` maps each scale to P(its answer suffices); it is None where the router was not
     asked (a pinned scale, no picture, a fallback). ``latency_ms`` is the decision alone.
+    ``certified`` is the bound that was kept where ``max_harm`` asked for one.
     """
 
     scale: int
@@ -48,6 +49,7 @@ class Route:
     router_version: str | None = None
     latency_ms: float | None = None
     explain: dict[str, Any] | None = None
+    certified: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class AskOptions(TypedDict, total=False):
 
     scale: int | None  # pin this scale
     max_visual_tokens: int | None  # cap over all pictures of the request
-    max_harm: float | None  # refused unless the router holds a certificate for it
+    max_harm: float | None  # share of right answers that may be lost: certified or refused
     explain: bool  # also return values, costs and price per scale
     detail: str  # "auto" (the router decides), "low", "high", "original"
     max_tokens: int  # of the answer; 64
@@ -177,6 +179,7 @@ def _route_fields(routing: Mapping[str, Any]) -> dict[str, Any]:
         "router_version": routing.get("router_version"),
         "latency_ms": routing.get("latency_ms"),
         "explain": routing.get("explain"),
+        "certified": routing.get("certified"),
     }
 
 

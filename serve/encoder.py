@@ -7,30 +7,35 @@ A picture is encoded once: requests for it that come together share the pass, la
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m3model.identity import hash_model
 from router.decision import (
     RoutingDecision,
     finest_fallback,
     no_image_decision,
     pinned_decision,
+    within_bound,
 )
 from router.errors import RoutingError
 from serve.batcher import DrainBatcher
 from serve.checkpoint import Checkpoint
-from serve.errors import BadRequest, NotReady
+from serve.errors import NotReady
 from serve.live_router import LiveRouter
 from serve.metrics import Metrics
+from serve.question import refusal
 from serve.settings import ServeSettings
 from serve.stages import Encoded, EncodeRequest, EncoderStatus
 from serve.vision import EncodedPicture, PreparedPicture, Vision
@@ -63,8 +68,9 @@ class Encoder:
         self._encoding: dict[str, asyncio.Task[EncodedPicture]] = {}
         self._routing_failed = ""
         self._router = LiveRouter(
-            self._vision.check_router, metrics, settings.registry, settings.registry_poll_s
-        )
+            self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
+            functools.cache(partial(hash_model, settings.model_path())),
+        )  # fmt: skip
         self._router.start(settings.router, _default_router(settings))
 
     async def encode_and_route(self, request: EncodeRequest) -> Encoded:
@@ -90,6 +96,7 @@ class Encoder:
             router_ok=self._router.ok,
             cached_pictures=len(self._cache),
             heartbeat_s=self._batcher.heartbeat_s,
+            certificate=self._router.certificate,
         )
 
     async def check_health(self) -> None:
@@ -151,6 +158,15 @@ class Encoder:
         return tuple(self._vision.tokens(picture, scale) for picture in pictures)
 
     def _decide(self, request: EncodeRequest, pictures: list[EncodedPicture]) -> RoutingDecision:
+        try:
+            decision = self._decide_freely(request, pictures)
+            return within_bound(decision, request.constraints, self._vision.scales)
+        except RoutingError as error:  # the caller's wish cannot be met: no failure of the router
+            raise refusal(error) from error
+
+    def _decide_freely(
+        self, request: EncodeRequest, pictures: list[EncodedPicture]
+    ) -> RoutingDecision:
         router = self._router.current  # one reference for the whole decision: swaps cannot split it
         version = "" if router is None else router.version
         constraints, n_pictures = request.constraints, len(pictures)
@@ -169,8 +185,8 @@ class Encoder:
             decision = router.route(features, constraints)
             # Callers pay for the features too, so the latency they see includes them.
             return replace(decision, latency_ms=_ms_since(started))
-        except RoutingError as error:  # the caller's wish cannot be met: no failure of the router
-            raise BadRequest(f"{error}.", "routing") from error
+        except RoutingError:
+            raise
         except Exception as error:  # a dead router costs tokens, never answers
             self._note_failure(error)
             return finest_fallback(

@@ -30,6 +30,7 @@ class LiveRouter:
         metrics: where swaps are counted.
         registry: folder whose pointer is followed, or None.
         poll_s: seconds between looks.
+        model_hash: of the model that is served, asked for when a router holds a certificate.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class LiveRouter:
         metrics: Metrics,
         registry: Path | None = None,
         poll_s: float = 1.0,
+        model_hash: Callable[[], str] | None = None,
     ) -> None:
         self._check, self._metrics = check, metrics
+        self._model_hash = model_hash
         self._registry, self._poll_s = registry, poll_s
         self.current: Router | None = None
         self.ok = True
@@ -55,6 +58,16 @@ class LiveRouter:
         """Return the short hash of the router in force, "" without one."""
         router = self.current
         return "" if router is None else router.version
+
+    @property
+    def certificate(self) -> str:
+        """Return in a sentence what is promised of the router in force, or why nothing is."""
+        if self.current is None:
+            return "no router: every picture is read at the finest scale, which loses nothing"
+        found = self.current.held.certificate
+        if found is None:
+            return self.current.held.refused
+        return f"{found.loss} of at most {found.bounds}, each {1 - found.delta:.4g} sure"
 
     def start(self, explicit: Path | None, default: Path | None) -> None:
         """Load the first router: explicit, else the registry's, else the default, else none.
@@ -104,6 +117,10 @@ class LiveRouter:
     def _load(self, folder: Path) -> Router:
         router = Router.from_pretrained(folder)
         self._check(router)
+        if router.held.certificate is not None and self._model_hash is not None:
+            router = router.for_model(self._model_hash())
+            if router.held.certificate is None:
+                LOG.warning("router %s: %s", router.version, router.held.refused)
         return router
 
     def _pointer(self) -> Path | None:

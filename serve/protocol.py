@@ -1,45 +1,17 @@
 """The wire: OpenAI's chat completion types as far as they are honoured, and the `routing` object.
 
 Knows JSON shapes and which knobs are honoured; knows nothing of models, routers or HTTP. A knob is
-honoured or refused, never ignored: `refused_knob` names the first one that would change an answer.
+honoured or refused, never ignored: `serve.knobs` names the first one that would change an answer.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 ROUTED_MODEL = "m3-auto"
 PINNED_MODEL_PREFIX = "m3-"
-
-# Fields that never change an answer: accepted, and that is all.
-HARMLESS = frozenset(
-    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
-)
-# Fields that are not honoured, with the values that ask for nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "frequency_penalty": (None, 0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": (None, True, False),
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "verbosity": (None,),
-    "web_search_options": (None,),
-}
 
 
 class Wire(BaseModel):
@@ -88,7 +60,11 @@ class StreamOptions(Wire):
 
 
 class RoutingRequest(Wire):
-    """The caller's own wishes: which scale, or how much may be spent, and whether to explain."""
+    """The caller's own wishes: which scale, or how much may be spent, and whether to explain.
+
+    ``max_harm``: at most this share of the answers that the finest scale gets right may be lost,
+    counted over all questions; kept by the router's certificate or refused.
+    """
 
     scale: int | None = None
     max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -124,25 +100,6 @@ class ChatRequest(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
-    """Return (field, sentence) for the first field that would be ignored, or None."""
-    for field, value in (request.model_extra or {}).items():
-        if field in HARMLESS:
-            continue
-        if field not in NEUTRAL:
-            return field, f"Unknown field '{field}'. Remove it."
-        # `1 == True` in Python, not in JSON: compare the types as well.
-        if not any(value == ok and isinstance(value, bool) == isinstance(ok, bool)
-                   for ok in NEUTRAL[field]):  # fmt: skip
-            return field, f"'{field}' is not supported by this service. Remove it."
-    if request.stream_options is not None and not request.stream:
-        return "stream_options", "'stream_options' needs 'stream': true. Remove one of the two."
-    both = request.max_tokens, request.max_completion_tokens
-    if None not in both and both[0] != both[1]:
-        return "max_tokens", "'max_tokens' and 'max_completion_tokens' differ. Send one of them."
-    return None
-
-
 def _is_none(value: object) -> bool:
     return value is None
 
@@ -155,6 +112,15 @@ class RoutingExplanation(BaseModel):
     price: float
 
 
+class Certified(BaseModel):
+    """The bound a decision keeps; ``delta`` 0, ``price`` null: the finest scale, nothing lost."""
+
+    bound: Literal["harm"] = "harm"
+    max_harm: float
+    delta: float
+    price: float | None
+
+
 class Routing(BaseModel):
     """How the scale was chosen; a top-level field of every answer."""
 
@@ -165,6 +131,7 @@ class Routing(BaseModel):
     router_version: str | None
     latency_ms: float
     explain: RoutingExplanation | None = Field(None, exclude_if=_is_none)
+    certified: Certified | None = Field(None, exclude_if=_is_none)
 
 
 class PromptTokensDetails(BaseModel):

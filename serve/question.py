@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.decision import Constraints, resolve_constraints
-from router.errors import BudgetTooSmall, RoutingError, UnknownScale
+from router.errors import BudgetTooSmall, NotCertified, RoutingError, UnknownScale
 from serve.errors import BadRequest, UnknownModel
+from serve.knobs import refused_knob
 from serve.pictures import bytes_of_data_url, check_header
-from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids, refused_knob
+from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids
 from serve.settings import ServeSettings
 
 
@@ -115,12 +116,6 @@ def _constraints(
     settings: ServeSettings,
 ) -> Constraints:
     wishes = request.routing
-    if wishes is not None and wishes.max_harm is not None:
-        raise BadRequest(
-            "The router in force holds no certificate, so no bound on harm can be kept. "
-            "Remove routing.max_harm, or pin a scale with routing.scale.",
-            "routing.max_harm", "no_certificate",
-        )  # fmt: skip
     try:
         return resolve_constraints(
             scales=scales,
@@ -131,15 +126,23 @@ def _constraints(
             n_pictures=len(places),
             detail_map=settings.detail_scales,
             explain=wishes is not None and wishes.explain,
+            max_harm=None if wishes is None else wishes.max_harm,
         )
     except RoutingError as error:
-        param, code = "routing", "invalid_value"
-        if isinstance(error, UnknownScale):
-            param, code = "routing.scale", "unknown_scale"
-        elif isinstance(error, BudgetTooSmall):
-            param, code = "routing.max_visual_tokens", "budget_too_small"
-        text = str(error)
-        raise BadRequest(f"{text[:1].upper()}{text[1:]}.", param, code) from error
+        raise refusal(error) from error
+
+
+def refusal(error: RoutingError) -> BadRequest:
+    """Return what the caller is told of a wish that cannot be met."""
+    param, code = "routing", "invalid_value"
+    if isinstance(error, UnknownScale):
+        param, code = "routing.scale", "unknown_scale"
+    elif isinstance(error, BudgetTooSmall):
+        param, code = "routing.max_visual_tokens", "budget_too_small"
+    elif isinstance(error, NotCertified):
+        param, code = "routing.max_harm", error.code
+    text = str(error)
+    return BadRequest(f"{text[:1].upper()}{text[1:]}.", param, code)
 
 
 def _detail(places: list[tuple[str, ImagePart]]) -> str | None:

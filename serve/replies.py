@@ -5,11 +5,13 @@ Pure functions from values to wire types; knows nothing of queues, HTTP or model
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal, cast
 
 from router.decision import RoutingDecision
 from serve.protocol import (
     AnswerMessage,
+    Certified,
     ChatChunk,
     ChatCompletion,
     Choice,
@@ -116,6 +118,7 @@ def _routing(trace: Trace) -> Routing:
         router_version=decision.router_version or None,
         latency_ms=round(decision.latency_ms, 3),
         explain=_explanation(decision) if wishes is not None and wishes.explain else None,
+        certified=decision.certified and Certified(**asdict(decision.certified)),
     )
 
 

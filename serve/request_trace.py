@@ -64,6 +64,7 @@ class Trace:
         audited = random.random() < settings.audit_rate
         may_keep = settings.log_prompts or (settings.log_images and audited)
         decision = None if self.encoded is None else self.encoded.decision
+        bound = None if decision is None else decision.certified
         p_suffices = None
         if decision is not None and decision.p_suffices is not None:
             p_suffices = tuple(decision.p_suffices[scale] for scale in scales)
@@ -89,4 +90,5 @@ class Trace:
             total_ms=self.elapsed_ms,
             audited=audited,
             status=self.status,
+            max_harm=None if bound is None else bound.max_harm,
         )

@@ -75,12 +75,13 @@ class AnswerPart:
 
 @dataclass(frozen=True)
 class EncoderStatus:
-    """What an encoder replica says about itself."""
+    """What an encoder replica says about itself; ``certificate``: its promise in a sentence."""
 
     router_version: str
     router_ok: bool
     cached_pictures: int
     heartbeat_s: float
+    certificate: str = ""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def test_every_field_has_a_column_of_the_promised_type() -> None:
     assert DECISION_SCHEMA.field("visual_tokens").type == pa.int32()
     assert DECISION_SCHEMA.field("time_utc").type == pa.timestamp("us", tz="UTC")
     nullable = {field.name for field in DECISION_SCHEMA if field.nullable}
-    assert nullable == {"question", "p_suffices", "price", "answer", "confidence"}
+    assert nullable == {"question", "p_suffices", "price", "answer", "confidence", "max_harm"}
 
 
 def test_features_may_be_an_array() -> None:
@@ -141,6 +141,11 @@ def test_tables_rewritten_by_other_tools_are_read() -> None:
         .append_column("added_later", pa.array([1]))
     )
     assert from_table(rewritten, OracleRecord) == [oracle(1)]
+
+
+def test_logs_from_before_a_column_are_read() -> None:
+    old = to_table(DECISIONS, DecisionRecord).drop_columns("max_harm")
+    assert from_table(old, DecisionRecord) == DECISIONS
 
 
 def test_tables_that_do_not_fit_are_refused() -> None:

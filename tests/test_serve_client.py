@@ -17,7 +17,8 @@ from serve import client as client_module
 from serve.client import APIConnectionError, APIError, APIStatusError, AsyncM3Client, M3Client
 from serve.client_errors import Tries, status_error
 from serve.client_wire import chat_body, data_url
-from serve.protocol import ChatRequest, FeedbackRequest, refused_knob
+from serve.knobs import refused_knob
+from serve.protocol import ChatRequest, FeedbackRequest
 
 ROUTING = {
     "scale": 36,

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from router.decision import Reason
 from serve import protocol
 from serve.errors import BadRequest, ServiceError, UnknownModel
-from serve.protocol import ChatRequest, RoutingRequest, model_ids, refused_knob
+from serve.knobs import refused_knob
+from serve.protocol import ChatRequest, RoutingRequest, model_ids
 from serve.question import parse_request
 from serve.settings import ServeSettings
 
@@ -106,7 +107,9 @@ def test_precedence_of_wishes(
          "routing.max_visual_tokens"),
         ({"seeds": (0, 1, 2), "routing": {"max_visual_tokens": 2}}, "budget_too_small",
          "routing.max_visual_tokens"),
-        ({"routing": {"max_harm": 0.01}}, "no_certificate", "routing.max_harm"),
+        ({"routing": {"max_harm": 0.01}, "seeds": (0, 1)}, "not_certified", "routing.max_harm"),
+        ({"routing": {"max_harm": 0.01, "scale": 36}}, "not_certified", "routing.max_harm"),
+        ({"routing": {"max_harm": 0.01}, "detail": "low"}, "not_certified", "routing.max_harm"),
         ({"question": "  "}, "empty_question", "messages.0.content"),
         ({"n": 3}, "unsupported_parameter", "n"),
         ({"seeds": tuple(range(9))}, "too_many_images", "messages"),

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from training.cli_bench import bench
+from training.cli_certify import certify
 from training.cli_collect import ModelOption, WorkersOption, collect, model_folder
 from training.cli_model import model as train_model
 from training.cli_replay import replay
@@ -64,6 +65,9 @@ app.command("model")(train_model)
 
 
 app.command("collect")(collect)
+
+
+app.command("certify")(certify)
 
 
 @app.command()

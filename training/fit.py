@@ -15,6 +15,7 @@ import numpy as np
 from router.policy import CalibratedPrice, calibrate_price, frontier, token_costs
 from router.router import Router
 from training.baselines import Labels, fit_predictor
+from training.calibration_parts import calibration_parts
 from training.errors import NotEnoughData, TrainingError
 from training.metrics import Array, brier, calibration_error
 from training.oracle_data import OracleData
@@ -57,9 +58,10 @@ def fit(
         raise TrainingError(f"--target must be above 0 and at most 1, got {target:g}")
     train, calibration = data.split("train"), data.split("calibration")
     _check_size(data, train, calibration)
+    fitting, calibration, rule = calibration_parts(data)
     costs, unit = costs_of(data, cost)
     say(f"predictor ({len(train)} questions)")
-    predictor = fit_predictor((train.features, calibration.features), train, calibration, labels)
+    predictor = fit_predictor((train.features, fitting.features), train, fitting, labels)
     say(f"price ({len(calibration)} questions)")
     values = np.asarray(predictor.predict_proba(calibration.features), float)
     pictures = calibration.picture_ids.tolist()
@@ -72,6 +74,7 @@ def fit(
         "sources": list(data.sources),
         "target": target,
         "labels": labels,
+        "calibrated_on": rule,
         **metrics,
     }
     policy = price.policy(costs, unit)
@@ -157,6 +160,7 @@ def card(router: Router) -> str:
     """Return the router's README: what it is, what it was fitted on, how it did, how to use it."""
     facts, here = router.metadata, router.metadata["on_calibration"]
     counts = facts["counts"]
+    priced = counts["calibration"]
     rows = "\n".join(
         f"| {row['scale']} | {cost:.4f} | {row['accuracy']:.3f} | {row['ece']:.3f} |"
         for row, cost in zip(here["per_scale"], router.policy.costs, strict=True)
@@ -174,9 +178,9 @@ per scale predicts whether that scale answers rightly; the choice is argmax of t
 cost.
 
 - Fitted on {counts["train"]["questions"]} questions about {counts["train"]["pictures"]} pictures
-  ({", ".join(facts["sources"])}); calibrated and priced on {counts["calibration"]["questions"]}
-  about {counts["calibration"]["pictures"]} others. Test pictures were not touched: `m3-train
-  evaluate`.
+  ({", ".join(facts["sources"])}); probabilities calibrated on {facts["calibrated_on"]}, priced
+  on {priced["questions"]} questions about {priced["pictures"]} of them. Test pictures were not
+  touched: `m3-train evaluate`.
 - Model `{facts["model_hash"]}`, feature schema `{router.schema.hash}`, data `{facts["data_hash"]}`,
   {facts["created_utc"]}. It is only valid for this model.
 - Price {router.price:.5g} (cost: {router.policy.cost_unit}), chosen to keep {facts["target"]:.1%}

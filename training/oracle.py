@@ -8,7 +8,6 @@ oracle_workers) nor how a picture is labelled (see labelling).
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m3model.identity import hash_model
 from training.errors import ParametersDiffer, TrainingError
 from training.oracle_workers import (
     BAD_KEY,
@@ -89,17 +89,6 @@ def collect(
         derived = {"analytic_seconds": _seconds(model)}
         write_json(out / MANIFEST, {**manifest, "finished": True, **totals, **derived})
     return CollectResult(len(source), questions, bad, done - before)
-
-
-def hash_model(model: Path) -> str:
-    """Return 16 hex digits that change with a model folder's weights, config or readout."""
-    digest = hashlib.sha256()
-    for path in sorted([model / "config.json", *model.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
