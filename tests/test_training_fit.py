@@ -17,6 +17,7 @@ from training.fit import fit
 from training.oracle_data import read_oracle
 from training.replay import gate, replay
 from training.report import write_report
+from training.target_cells import METADATA_KEY, names
 
 SCALES = (1, 9, 36, 144, 576)
 SCHEMA = feature_schema(SCALES, 24, 32)
@@ -58,7 +59,7 @@ def write_oracle(
                     feature_schema=SCHEMA.hash,
                     model_hash="0123456789abcdef",
                     size_px=float(np.exp(-need)),
-                    metadata=json.dumps({"clutter": kind}),
+                    metadata=json.dumps({"clutter": kind, METADATA_KEY: [need] * len(names())}),
                 )
             )
     folder.mkdir(parents=True)
@@ -94,9 +95,9 @@ def report(fitted, data):
 def test_split_is_by_picture_and_complete(data) -> None:
     parts = [data.split(name) for name in ("train", "calibration", "test")]
     assert sum(len(part) for part in parts) == len(data) == 960
-    names = [set(part.picture_ids) for part in parts]
-    assert len(set.union(*names)) == sum(map(len, names)) == 240
-    assert all(split_of(p) == "test" for p in names[2])
+    pictures = [set(part.picture_ids) for part in parts]
+    assert len(set.union(*pictures)) == sum(map(len, pictures)) == 240
+    assert all(split_of(p) == "test" for p in pictures[2])
 
 
 def test_router_beats_what_sees_less(report) -> None:
@@ -128,6 +129,49 @@ def test_report_keeps_its_contract(report, data) -> None:
     assert report["oracle"]["luck_corrected"] is None
     assert report["oracle"]["any_correct"]["accuracy"] >= report["finest_accuracy"]
     assert report["oracle"]["strict"]["accuracy"] == pytest.approx(report["finest_accuracy"])
+
+
+def test_report_says_what_equal_accuracy_takes(report) -> None:
+    policies = {
+        "type_table", "question_only", "image_only", "fixed_mixture", "dataset_policy",
+        "privileged", "privileged_metadata",
+    }  # fmt: skip
+    assert set(report["token_ratio_at_equal_accuracy"]) == policies
+    for ratio in report["token_ratio_at_equal_accuracy"].values():
+        assert set(ratio) == {"mean", "low", "high", "reached"}
+    needed, tokens = report["visual_tokens_at_router_accuracy"], report["router"]["visual_tokens"]
+    assert set(needed) == policies | {"router_on_its_hull"}
+    reached = {name for name in policies if needed[name] is not None}
+    assert "privileged" in reached
+    for name, ratio in report["token_ratio_at_equal_accuracy"].items():
+        assert name not in reached or ratio["mean"] == pytest.approx(tokens / needed[name])
+    assert "true mask" in report["privileged_knows"]
+    recovered, ratios = report["headroom_recovered"], report["token_ratio_at_equal_accuracy"]
+    table, ceiling = (tokens / ratios[name]["mean"] for name in ("type_table", "privileged"))
+    assert recovered["mean"] == pytest.approx((table - tokens) / (table - ceiling))
+    for level in report["at_equal_accuracy"].values():
+        assert set(level["policies"]) == policies | {"router"}
+    half = report["at_equal_accuracy"]["finest_minus_half_point"]
+    assert half["accuracy"] == pytest.approx(report["finest_accuracy"] - 0.005)
+    assert half["policies"]["router"]["gpu_ms"] is None  # these data do not tell
+    assert set(report["static_policies"]["kind"]["scale_of"]) == {
+        f"simulated/{kind}" for kind in KINDS
+    }
+    assert report["static_policies"]["dataset"]["scale_of"].keys() == {"simulated"}
+    assert report["gpu_ms"] is None
+    assert {"fixed_mixture", "dataset_policy", "type_table"} <= set(report["gap_recovered"])
+
+
+def test_slices_add_up(report) -> None:
+    slices = report["slices"]
+    assert sum(part["n_questions"] for part in slices) == report["n_questions"]
+    for key in ("harm", "rescue", "unsolvable_share"):
+        whole = report[key] if key in report else report["router"][key]
+        parts = sum(part["n_questions"] * part[key] for part in slices)
+        assert parts / report["n_questions"] == pytest.approx(whole)
+    regret = report["router"]["priced_regret"]
+    assert regret["total"] == pytest.approx(regret["under"] + regret["over"] + regret["unsolvable"])
+    assert len(slices[0]["calibration"]["per_scale"]) == len(SCALES)
 
 
 def test_report_files(report, tmp_path) -> None:

@@ -73,6 +73,16 @@ def test_regret() -> None:
     }
 
 
+def test_priced_regret() -> None:
+    picks = np.array([2, 0, 0, 2])
+    found = m.priced_regret(SCORES, picks, TOKENS, 0.01)
+    # 36 for 1 token; wrong at 1 where 9 is worth 0.91; the best choice; 35 wasted on the hopeless.
+    assert found["over"] == pytest.approx(0.35 / 4)
+    assert found["under"] == pytest.approx((0.91 + 0.01) / 4)
+    assert found["unsolvable"] == pytest.approx(0.35 / 4)
+    assert found["total"] == pytest.approx(0.35 / 2 + 0.92 / 4)
+
+
 def test_hull_drops_what_mixing_beats() -> None:
     cost, accuracy = m.hull(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.2, 0.3, 0.6, 0.5]))
     assert cost.tolist() == [1.0, 3.0]
@@ -134,3 +144,15 @@ def test_luck_corrected_takes_luck_away() -> None:
     # No luck: both repeats agree, so the oracle keeps its choice and its tokens.
     accuracy, tokens = m.luck_corrected(first, first, costs, TOKENS)
     assert (accuracy, tokens) == (1.0, 5.0)
+
+
+def test_luck_correction_takes_every_pair_of_repeats() -> None:
+    nan = [np.nan] * 3
+    repeats = np.array(
+        [[[1, 1, 1], [1, 1, 1], [0, 0, 1]], [[0, 1, 0], [1, 0, 0], nan], [[1, 1, 1], nan, nan]]
+    )
+    accuracy, tokens = m.luck_corrected_over(repeats, TOKENS / 36, TOKENS)
+    # First question, six ordered pairs: right but where the coarsest, chosen on one of the two
+    # equal wordings, meets the third (2 of 6). Second: never. Third: no pair, left out.
+    assert accuracy == pytest.approx((4 / 6 + 0) / 2)
+    assert tokens == pytest.approx(((4 * 1 + 2 * 36) / 6 + (9 + 1) / 2) / 2)
