@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UnknownDetail,
         UnknownScale,
     )
+    from router.explain import Explanation
     from router.features import (
         FeatureSchema,
         PictureFeatures,
@@ -51,6 +52,7 @@ _HOMES = {
     "ComplexityPredictor": "predictor",
     "Constraints": "decision",
     "DecisionRecord": "records",
+    "Explanation": "explain",
     "FeatureMismatch": "errors",
     "FeatureSchema": "features",
     "FeedbackRecord": "records",
@@ -84,6 +86,7 @@ __all__ = [
     "ComplexityPredictor",
     "Constraints",
     "DecisionRecord",
+    "Explanation",
     "FeatureMismatch",
     "FeatureSchema",
     "FeedbackRecord",

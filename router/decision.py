@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
+from router.explain import Explanation
 
 
 class Reason(StrEnum):
@@ -38,7 +39,7 @@ class Constraints:
         max_visual_tokens: cap on the visual tokens of the whole request (all pictures), or None.
         reason: ``pinned`` or ``detail`` with a pin, ``no_image`` without a picture, else
             ``predicted``.
-        explain: whether the decision should carry values and costs per scale.
+        explain: whether the decision should carry its explanation, which takes milliseconds.
         max_harm: bound on the share of right answers lost against the finest scale, or None.
     """
 
@@ -82,11 +83,11 @@ class RoutingDecision:
         p_suffices: scale -> calibrated P(scale suffices), the mean over pictures; None where
             nothing was predicted (pinned without features, no picture, fallback).
         values: scale -> the quality that the policy weighs against cost; None as above.
-        costs: scale -> relative cost that the policy used; only when an explanation was asked for.
         price: quality that one unit of cost had to buy (the router's dial); None without a router.
         router_version: short content hash of the router; "" without a router.
         latency_ms: wall time of the decision itself, features not counted.
         certified: the bound it was decided under; None where none was asked for.
+        explanation: why, where that was asked for and something was predicted.
     """
 
     scale: int
@@ -94,11 +95,11 @@ class RoutingDecision:
     reason: Reason
     p_suffices: dict[int, float] | None = None
     values: dict[int, float] | None = None
-    costs: dict[int, float] | None = None
     price: float | None = None
     router_version: str = ""
     latency_ms: float = 0.0
     certified: AppliedBound | None = None
+    explanation: Explanation | None = None
 
 
 def default_detail_map(scales: Sequence[int]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from router.decision import (
     within_bound,
 )
 from router.errors import FeatureMismatch, RouterFileError, UnknownScale
+from router.explain import Explanation, explain
 from router.features import FeatureSchema
 from router.folder import (
     CARD_FILE,
@@ -148,25 +149,27 @@ class Router:
                 bound = None  # the cap has overruled the choice that was certified
         else:
             raise ValueError("features are needed to decide; only a pinned scale goes without")
+        explanation = None
+        if limits.explain and rows is not None and values is not None:
+            explanation = self._explain(policy, rows, values, limits, pictures)
         decision = RoutingDecision(
             scale=scale,
             visual_tokens=scale * pictures,
             reason=reason,
             p_suffices=self._by_scale(values),
             values=self._by_scale(values),
-            costs=self._by_scale(self.policy.costs) if limits.explain else None,
             price=policy.price,
             router_version=self.version,
             latency_ms=(time.perf_counter() - started) * 1e3,
             certified=bound,
+            explanation=explanation,
         )
         return within_bound(decision, limits, self.scales)
 
     def predict_values(self, X: np.ndarray) -> np.ndarray:
         """Return (n, K) what the policy weighs against cost: today P(scale suffices).
 
-        A predictor of something better to weigh (the gain over the coarsest scale) would change
-        this method and `_values`, nothing else.
+        A predictor of something better to weigh would change this and `_values`, nothing else.
         """
         return self.predictor.predict_proba(X)
 
@@ -259,11 +262,17 @@ class Router:
     def _choose(
         self, policy: Policy, values: Sequence[float], cap: int | None, n_pictures: int
     ) -> tuple[int, Reason]:
-        free = policy.choose(values)
-        index = free
+        index = free = policy.choose(values)
         if cap is not None:
             index = policy.choose(values, affordable(self.scales, cap, n_pictures))
         return self.scales[index], Reason.predicted if index == free else Reason.budget_cap
+
+    def _explain(
+        self, policy: Policy, rows: np.ndarray, values: Sequence[float], limits: Constraints, n: int
+    ) -> Explanation:
+        allowed = affordable(self.scales, limits.max_visual_tokens, n)
+        contributions = self.predictor.contributions(rows).mean(axis=0)
+        return explain(self.schema, values, policy, allowed, contributions, limits.pinned)
 
     def _by_scale(self, numbers: Sequence[float] | None) -> dict[int, float] | None:
         return None if numbers is None else dict(zip(self.scales, numbers, strict=True))
@@ -283,11 +292,9 @@ class Router:
 
     def _values(self, rows: np.ndarray) -> list[float]:
         """Return (K,) predicted values, the mean over pictures."""
-        calibrations = self.predictor.calibrations_
-        each = [
-            [calibrate.one(raw) for calibrate, raw in zip(calibrations, scores, strict=True)]
-            for scores in self.predictor.unchecked_scores(rows).tolist()
-        ]
+        to_p = [calibration.one for calibration in self.predictor.calibrations_]
+        raw = self.predictor.unchecked_scores(rows).tolist()
+        each = [[one(z) for one, z in zip(to_p, scores, strict=True)] for scores in raw]
         if len(each) == 1:
             return each[0]
         return [sum(column) / len(each) for column in zip(*each, strict=True)]

@@ -112,6 +112,7 @@ def ask(
         float | None, typer.Option(help="Share of right answers that may be lost, certified.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why this scale.")] = False,
 ) -> None:
     """Ask one question about a picture; the answer on stdout, its cost on stderr."""
     from serve.client import M3Client
@@ -122,7 +123,7 @@ def ask(
         answer = client.ask(
             picture, question,
             scale=scale, max_visual_tokens=max_visual_tokens, max_harm=max_harm,
-            max_tokens=max_tokens,
+            max_tokens=max_tokens, explain=explain,
         )  # fmt: skip
     print(answer.text)
     print(
@@ -130,6 +131,11 @@ def ask(
         f"{answer.total_ms:.0f} ms, router {answer.router_version or 'none'}",
         file=sys.stderr,
     )
+    if explain:
+        why = ["nothing was predicted, so there is nothing to explain"]
+        print(
+            *(why if answer.explain is None else answer.explain.lines()), sep="\n", file=sys.stderr
+        )
 
 
 @app.command()

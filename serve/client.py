@@ -38,6 +38,7 @@ from serve.client_errors import (
     UnprocessableEntityError,
     connection_error,
 )
+from serve.client_explain import RouteExplanation
 from serve.client_wire import (
     CHAT,
     DEFAULT_URL,
@@ -75,6 +76,7 @@ __all__ = [
     "PermissionDeniedError",
     "RateLimitError",
     "Route",
+    "RouteExplanation",
     "UnprocessableEntityError",
 ]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import httpx2
 
 from serve.client_errors import APIConnectionError, APIError, status_error
+from serve.client_explain import RouteExplanation, parse_explanation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +49,7 @@ class Route:
     p_suffices: dict[int, float] | None = None
     router_version: str | None = None
     latency_ms: float | None = None
-    explain: dict[str, Any] | None = None
+    explain: RouteExplanation | None = None
     certified: dict[str, Any] | None = None
 
 
@@ -74,7 +75,7 @@ class AskOptions(TypedDict, total=False):
     scale: int | None  # pin this scale
     max_visual_tokens: int | None  # cap over all pictures of the request
     max_harm: float | None  # share of right answers that may be lost: certified or refused
-    explain: bool  # also return values, costs and price per scale
+    explain: bool  # also say why: values, costs, contributions, what would change the choice
     detail: str  # "auto" (the router decides), "low", "high", "original"
     max_tokens: int  # of the answer; 64
     temperature: float  # 0: greedy
@@ -178,7 +179,7 @@ def _route_fields(routing: Mapping[str, Any]) -> dict[str, Any]:
         "p_suffices": p_suffices and {int(scale): float(p) for scale, p in p_suffices.items()},
         "router_version": routing.get("router_version"),
         "latency_ms": routing.get("latency_ms"),
-        "explain": routing.get("explain"),
+        "explain": parse_explanation(routing.get("explain")),
         "certified": routing.get("certified"),
     }
 

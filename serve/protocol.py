@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve.protocol_explain import RoutingExplanation
+
 ROUTED_MODEL = "m3-auto"
 PINNED_MODEL_PREFIX = "m3-"
 
@@ -102,14 +104,6 @@ class ChatRequest(BaseModel):
 
 def _is_none(value: object) -> bool:
     return value is None
-
-
-class RoutingExplanation(BaseModel):
-    """What the decision was made of, per scale."""
-
-    values: dict[str, float]
-    costs: dict[str, float]
-    price: float
 
 
 class Certified(BaseModel):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal, cast
 
-from router.decision import RoutingDecision
 from serve.protocol import (
     AnswerMessage,
     Certified,
@@ -20,9 +19,9 @@ from serve.protocol import (
     PromptTokensDetails,
     RouteReply,
     Routing,
-    RoutingExplanation,
     Usage,
 )
+from serve.protocol_explain import wire_explanation
 
 if TYPE_CHECKING:
     from serve.request_trace import Trace
@@ -109,7 +108,6 @@ def _usage(trace: Trace) -> Usage:
 
 def _routing(trace: Trace) -> Routing:
     decision = cast("Encoded", trace.encoded).decision
-    wishes = trace.body.routing
     return Routing(
         scale=decision.scale,
         visual_tokens=decision.visual_tokens,
@@ -117,16 +115,9 @@ def _routing(trace: Trace) -> Routing:
         p_suffices=_by_scale(decision.p_suffices),
         router_version=decision.router_version or None,
         latency_ms=round(decision.latency_ms, 3),
-        explain=_explanation(decision) if wishes is not None and wishes.explain else None,
+        explain=None if decision.explanation is None else wire_explanation(decision.explanation),
         certified=decision.certified and Certified(**asdict(decision.certified)),
     )
-
-
-def _explanation(decision: RoutingDecision) -> RoutingExplanation | None:
-    values, costs = _by_scale(decision.values), _by_scale(decision.costs)
-    if values is None or costs is None or decision.price is None:
-        return None
-    return RoutingExplanation(values=values, costs=costs, price=decision.price)
 
 
 def _by_scale(numbers: dict[int, float] | None) -> dict[str, float] | None:

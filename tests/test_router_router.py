@@ -60,7 +60,7 @@ def test_route_is_the_policy_on_the_predictions(made: Router, rows: np.ndarray) 
         assert decision.reason is Reason.predicted
         assert decision.p_suffices == pytest.approx(dict(zip(SCALES, value, strict=True)))
         assert (decision.price, decision.router_version) == (0.2, made.version)
-        assert decision.costs is None
+        assert decision.explanation is None
         seen.add(decision.scale)
     assert len(seen) >= 3  # the data call for more than one answer
 
@@ -111,14 +111,6 @@ def test_no_picture_no_tokens(made: Router) -> None:
     decision = made.route(None, constraints)
     assert (decision.scale, decision.visual_tokens) == (0, 0)
     assert decision.reason is Reason.no_image
-
-
-def test_an_explanation_carries_values_costs_and_price(made: Router, rows: np.ndarray) -> None:
-    decision = made.route(rows[0], Constraints(explain=True))
-    assert decision.costs == {1: 1 / 64, 4: 1 / 16, 16: 1 / 4, 64: 1.0}
-    assert decision.values is not None
-    utilities = {s: decision.values[s] - 0.2 * decision.costs[s] for s in SCALES}
-    assert decision.scale == max(utilities, key=lambda scale: utilities[scale])
 
 
 def test_latency_is_the_time_it_took(made: Router, rows: np.ndarray) -> None:

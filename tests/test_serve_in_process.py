@@ -129,8 +129,29 @@ def test_explanations_are_given_when_asked_for(sdk: openai.OpenAI, ask_body: Bod
         explain["values"],
         key=lambda s: explain["values"][s] - explain["price"] * explain["costs"][s],
     )
-    assert int(best) == reply.routing["scale"] == 36
+    assert int(best) == reply.routing["scale"] == explain["scale"] == 36
+    assert set(explain["contributions"]) == set(explain["values"])
+    groups = explain["contributions"]["36"]
+    assert set(groups) == {
+        "picture detail", "relevant-region detail", "question", "image statistics",
+    }  # fmt: skip
+    assert (explain["coarser"]["scale"], explain["finer"]["scale"]) == (9, 144)
+    assert explain["sentence"].startswith("The router chose 36 at the price 0.1; ")
     assert "explain" not in ask(sdk, ask_body()).routing
+
+
+def test_a_pinned_request_may_ask_what_the_router_would_have_done(
+    sdk: openai.OpenAI, ask_body: Body
+) -> None:
+    reply = ask(sdk, ask_body(), extra_body={"routing": {"explain": True, "scale": 9}})
+    assert (reply.routing["scale"], reply.routing["reason"]) == (9, "pinned")
+    assert reply.routing["explain"]["scale"] == 36
+    assert reply.routing["explain"]["sentence"].startswith("9 was asked for; the router would")
+    without = ask(sdk, ask_body(), extra_body={"routing": {"scale": 9}})
+    assert without.routing["p_suffices"] is None
+    text = [{"role": "user", "content": "hello"}]
+    alone = ask(sdk, ask_body() | {"messages": text}, extra_body={"routing": {"explain": True}})
+    assert "explain" not in alone.routing  # no picture: nothing was decided
 
 
 def test_text_alone_and_several_pictures(sdk: openai.OpenAI, ask_body: Body) -> None:
