@@ -17,7 +17,7 @@ import numpy as np
 from _predictor_splits import Part, Splits, Values
 
 from router.calibration import fit_calibration
-from router.single_row import SingleRowScorer
+from router.tree_table import table_of
 from training.metrics import Array
 
 SETTINGS: Mapping[str, Any] = {
@@ -69,8 +69,7 @@ def heads(label: Label) -> Fit:
             splits, label(splits.train), label(splits.watched), "cross_entropy", seed, settings
         )
         raw, of_test = (_raw(boosters, part.X) for part in (splits.calibration, splits.test))
-        truth = label(splits.calibration) if label is first_sufficient else None
-        truth = splits.calibration.scores if truth is None else truth
+        truth = (first_sufficient if label is first_sufficient else hard)(splits.calibration)
         maps = [fit_calibration("platt", raw[:, k], truth[:, k]) for k in range(raw.shape[1])]
         both = (
             np.stack([at(table[:, k]) for k, at in enumerate(maps)], axis=1)
@@ -282,14 +281,14 @@ def _values(
     passes: int = 1,
 ) -> Values:
     seconds = time.perf_counter() - started
-    scorer, times = SingleRowScorer(boosters), []
-    for row in X[:TIMED_ROWS]:
+    texts = [booster.model_to_string() for booster in boosters]
+    table, times = table_of(texts), []
+    for start in range(0, passes * TIMED_ROWS, passes):
         begun = time.perf_counter()
-        for _ in range(passes):
-            scorer(row)
+        if table is not None:
+            table(X[start : start + passes])
         times.append(time.perf_counter() - begun)
     trees = [booster.num_trees() for booster in boosters]
-    texts = (booster.model_to_string() for booster in boosters)
     leaves = sum(int(count) for text in texts for count in re.findall(r"num_leaves=(\d+)", text))
     return Values(
         calibration,

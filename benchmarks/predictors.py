@@ -45,10 +45,10 @@ Row = dict[str, Any]
 
 
 @contextmanager
-def oracle_data(folder: Path | None, quick: bool) -> Iterator[OracleData]:
-    """Give the oracle data of a folder, or of scenes labelled for this run."""
+def oracle_data(folder: Path | None, quick: bool) -> Iterator[tuple[OracleData, Path]]:
+    """Give oracle data and their folder: a given one, or scenes labelled for this run."""
     if folder is not None:
-        yield read_oracle([folder])
+        yield read_oracle([folder]), folder
         return
     from m3model import default_model_path
     from training.oracle import collect
@@ -57,7 +57,7 @@ def oracle_data(folder: Path | None, quick: bool) -> Iterator[OracleData]:
     with tempfile.TemporaryDirectory() as scratch:
         source = SceneSource(QUICK_SCENES if quick else SCENES, SCENE_SEED)
         collect(source, default_model_path(), Path(scratch))
-        yield read_oracle([Path(scratch)])
+        yield read_oracle([Path(scratch)]), Path(scratch)
 
 
 def rows_of(
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, few scenes: that it runs")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
-    with oracle_data(given.oracle, given.quick) as data:
+    with oracle_data(given.oracle, given.quick) as (data, _):
         report = measure(data, 1 if given.quick else given.seeds, given.quick)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
