@@ -6,7 +6,8 @@
 A router is fitted on synthetic features of the real schema (24x24 grid, five scales); the cost of a
 decision depends on the number of features and trees, not on what they mean. Every way runs in turns
 within one process on one thread, so that a busy machine slows them alike: read the ratios. Feature
-extraction is timed on random patches of a small and of a 7B model's width.
+extraction is timed on random patches of a small and of a 7B model's width, and beside the encode it
+rides on: m3-mini's vision tower and projector.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from router.decision import Constraints
 from router.features import FeatureSchema, feature_schema, picture_features, question_features
 from router.policy import Policy, token_costs
 from router.predictor import ComplexityPredictor
@@ -63,6 +65,24 @@ def fit_wrappers(X: np.ndarray, Y: np.ndarray, router: Router) -> list[lightgbm.
         ).fit(X, labels)
         for booster, labels in zip(router.predictor.boosters_, Y.T, strict=True)
     ]
+
+
+def encode_once() -> Callable[[int], Any]:
+    """Return a call that encodes one picture of noise with the shipped model, on one thread."""
+    import torch
+
+    from m3model import M3ForConditionalGeneration, default_model_path
+
+    torch.set_num_threads(1)
+    model = M3ForConditionalGeneration.from_pretrained(default_model_path()).eval()
+    side = model.config.vision_config.image_size
+    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(SEED))
+
+    def encode(_: int) -> Any:
+        with torch.inference_mode():
+            return model.encode_images(pixels)
+
+    return encode
 
 
 def in_turns(
@@ -107,7 +127,7 @@ def run(quick: bool) -> dict[str, Any]:
     wrappers = fit_wrappers(X, Y, router)
     boosters = predictor.boosters_
     batches = [X[start : start + BATCH] for start in range(0, len(X) - BATCH, BATCH)]
-    rng = np.random.default_rng(SEED)
+    rng, explained = np.random.default_rng(SEED), Constraints(explain=True)
 
     def row(i: int) -> np.ndarray:
         return X[i % len(X)]
@@ -128,6 +148,7 @@ def run(quick: bool) -> dict[str, Any]:
     decisions = in_turns(
         {
             "Router.route": (lambda i: router.route(row(i)), 1),
+            "Router.route, explained": (lambda i: router.route(row(i), explained), 1),
             "Booster.predict x 5": (
                 lambda i: [b.predict(row(i)[None], num_threads=1) for b in boosters],
                 1,
@@ -140,10 +161,18 @@ def run(quick: bool) -> dict[str, Any]:
                 lambda i: router.predict_values(batches[i % len(batches)]),
                 BATCH,
             ),
+            f"Booster.predict x 5, {BATCH} rows": (
+                lambda i: [b.predict(batches[i % len(batches)], num_threads=1) for b in boosters],
+                BATCH,
+            ),
         },
         rounds=20 if quick else 300,
     )
-    features = in_turns(feature_ways(EMBEDDING_DIM) | feature_ways(WIDE), rounds=3 if quick else 40)
+    encode = {"encode, m3-mini": (encode_once(), 1)}
+    features = in_turns(
+        feature_ways(EMBEDDING_DIM) | feature_ways(WIDE) | encode, rounds=3 if quick else 40
+    )
+    encode_us = features["encode, m3-mini"]["p50_us"]
     base = decisions["Router.route"]["p50_us"]
     return {
         "command": "python benchmarks/router_latency.py" + (" --quick" if quick else ""),
@@ -158,6 +187,10 @@ def run(quick: bool) -> dict[str, Any]:
             name: round(times["p50_us"] / base, 2) for name, times in decisions.items()
         },
         "features": features,
+        "share_of_encode": {
+            part: round(features[f"{part}_features, {EMBEDDING_DIM} wide"]["p50_us"] / encode_us, 4)
+            for part in ("picture", "question")
+        },
     }
 
 
@@ -173,6 +206,8 @@ def show(report: dict[str, Any], console: Console) -> None:
         cells = [f"{times[key]:.1f}" for key in ("p50_us", "p95_us", "p99_us", "cold_p50_us")]
         table.add_row(name, *cells, "" if ratio is None else f"{ratio:.2f}")
     console.print(table)
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in report["share_of_encode"].items())
+    console.print(f"features as a share of the encode they ride on: {shares}")
 
 
 def main() -> None:

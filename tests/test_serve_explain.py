@@ -1,12 +1,15 @@
 """An explanation on its way from the router over the wire to the client, the terminal, the API."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 
 from router.explain import explain
 from router.features import feature_schema
 from router.policy import Policy
+from serve import protocol_explain
 from serve.client_explain import RouteComparison, RouteExplanation, parse_explanation
 from serve.client_wire import parse_route
 from serve.protocol import Routing
@@ -52,6 +55,15 @@ def test_lines_for_a_terminal() -> None:
     assert groups[0].split()[2] == f"{told.contributions[4]['relevant-region detail']:+.2f}"
     assert lines[-1] == told.sentence
     assert max(map(len, lines[:-1])) <= 100
+
+
+def test_the_console_draws_only_fields_that_are_sent() -> None:
+    page = (Path(protocol_explain.__file__).parent / "console" / "index.html").read_text("utf-8")
+    used = set(re.findall(r"\bwhy\.(\w+)", page))
+    assert {"sentence", "values", "price", "costs", "contributions", "coarser", "finer"} <= used
+    assert used <= set(protocol_explain.RoutingExplanation.model_fields)
+    for name in re.findall(r"\$\(\"([\w-]+)\"\)", page):
+        assert f'id="{name}"' in page, name
 
 
 def test_the_api_documents_every_field() -> None:
