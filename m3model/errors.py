@@ -11,6 +11,10 @@ class ConversionError(ValueError):
     """A checkpoint that cannot be converted; the message says why and what to do."""
 
 
+class RelevanceUnavailable(ValueError):
+    """A source of relevance that this model or folder cannot give; the message says what would."""
+
+
 class EngineError(RuntimeError):
     """Something an engine reports about one request."""
 

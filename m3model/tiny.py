@@ -6,6 +6,7 @@ scales). Its answers are noise that depends on picture, question and scale.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -104,4 +105,41 @@ def write_tiny_checkpoint(folder: str | PathLike[str], seed: int = 0) -> Path:
         token_bias=draw(len(tokenizer), scale=0.1),
         bias=np.zeros(1, dtype=np.float32),
     ).save(path)
+    return path
+
+
+def write_tiny_clip(
+    folder: str | PathLike[str], words: Sequence[str], *, vision_width: int = 32, seed: int = 0
+) -> Path:
+    """`folder`, holding a random CLIP model whose picture half is as wide as the tiny tower.
+
+    Args:
+        words: its tokenizer's vocabulary; any other word is unknown.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    path = Path(folder)
+    known = {word: i for i, word in enumerate(("<s>", "</s>", "<unk>", *words))}
+    inner = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(path)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {
+        **sizes, "hidden_size": 16, "vocab_size": len(known), "max_position_embeddings": 8,
+        "bos_token_id": 0, "eos_token_id": 1, "projection_dim": 12,
+    }  # fmt: skip
+    vision = {
+        **sizes, "hidden_size": vision_width, "image_size": 16, "patch_size": 8,
+        "projection_dim": 12,
+    }  # fmt: skip
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    model = CLIPModel(config)
+    redraw_weights(model, seed)
+    model.save_pretrained(path)
     return path

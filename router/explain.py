@@ -15,7 +15,9 @@ from router.schema import FeatureSchema
 
 GROUP_NAMES = {
     "picture": "picture detail",
-    "relevance": "relevant-region detail",
+    "relevance_area": "relevant-region size",
+    "relevance_cells": "relevant-region purity",
+    "relevance_detail": "relevant-region detail",
     "question": "question",
     "statistics": "image statistics",
 }

@@ -1,8 +1,9 @@
 """One feature vector a question, from by-products of the one encode. Numpy only.
 
-Knows projected patches, a relevance map and the question's text; knows nothing of models,
-labels or scales that were chosen. The core is question-conditioned relevance: how pure and how
-full the cells of each coarse grid are around the patches that answer to the question's words.
+Knows projected patches, a relevance map and the question's text; knows nothing of models, of
+where relevance comes from, of labels or scales that were chosen. The core is question-conditioned
+relevance: how pure and how full the cells of each coarse grid are around the patches that answer to
+the question's words.
 
 Notation: G grid side, N = G*G patches row-major, D patch dimensions, E embedding dimensions,
 S scales with sides k = sqrt(scale), C cells of all grids together, r[p] relevance of patch p.
@@ -11,7 +12,6 @@ S scales with sides k = sqrt(scale), C cells of all grids together, r[p] relevan
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -25,7 +25,6 @@ __all__ = [
     "GROUPS",
     "FeatureSchema",
     "PictureFeatures",
-    "cosine_relevance",
     "feature_schema",
     "picture_features",
     "question_features",
@@ -41,7 +40,7 @@ class PictureFeatures:
 
     Attributes:
         scales, grid_side: as in the schema.
-        patches: (N, D) the grid itself, by reference, for relevance without a readout.
+        patches: (N, D) the grid itself, by reference.
         residual: (R, N) detail lost at each patch when it is pooled, for the R scales coarser than
             the grid; 1 is the mean distance of patches to the picture's mean.
         foreground: (N,) in [0, 1): how far a patch is from the picture's median patch.
@@ -56,14 +55,6 @@ class PictureFeatures:
     foreground: np.ndarray
     foreground_cells: np.ndarray
     vector: np.ndarray
-
-    @cached_property
-    def unit_patches(self) -> np.ndarray:
-        """(N, D) centred patches of length one."""
-        centred = self.patches - self.patches.mean(axis=0)
-        norms = np.linalg.norm(centred, axis=1, keepdims=True)
-        unit: np.ndarray = centred / np.maximum(norms, _EPS)
-        return unit
 
 
 def picture_features(grid: np.ndarray, scales: Sequence[int]) -> PictureFeatures:
@@ -125,7 +116,7 @@ def picture_features(grid: np.ndarray, scales: Sequence[int]) -> PictureFeatures
 
 def question_features(
     picture: PictureFeatures,
-    relevance: np.ndarray | None,
+    relevance: np.ndarray,
     question: str,
     question_embedding: np.ndarray,
 ) -> np.ndarray:
@@ -133,9 +124,8 @@ def question_features(
 
     Args:
         picture: from `picture_features`.
-        relevance: (N,) in [0, 1] from a trained readout, or None. Then the cosine between the
-            question's embedding and the patches stands in where their dimensions match, else the
-            group is zero; ``relevance_source`` says which (2 readout, 1 cosine, 0 none).
+        relevance: (N,) in [0, 1], how strongly each patch answers to the question, from the source
+            that the schema names.
         question: the bare question.
         question_embedding: (E,) mean embedding of the question's tokens.
 
@@ -145,21 +135,13 @@ def question_features(
     embedding = np.asarray(question_embedding, dtype=np.float32)
     if embedding.ndim != 1:
         raise ValueError(f"expected one (E,) question embedding, got {embedding.shape}")
-    source = 2.0
-    if relevance is None:
-        matches = embedding.shape[0] == picture.patches.shape[1]
-        relevance = cosine_relevance(picture, embedding) if matches else None
-        source = 1.0 if matches else 0.0
-    if relevance is None:
-        r = np.zeros(len(picture.foreground), dtype=np.float32)
-    else:
-        r = np.asarray(relevance, dtype=np.float32)
-        if r.shape != picture.foreground.shape:
-            raise ValueError(f"expected relevance {picture.foreground.shape}, got {r.shape}")
+    r = np.asarray(relevance, dtype=np.float32)
+    if r.shape != picture.foreground.shape:
+        raise ValueError(f"expected relevance {picture.foreground.shape}, got {r.shape}")
     return np.concatenate(
         [
             picture.vector,
-            _relevance_group(picture, r, source),
+            _relevance_groups(picture, r),
             word_features(question),
             reduced(embedding, EMBEDDING_DIMS),
         ],
@@ -167,18 +149,8 @@ def question_features(
     )
 
 
-def cosine_relevance(picture: PictureFeatures, embedding: np.ndarray) -> np.ndarray:
-    """Return (N,) relevance without training: cosine of patch and embedding, z-scored, squashed.
-
-    A patch one standard deviation above the picture's mean gets one half.
-    """
-    cosine = picture.unit_patches @ (embedding / max(float(np.linalg.norm(embedding)), _EPS))
-    z = (cosine - cosine.mean()) / max(float(cosine.std()), _EPS)
-    relevance: np.ndarray = 1.0 / (1.0 + np.exp(-2.0 * (z - 1.0)))
-    return relevance
-
-
-def _relevance_group(picture: PictureFeatures, r: np.ndarray, source: float) -> np.ndarray:
+def _relevance_groups(picture: PictureFeatures, r: np.ndarray) -> np.ndarray:
+    """Return the groups relevance_area, relevance_cells and relevance_detail, in this order."""
     side = picture.grid_side
     cells = cells_of(picture.scales, side)
     peak = float(r.max())
@@ -196,31 +168,24 @@ def _relevance_group(picture: PictureFeatures, r: np.ndarray, source: float) -> 
     y, x = float(weight @ cells.rows), float(weight @ cells.columns)
     mask_2d = mask.reshape(side, side)
     n_marked = int(mask.sum())
-    return np.concatenate(
-        [
-            purity[0],
-            purity[1],
-            fill[0],
-            fill[1],
-            np.maximum.reduceat(pooled[0], cells.starts),
-            pooled[0][cells.of_patch[:, int(r.argmax())]],
-            lost[:, 0],
-            lost[:, 1],
-            [
-                source,
-                float(r.mean()),
-                n_marked / len(r),
-                peak,
-                float(total[0] ** 2 / (float(r @ r) + _EPS)) / len(r),
-                float(weight @ picture.foreground),
-                math.sqrt(max(float(weight @ cells.rows**2) - y * y, 0.0)),
-                math.sqrt(max(float(weight @ cells.columns**2) - x * x, 0.0)),
-                extent(mask_2d, 0),
-                extent(mask_2d, 1),
-                edge(r.reshape(side, side)),
-                edge(mask_2d.astype(np.float32)),
-                pieces(mask_2d),
-            ],
-        ],
-        dtype=np.float32,
-    )
+    area = [
+        float(r.mean()),
+        n_marked / len(r),
+        peak,
+        float(total[0] ** 2 / (float(r @ r) + _EPS)) / len(r),
+        math.sqrt(max(float(weight @ cells.rows**2) - y * y, 0.0)),
+        math.sqrt(max(float(weight @ cells.columns**2) - x * x, 0.0)),
+        extent(mask_2d, 0),
+        extent(mask_2d, 1),
+        edge(r.reshape(side, side)),
+        edge(mask_2d.astype(np.float32)),
+        pieces(mask_2d),
+    ]
+    in_cells = [
+        purity.ravel(),
+        fill.ravel(),
+        np.maximum.reduceat(pooled[0], cells.starts),
+        pooled[0][cells.of_patch[:, int(r.argmax())]],
+    ]
+    here = float(weight @ picture.foreground)
+    return np.concatenate([area, *in_cells, lost.T.ravel(), [here]], dtype=np.float32)

@@ -119,6 +119,7 @@ def parse(files: Mapping[str, bytes]) -> RouterParts:
             [int(scale) for scale in stored["scales"]],
             int(stored["grid_side"]),
             int(stored["embedding_dim"]),
+            str(stored["relevance"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise RouterFileError(f"{CONFIG_FILE} or {SCHEMA_FILE} is damaged: {error!r}") from error

@@ -15,8 +15,13 @@ import numpy as np
 from router.cells import cells_of
 from router.question_text import EMBEDDING_DIMS, WORD_NAMES
 
-FEATURES_VERSION = 1  # raise it with any change in what a number means: old routers then refuse
-GROUPS = ("picture", "statistics", "relevance", "question")
+FEATURES_VERSION = 2  # raise it with any change in what a number means: old routers then refuse
+GROUPS = (
+    *("picture", "statistics"),
+    *("relevance_area", "relevance_cells", "relevance_detail"),
+    "question",
+)
+DEFAULT_RELEVANCE = "readout"
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class FeatureSchema:
         scales: ascending.
         grid_side: G.
         embedding_dim: E, dimensions of the question embedding as the model gives it.
+        relevance: name of the source of the relevance maps: other sources give other numbers.
         version: ``FEATURES_VERSION`` the features were computed with.
     """
 
@@ -37,6 +43,7 @@ class FeatureSchema:
     scales: tuple[int, ...]
     grid_side: int
     embedding_dim: int
+    relevance: str = DEFAULT_RELEVANCE
     version: int = FEATURES_VERSION
 
     @cached_property
@@ -58,68 +65,71 @@ class FeatureSchema:
             "scales": list(self.scales),
             "grid_side": self.grid_side,
             "embedding_dim": self.embedding_dim,
+            "relevance": self.relevance,
             "names": list(self.names),
             "groups": list(self.groups),
         }
 
 
-def feature_schema(scales: Sequence[int], grid_side: int, embedding_dim: int) -> FeatureSchema:
+def feature_schema(
+    scales: Sequence[int],
+    grid_side: int,
+    embedding_dim: int,
+    relevance: str = DEFAULT_RELEVANCE,
+) -> FeatureSchema:
     """Return the schema of `router.features.question_features` for a grid and its scales.
 
     Args:
         scales: ascending.
         grid_side: G.
         embedding_dim: E, dimensions of the question embedding.
+        relevance: name of the source of the relevance maps.
 
     Raises:
         ValueError: a scale is not a square whose side divides the grid, or they do not ascend.
     """
-    return _schema(tuple(scales), grid_side, embedding_dim)
+    return _schema(tuple(scales), grid_side, embedding_dim, relevance)
 
 
 @cache
-def _schema(scales: tuple[int, ...], grid_side: int, embedding_dim: int) -> FeatureSchema:
+def _schema(
+    scales: tuple[int, ...], grid_side: int, embedding_dim: int, relevance: str
+) -> FeatureSchema:
     cells = cells_of(scales, grid_side)
     coarse = [scale for scale, side in zip(scales, cells.sides, strict=True) if side < grid_side]
-    picture = [f"detail_mean_{s}" for s in coarse] + [f"detail_p90_{s}" for s in coarse]
-    picture += [f"foreground_purity_{s}" for s in scales]
-    picture += [f"foreground_detail_{s}" for s in coarse]
-    statistics = [
-        "norm_log_mean",
-        "norm_cv",
-        "variance_log",
-        "foreground_mean",
-        "foreground_std",
-        "foreground_edge",
-    ]
-    relevance = [
-        f"{name}_{s}"
-        for name in ("purity", "purity_peak", "fill", "fill_peak", "cell_max", "cell_at_peak")
-        for s in scales
-    ]
-    relevance += [f"{name}_{s}" for name in ("lost", "lost_peak") for s in coarse]
-    relevance += [
-        "relevance_source",
-        "area",
-        "area_peak",
-        "relevance_max",
-        "effective_patches",
-        "foreground_here",
-        "spread_y",
-        "spread_x",
-        "extent_y",
-        "extent_x",
-        "edge",
-        "edge_peak",
-        "pieces",
-    ]
-    question = list(WORD_NAMES)
-    question += [f"embedding_{i:02d}" for i in range(min(embedding_dim, EMBEDDING_DIMS))]
-    parts = dict(zip(GROUPS, (picture, statistics, relevance, question), strict=True))
+    parts = {
+        "picture": [
+            *_each(("detail_mean", "detail_p90"), coarse),
+            *_each(("foreground_purity",), scales),
+            *_each(("foreground_detail",), coarse),
+        ],
+        "statistics": [
+            *("norm_log_mean", "norm_cv", "variance_log"),
+            *("foreground_mean", "foreground_std", "foreground_edge"),
+        ],
+        "relevance_area": [
+            *("area", "area_peak", "relevance_max", "effective_patches"),
+            *("spread_y", "spread_x", "extent_y", "extent_x"),
+            *("edge", "edge_peak", "pieces"),
+        ],
+        "relevance_cells": _each(
+            ("purity", "purity_peak", "fill", "fill_peak", "cell_max", "cell_at_peak"), scales
+        ),
+        "relevance_detail": [*_each(("lost", "lost_peak"), coarse), "foreground_here"],
+        "question": [
+            *WORD_NAMES,
+            *(f"embedding_{i:02d}" for i in range(min(embedding_dim, EMBEDDING_DIMS))),
+        ],
+    }
     return FeatureSchema(
-        names=tuple(name for part in parts.values() for name in part),
-        groups=tuple(group for group, part in parts.items() for _ in part),
+        names=tuple(name for group in GROUPS for name in parts[group]),
+        groups=tuple(group for group in GROUPS for _ in parts[group]),
         scales=scales,
         grid_side=grid_side,
         embedding_dim=embedding_dim,
+        relevance=relevance,
     )
+
+
+def _each(names: Sequence[str], scales: Sequence[int]) -> list[str]:
+    return [f"{name}_{scale}" for name in names for scale in scales]

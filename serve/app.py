@@ -35,7 +35,7 @@ class EncoderReplica(Encoder):
     def __init__(self, settings: ServeSettings) -> None:
         checkpoint = load_checkpoint(
             settings.model_path(), half="encoder", device=settings.device,
-            threads=settings.torch_threads,
+            threads=settings.torch_threads, text_encoder=settings.text_encoder,
         )  # fmt: skip
         super().__init__(checkpoint, settings, RayMetrics())
 

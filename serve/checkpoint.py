@@ -7,6 +7,7 @@ without loading torch; encoder and generator each keep only their half of the we
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from serve.errors import ServeSetupError
 
 if TYPE_CHECKING:
-    from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
+    from m3model import M3ForConditionalGeneration, M3Processor
+    from m3model.relevance_sources import RelevanceSource
 
 Half = Literal["encoder", "generator", "both"]
 
@@ -48,16 +50,21 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model with its processor and, if the folder has one, its relevance readout."""
+    """A loaded model, its processor, and where relevance can come from (by name; encoders only)."""
 
     model: M3ForConditionalGeneration
     processor: M3Processor
-    readout: RelevanceReadout | None
+    sources: Mapping[str, RelevanceSource]
     device: str
 
 
 def load_checkpoint(
-    folder: Path, *, half: Half = "both", device: str | None = None, threads: int = 1
+    folder: Path,
+    *,
+    half: Half = "both",
+    device: str | None = None,
+    threads: int = 1,
+    text_encoder: Path | None = None,
 ) -> Checkpoint:
     """Return the loaded model, ready to be used; float32 on a CPU, bfloat16 on a GPU.
 
@@ -66,14 +73,16 @@ def load_checkpoint(
         half: what will be used; the weights of the other half are released.
         device: torch device, None for cuda where there is one.
         threads: CPU threads of torch in this process.
+        text_encoder: CLIP folder, to give CLIP relevance too.
 
     Raises:
-        ServeSetupError: the folder's weights cannot be loaded.
+        ServeSetupError: the folder's weights or the text encoder cannot be loaded.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
+    from m3model import M3ForConditionalGeneration, M3Processor
+    from m3model.relevance_sources import relevance_sources
 
     disable_progress_bar()  # a server's stderr is a log
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,15 +94,17 @@ def load_checkpoint(
             folder, dtype=dtype, attn_implementation="sdpa"
         )
         processor = M3Processor.from_pretrained(folder)
-        readout = RelevanceReadout.from_pretrained(folder)
+        model = model.to(place).eval()
+        sources = {} if half == "generator" else relevance_sources(model, folder, text_encoder)
     except Exception as error:  # loaders of damaged files raise all kinds
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ServeSetupError(f"the model in {folder} cannot be loaded: {line}") from error
     if half == "encoder":
-        # The embedding table stays: the question's embedding is a feature.
+        # The embedding table stays: the question's embedding is a feature. Of the first layer only
+        # what the relevance sources hold stays.
         model.model.language_model.layers = torch.nn.ModuleList()
         model.lm_head = torch.nn.Identity()
     elif half == "generator":
         model.model.vision_tower = torch.nn.Identity()
         model.model.multi_modal_projector = torch.nn.Identity()
-    return Checkpoint(model.to(place).eval(), processor, readout, place)
+    return Checkpoint(model, processor, sources, place)

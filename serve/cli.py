@@ -36,6 +36,9 @@ def up(
     in_process: Annotated[bool, typer.Option("--in-process", help="One process, no Ray.")] = False,
     model: Annotated[Path | None, typer.Option(help="Model folder; default: m3-mini.")] = None,
     router: Annotated[Path | None, typer.Option(help="Router folder to start with.")] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="CLIP folder, for routers fitted on CLIP relevance.")
+    ] = None,
     registry: Annotated[Path, typer.Option(help="Registry to follow.")] = Path(".m3/registry"),
     log_dir: Annotated[Path, typer.Option(help="Folder of the decision log.")] = Path(".m3/log"),
     log_images: Annotated[
@@ -65,6 +68,7 @@ def up(
     logging.getLogger("serve").setLevel(logging.INFO)
     settings = ServeSettings(
         model=_absolute(model), router=_absolute(router),
+        text_encoder=_absolute(text_encoder),
         registry=registry.absolute(), log_dir=log_dir.absolute(),
         log_images=log_images, log_prompts=log_prompts, audit_rate=audit_rate,
         device=device, torch_threads=torch_threads,

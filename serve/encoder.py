@@ -181,7 +181,7 @@ class Encoder:
         if router is None:  # said at the start; nothing failed
             return finest_fallback(self._vision.scales, constraints, n_pictures=n_pictures)
         try:
-            features = self._vision.features(pictures, request.question)
+            features = self._vision.features(pictures, request.question, router.schema.relevance)
             decision = router.route(features, constraints)
             # Callers pay for the features too, so the latency they see includes them.
             return replace(decision, latency_ms=_ms_since(started))

@@ -59,7 +59,10 @@ def compose(settings: ServeSettings) -> Service:
             settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
         )
     metrics = LocalMetrics()
-    checkpoint = load_checkpoint(folder, device=settings.device, threads=settings.torch_threads)
+    checkpoint = load_checkpoint(
+        folder, device=settings.device, threads=settings.torch_threads,
+        text_encoder=settings.text_encoder,
+    )  # fmt: skip
     encoder = Encoder(checkpoint, settings, metrics)
     engine = LocalEngine(checkpoint.model, checkpoint.processor)
     generator = Generator(engine, checkpoint.processor, settings)

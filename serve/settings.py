@@ -72,6 +72,9 @@ class ServeSettings(BaseModel):
         Path(".m3/registry"), description="Registry whose pointer is followed while running."
     )
     registry_poll_s: float = Field(1.0, gt=0, description="Seconds between looks at the pointer.")
+    text_encoder: FolderPath | None = Field(
+        None, description="CLIP folder for routers that were fitted on CLIP relevance."
+    )
     device: str | None = Field(None, description="torch device; None: cuda if there is one.")
     torch_threads: int = Field(1, ge=1, description="CPU threads of torch in each replica.")
 

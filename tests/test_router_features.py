@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from router.cells import cells_of, edge, extent, pieces, residual_energy
 from router.features import (
     FEATURES_VERSION,
+    GROUPS,
     PictureFeatures,
-    cosine_relevance,
     feature_schema,
     picture_features,
     question_features,
@@ -35,7 +35,7 @@ def named(features: np.ndarray, scales: tuple[int, ...] = SCALES, side: int = SI
 
 
 def asked(
-    picture: PictureFeatures, relevance: np.ndarray | None, question: str = "which colour?"
+    picture: PictureFeatures, relevance: np.ndarray, question: str = "which colour?"
 ) -> np.ndarray:
     return question_features(picture, relevance, question, np.ones(DIM, dtype=np.float32))
 
@@ -157,29 +157,10 @@ def test_foreground_is_what_differs_from_most_of_the_picture() -> None:
     assert picture.foreground.sum() == pytest.approx(inside.sum())
 
 
-def test_no_relevance_takes_the_cosine_or_says_that_there_is_none() -> None:
-    grid = noise(4) * 0.1
-    grid[11] += np.linspace(1.0, 2.0, DIM, dtype=np.float32)
-    picture = picture_features(grid, SCALES)
-    embedding = np.linspace(1.0, 2.0, DIM, dtype=np.float32)
-    generic = cosine_relevance(picture, embedding)
-    assert generic.argmax() == 11
-    assert generic.min() >= 0.0
-    assert generic.max() <= 1.0
-    got = named(question_features(picture, None, "what?", embedding))
-    assert got["relevance_source"] == 1.0
-    assert got["relevance_max"] == pytest.approx(float(generic.max()))
-    other = question_features(picture, None, "what?", np.ones(7, dtype=np.float32))
-    schema = feature_schema(SCALES, SIDE, 7)
-    assert not other[schema.columns("relevance")].any()
-    readout = named(question_features(picture, np.ones(64), "what?", embedding))
-    assert readout["relevance_source"] == 2.0
-
-
 def test_degenerate_pictures_and_maps_give_finite_features() -> None:
     for grid in (np.zeros((64, DIM)), np.full((64, DIM), 1e4), noise(5) * 1e-12):
         picture = picture_features(grid, SCALES)
-        for relevance in (None, np.zeros(64), np.ones(64), np.full(64, 1e-30)):
+        for relevance in (np.zeros(64), np.ones(64), np.full(64, 1e-30)):
             assert np.isfinite(asked(picture, relevance, "")).all()
 
 
@@ -192,7 +173,7 @@ def test_broken_input_shows_as_nan_or_error_never_as_a_number() -> None:
     with pytest.raises(ValueError, match="relevance"):
         asked(picture, np.ones(63))
     with pytest.raises(ValueError, match="embedding"):
-        question_features(picture, None, "what?", np.ones((1, DIM)))
+        question_features(picture, np.ones(64), "what?", np.ones((1, DIM)))
     with pytest.raises(ValueError, match=r"\(G\*G, D\)"):
         picture_features(np.zeros((63, DIM)), SCALES)
     with pytest.raises(ValueError, match="scale 9 is not a square whose side divides the 8x8"):
@@ -212,10 +193,10 @@ def test_the_schema_names_every_column_once_and_hashes_what_matters() -> None:
         feature_schema((1, 9, 36, 144), 24, 192),
         feature_schema((1, 9, 36, 144, 576), 48, 192),
         feature_schema((1, 9, 36, 144, 576), 24, 193),
+        feature_schema((1, 9, 36, 144, 576), 24, 192, "cosine"),
     ]
-    assert len({schema.hash, *(other.hash for other in others)}) == 4
-    by_group = [schema.columns(group) for group in ("picture", "statistics", "relevance")]
-    everything = np.concatenate([*by_group, schema.columns("question")])
+    assert len({schema.hash, *(other.hash for other in others)}) == 5
+    everything = np.concatenate([schema.columns(group) for group in GROUPS])
     assert sorted(everything.tolist()) == list(range(len(schema.names)))
     with pytest.raises(ValueError, match="unknown groups"):
         schema.columns("pictures")

@@ -133,8 +133,9 @@ def test_explanations_are_given_when_asked_for(sdk: openai.OpenAI, ask_body: Bod
     assert set(explain["contributions"]) == set(explain["values"])
     groups = explain["contributions"]["36"]
     assert set(groups) == {
-        "picture detail", "relevant-region detail", "question", "image statistics",
-    }  # fmt: skip
+        *("picture detail", "image statistics", "question", "relevant-region detail"),
+        *("relevant-region purity", "relevant-region size"),
+    }
     assert (explain["coarser"]["scale"], explain["finer"]["scale"]) == (9, 144)
     assert explain["sentence"].startswith("The router chose 36 at the price 0.1; ")
     assert "explain" not in ask(sdk, ask_body()).routing

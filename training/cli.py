@@ -16,6 +16,7 @@ from training.cli_bench import bench
 from training.cli_certify import certify
 from training.cli_collect import ModelOption, WorkersOption, collect, model_folder
 from training.cli_model import model as train_model
+from training.cli_readout import readout
 from training.cli_replay import replay
 from training.console import bar, say, table
 
@@ -51,7 +52,10 @@ def main() -> None:
     except ValueError as error:
         # The other packages' refusals of bad folders; anything else is a bug and keeps its
         # traceback.
-        if type(error).__name__ in {"RouterFileError", "FeatureMismatch", "CheckpointMismatch"}:
+        if type(error).__name__ in {
+            *("RouterFileError", "FeatureMismatch", "CheckpointMismatch"),
+            "RelevanceUnavailable",
+        }:
             _fail(error)
         raise
 
@@ -65,6 +69,7 @@ app.command("model")(train_model)
 
 
 app.command("collect")(collect)
+app.command("readout")(readout)
 
 
 app.command("certify")(certify)

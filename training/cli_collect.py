@@ -42,12 +42,19 @@ def collect(
     workers: WorkersOption = None,
     device: Annotated[str | None, typer.Option(help="torch device.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    relevance: Annotated[
+        Literal["auto", "readout", "cosine", "attention", "clip"],
+        typer.Option(help="Where relevance comes from; auto: the readout, else clip, else cosine."),
+    ] = "auto",
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
 ) -> None:
     """Run every scale on every question, write oracle shards; a rerun goes on where it stopped."""
     from training import oracle
 
-    source = _source(scenes, seed, namespace, repeats, data, images, from_log, skip_bad)
+    source = source_of(scenes, seed, namespace, repeats, data, images, from_log, skip_bad)
     for note in source.notes():
         say(f"left out: {note}")
     checkpoint = model_folder(model)
@@ -55,6 +62,7 @@ def collect(
         result = oracle.collect(
             source, checkpoint, out, workers=workers, device=device,
             max_new_tokens=max_new_tokens, skip_bad=skip_bad, progress=move,
+            relevance=relevance, text_encoder=text_encoder,
         )  # fmt: skip
     if result.bad:
         say(f"skipped {len(result.bad)} bad pictures, first: {result.bad[0]}")
@@ -64,10 +72,11 @@ def collect(
     )
 
 
-def _source(
+def source_of(
     scenes: int | None, seed: int, namespace: str, repeats: int,
     data: Path | None, images: Path | None, from_log: Path | None, skip_bad: bool,
 ) -> Source:  # fmt: skip
+    """Return the one source that the flags name."""
     from training.sources import SceneSource, llava_source, log_source
 
     if sum(given is not None for given in (scenes, data, from_log)) != 1:

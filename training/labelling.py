@@ -1,7 +1,7 @@
 """Runs every scale of a model on pictures with their questions: the rows of the oracle.
 
 Each picture is encoded once and pooled to every scale; each scale answers all questions of several
-pictures in one packed pass. Knows the model, the readout and the router's features; does not know
+pictures in one packed pass. Knows the model, relevance and the router's features; does not know
 where the questions come from or where the rows go.
 """
 
@@ -19,9 +19,10 @@ import torch
 from m3model import (
     M3ForConditionalGeneration,
     M3Processor,
-    RelevanceReadout,
     pool_visual_tokens,
 )
+from m3model.relevance_clip import encode_with_tower
+from m3model.relevance_sources import relevance_name, relevance_sources
 from router.features import picture_features, question_features
 from router.records import OracleRecord, picture_id
 from training.packed import PackedAnswer, PackedQuestion, answer_packed
@@ -39,6 +40,7 @@ class _Job:
     task: PictureTask
     asks: tuple[Ask, ...]
     grid: torch.Tensor
+    tower: torch.Tensor | None
     questions: tuple[PackedQuestion, ...]
 
 
@@ -49,9 +51,23 @@ class Labeller:
         model: folder of the checkpoint.
         device: torch device; None takes a GPU when there is one.
         max_new_tokens: answers longer than this (and than their reference) are cut.
+        relevance, text_encoder: where relevance comes from, see `m3model.relevance_sources`.
+
+    Raises:
+        RelevanceUnavailable: the model cannot give this relevance.
     """
 
-    def __init__(self, model: Path, *, device: str | None = None, max_new_tokens: int = 16) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        device: str | None = None,
+        max_new_tokens: int = 16,
+        relevance: str = "auto",
+        text_encoder: Path | None = None,
+    ) -> None:
+        # A full name (of `relevance_name`) names its kind before the first dash.
+        name = relevance_name(model, relevance.partition("-")[0], text_encoder)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         self.model: Any = (
@@ -62,7 +78,7 @@ class Labeller:
             .eval()
         )
         self.processor = M3Processor.from_pretrained(model)
-        self.readout = RelevanceReadout.from_pretrained(model)
+        self.relevance = relevance_sources(self.model, model, text_encoder)[name]
         self.scales: tuple[int, ...] = tuple(self.model.config.scales)
         self.max_new_tokens = max_new_tokens
         end = self.model.generation_config.eos_token_id
@@ -131,11 +147,16 @@ class Labeller:
         from PIL import Image
 
         pixels = self.processor.pixel_values(Image.fromarray(task.rgb)).to(self.device)
-        grid = self.model.encode_images(pixels)[0]
+        tower = None
+        if self.relevance.needs_tower:
+            grids, towers = encode_with_tower(self.model, pixels)
+            grid, tower = grids[0], towers[0]
+        else:
+            grid = self.model.encode_images(pixels)[0]
         for start in range(0, len(task.asks), MAX_QUESTIONS):
             asks = task.asks[start : start + MAX_QUESTIONS]
             questions = tuple(self._question(ask) for ask in asks)
-            yield _Job(task, asks, grid, questions)
+            yield _Job(task, asks, grid, tower, questions)
 
     def _question(self, ask: Ask) -> PackedQuestion:
         prompt, answer = prompt_and_answer(self.processor, ask.question, ask.reference)
@@ -179,13 +200,11 @@ class Labeller:
     def _features(self, job: _Job) -> list[np.ndarray]:
         grid = job.grid.float().cpu().numpy()
         picture = picture_features(grid, self.scales)
-        projected = None if self.readout is None else self.readout.project(grid)
+        projected = self.relevance.project(grid, job.tower)
         rows = []
         for ask in job.asks:
             ids = self.processor.question_ids(ask.question)
-            relevance = None
-            if self.readout is not None and projected is not None:
-                relevance = self.readout.score(projected, ids)
+            relevance = self.relevance.score(projected, ask.question, ids)
             rows.append(
                 question_features(picture, relevance, ask.question, self.question_embedding(ids))
             )

@@ -51,6 +51,8 @@ def collect(
     device: str | None = None,
     max_new_tokens: int = 16,
     skip_bad: bool = False,
+    relevance: str = "auto",
+    text_encoder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CollectResult:
     """Label a source into ``out`` and return the totals; finished shards of the same run are kept.
@@ -59,21 +61,26 @@ def collect(
         source: pictures with questions.
         model: folder of the checkpoint.
         workers: processes (None: one per physical core, one on a GPU).
+        relevance, text_encoder: where relevance comes from, see `m3model.relevance_sources`.
         progress: called with (pictures done, pictures in all).
 
     Raises:
         ParametersDiffer: ``out`` was written by a run with other parameters.
         BadRecord: a picture cannot be read (without ``skip_bad``).
+        RelevanceUnavailable: the model cannot give this relevance.
     """
+    from m3model.relevance_sources import relevance_name
+
     if not (model / "config.json").is_file():
         raise TrainingError(f"{model} is not a model folder: it has no config.json")
-    parameters = _parameters(source, model, max_new_tokens, skip_bad)
+    name = relevance_name(model, relevance, text_encoder)
+    parameters = _parameters(source, model, max_new_tokens, skip_bad, name)
     out.mkdir(parents=True, exist_ok=True)
     with _only_run(out):
         manifest = _claim(out, parameters)
         job = CollectJob(
             source, model, out, parameters["feature_schema"], parameters["model_hash"],
-            device, max_new_tokens, skip_bad,
+            device, max_new_tokens, skip_bad, name, text_encoder,
         )  # fmt: skip
         planned = dict(shards(len(source), parameters["pictures_per_shard"]))
         missing = [index for index in planned if not shard_path(out, index).exists()]
@@ -102,13 +109,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _parameters(source: Source, model: Path, max_new_tokens: int, skip_bad: bool) -> dict[str, Any]:
+def _parameters(
+    source: Source, model: Path, max_new_tokens: int, skip_bad: bool, relevance: str
+) -> dict[str, Any]:
     """Return what makes two runs the same run, plus what readers of the data need."""
     from m3model import M3Config, request_cost
     from router.features import feature_schema
 
     config = M3Config.from_pretrained(model)
-    schema = feature_schema(tuple(config.scales), config.grid_side, config.hidden_size)
+    schema = feature_schema(tuple(config.scales), config.grid_side, config.hidden_size, relevance)
     size = SHARD_PICTURES
     if len(source) < 8 * SHARD_PICTURES:  # short runs: enough shards for every core
         size = math.ceil(len(source) / 8)
@@ -120,6 +129,7 @@ def _parameters(source: Source, model: Path, max_new_tokens: int, skip_bad: bool
         "model": model.resolve().name,
         "model_hash": hash_model(model),
         "feature_schema": schema.hash,
+        "relevance": relevance,
         "grid_side": config.grid_side,
         "embedding_dim": config.hidden_size,
         "scales": list(config.scales),

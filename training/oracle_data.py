@@ -164,7 +164,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except json.JSONDecodeError as error:
         raise TrainingError(f"{path} is not valid JSON: {error}") from error
-    missing = {"model_hash", "scales", "feature_schema", "grid_side", "embedding_dim"}
+    missing = {"model_hash", "scales", "feature_schema", "grid_side", "embedding_dim", "relevance"}
     missing -= set(manifest)
     if missing:
         raise TrainingError(f"{path} lacks {', '.join(sorted(missing))}")
@@ -173,7 +173,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
     scales = tuple(int(scale) for scale in manifest["scales"])
-    schema = feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"])
+    relevance = str(manifest["relevance"])
+    schema = feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"], relevance)
     if schema.hash != manifest["feature_schema"]:
         raise MixedData(
             f"the data hold features {manifest['feature_schema']}, this version computes "

@@ -39,6 +39,8 @@ class CollectJob:
     device: str | None
     max_new_tokens: int
     skip_bad: bool
+    relevance: str
+    text_encoder: Path | None
 
 
 def shard_path(out: Path, index: int) -> Path:
@@ -117,7 +119,10 @@ def _work(index: int, pictures: range) -> int:
 def _labeller(job: CollectJob) -> Labeller:
     from training.labelling import Labeller
 
-    return Labeller(job.model, device=job.device, max_new_tokens=job.max_new_tokens)
+    return Labeller(
+        job.model, device=job.device, max_new_tokens=job.max_new_tokens,
+        relevance=job.relevance, text_encoder=job.text_encoder,
+    )  # fmt: skip
 
 
 def _write_shard(job: CollectJob, labeller: Labeller, index: int, pictures: range) -> None:

@@ -80,7 +80,7 @@ def answer_packed(
         end_ids: ids that end an answer.
         max_new_tokens: answers longer than this (and than their reference) are cut.
     """
-    batch = _Batch(model, visual_tokens, questions)
+    batch = PackedBatch(model, visual_tokens, questions)
     cache = DynamicCache()
     hidden = model.model.language_model(
         inputs_embeds=batch.embeds,
@@ -133,7 +133,11 @@ def answer_packed(
 
 
 def _decode(
-    model: Any, cache: DynamicCache, batch: _Batch, states: list[_Decoding], end_ids: Sequence[int]
+    model: Any,
+    cache: DynamicCache,
+    batch: PackedBatch,
+    states: list[_Decoding],
+    end_ids: Sequence[int],
 ) -> list[_Decoding]:
     """Return the states, each carried to its end token or limit, one token of each a step."""
     if not states:
@@ -210,7 +214,7 @@ def _additive(seen: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return mask[:, None].to(like.device)
 
 
-class _Batch:
+class PackedBatch:
     """The packed tensors of a batch and where each question lies in them."""
 
     def __init__(

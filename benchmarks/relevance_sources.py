@@ -1,0 +1,191 @@
+"""Routing with every source of relevance, as if the model had no readout, beside its own readout.
+
+    python benchmarks/relevance_sources.py --oracle runs/oracle
+    python benchmarks/relevance_sources.py --quick
+
+Answers are not asked again: the scenes of an oracle folder are drawn and encoded once more, and
+features are computed with each source. The "distilled" readout is learnt here, without masks, from
+the model's own attention on scenes of its own. CLIP needs the text tower that the vision tower was
+trained with: m3-mini has none, so it is left out. Without --oracle scenes are labelled first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _peer_pictures import Encoded, Encoder, encode
+from _predictor_kinds import KINDS
+from _predictor_splits import SHARES, part_of, resampled
+from numpy.typing import NDArray
+from predictors import oracle_data, rows_of
+
+from m3model import RelevanceReadout
+from m3model.relevance_sources import ReadoutRelevance, RelevanceSource, relevance_sources
+from router.features import picture_features, question_features
+from training.oracle_data import OracleData
+from training.readout import distil_readout
+from training.sources import SceneSource
+
+RESULTS = Path(__file__).parent / "results" / "relevance_sources.json"
+PICTURES = {"train": 1200, "calibration": 500, "test": 800}
+QUICK_PICTURES = {"train": 60, "calibration": 30, "test": 30}
+DISTIL_PICTURES, QUICK_DISTIL_PICTURES, DISTIL_SEED = 300, 32, 3000
+KIND = "heads, soft labels"  # what `m3-train fit` fits
+
+
+@dataclass
+class Cost:
+    """Seconds spent, on pictures and on questions, and how many there were."""
+
+    picture_s: float = 0.0
+    question_s: float = 0.0
+    pictures: int = 0
+    questions: int = 0
+
+    def as_row(self) -> dict[str, float]:
+        """Return milliseconds a picture and a question."""
+        return {
+            "ms_a_picture": 1e3 * self.picture_s / max(1, self.pictures),
+            "ms_a_question": 1e3 * self.question_s / max(1, self.questions),
+        }
+
+
+def features_of(
+    source: RelevanceSource,
+    pictures: Sequence[Encoded],
+    questions: Mapping[int, str],
+    encoder: Encoder,
+    scales: Sequence[int],
+    cost: Cost,
+) -> NDArray[np.float32]:
+    """Return (n, F) features of the pictures' questions, in their order; adds to the cost."""
+    rows = []
+    for picture in pictures:
+        grid = picture.grid.float().numpy()
+        known = picture_features(grid, scales)
+        started = time.perf_counter()
+        projected = source.project(grid, None)
+        cost.picture_s += time.perf_counter() - started
+        cost.pictures += 1
+        for row, ids in zip(picture.rows.tolist(), picture.question_ids, strict=True):
+            words = encoder.words[list(ids)].mean(dim=0).numpy()
+            started = time.perf_counter()
+            relevance = source.score(projected, questions[row], ids)
+            cost.question_s += time.perf_counter() - started
+            cost.questions += 1
+            rows.append(question_features(known, relevance, questions[row], words))
+    return np.stack(rows)
+
+
+def measure(data: OracleData, oracle: Path, model: Path, seeds: int, quick: bool) -> dict[str, Any]:
+    """Return the table: a row a source, the figures over seeds."""
+    encoder = Encoder.load(model)
+    sources = relevance_sources(encoder.model, model)
+    sources.pop("readout", None)
+    own = RelevanceReadout.from_pretrained(model)
+    if own is not None:
+        sources["readout"] = ReadoutRelevance(own)
+    count = QUICK_DISTIL_PICTURES if quick else DISTIL_PICTURES
+    started = time.perf_counter()
+    distilled, agrees = distil_readout(model, SceneSource(count, DISTIL_SEED), device="cpu")
+    distil_s = time.perf_counter() - started
+    sources["distilled readout"] = ReadoutRelevance(distilled)
+
+    pictures = encode(data, oracle, encoder, dict(QUICK_PICTURES if quick else PICTURES))
+    questions = _questions(oracle)
+    asked = {row: questions[str(data.question_ids[row])] for row in range(len(data))}
+    found: dict[str, Any] = {}
+    order = ("readout", "distilled readout", "cosine", "attention")
+    for name in [*(n for n in order if n in sources), "none"]:
+        cost = Cost()
+        parts = []
+        for split in ("train", "calibration", "test"):
+            rows = np.concatenate([picture.rows for picture in pictures[split]])
+            here = data.take(rows)
+            if name != "none":
+                made = features_of(
+                    sources[name], pictures[split], asked, encoder, data.scales, cost
+                )
+                here = replace(here, features=made)
+            else:
+                kept = data.schema.columns("picture", "statistics", "question")
+                here = replace(here, features=np.ascontiguousarray(here.features[:, kept]))
+            parts.append(part_of(here))
+        train, calibration, test = parts
+
+        def splits(seed: int, t: Any = train, c: Any = calibration, e: Any = test) -> Any:
+            return resampled(t, c, e, data.scales, seed)
+
+        found[name] = {**cost.as_row(), **rows_of(KINDS[KIND], splits, seeds)}
+        show(name, found[name])
+    return {
+        "benchmark": "relevance_sources",
+        "quick": quick,
+        "seeds": seeds,
+        "kind": KIND,
+        "model_hash": data.model_hash,
+        "data_hash": data.data_hash,
+        "feature_schema": data.feature_schema,
+        "torch_threads": torch.get_num_threads(),
+        "pictures": {split: len(held) for split, held in pictures.items()},
+        "distilled": {"pictures": count, "seconds": distil_s, "agreement": agrees},
+        "clip": "not applicable: m3-mini's vision tower has no text tower",
+        "sources": found,
+    }
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    """Print one line of the table."""
+    cells = [row["figures"][f"tokens_at_{share:g}"] for share in SHARES]
+    told = " ".join(
+        f"{'never':>13}" if cell is None else f"{cell['mean']:7.1f} ±{cell['spread']:4.1f}"
+        for cell in cells
+    )
+    print(
+        f"{name:20}{told}   {row['ms_a_picture']:.3f} ms a picture, "
+        f"{row['ms_a_question']:.3f} ms a question",
+        flush=True,
+    )
+
+
+def _questions(oracle: Path) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    found: dict[str, str] = {}
+    for path in sorted(oracle.glob("oracle-*.parquet")):
+        table = pq.read_table(path, columns=["question_id", "question"]).to_pydict()
+        found.update(zip(table["question_id"], table["question"], strict=True))
+    return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    from m3model import default_model_path
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--oracle", type=Path, help="folder of oracle data, labelled from scenes")
+    parser.add_argument("--model", type=Path, default=default_model_path())
+    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
+    parser.add_argument("--quick", action="store_true", help="one seed, few scenes: that it runs")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'source':20}tokens for 99, 98, 95 % of the finest accuracy (test hull)")
+    with oracle_data(given.oracle, given.quick) as (data, folder):
+        seeds = 1 if given.quick else given.seeds
+        report = measure(data, folder, given.model, seeds, given.quick)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
