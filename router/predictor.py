@@ -2,16 +2,18 @@
 
 Knows feature matrices and labels; knows nothing of what a column means, of costs or of pictures.
 Notation: n rows, F features, K scales ascending, Y[i, k] in [0, 1] whether (or how probably)
-scale k suffices for row i. Columns are fitted independently; monotonicity is never forced.
+scale k suffices for row i. Monotonicity is never forced.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from router.boosting import Rows, train
 from router.calibration import Calibration, constant, fit_calibration
 from router.errors import FeatureMismatch
 from router.tree_table import table_of
@@ -37,6 +39,8 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             Without calibration only the first fold is needed and fitted.
         calibration: "platt" keeps the order of the scores; "isotonic" fits any monotone shape but
             makes ties; "none".
+        chained: each scale's booster corrects the log odds of the next coarser scale, so that what
+            is alike in neighbours is learnt once; otherwise scales are fitted independently.
         seed: of the folds and of LightGBM.
         num_threads: threads of fitting.
 
@@ -64,6 +68,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         early_stopping_rounds: int = 40,
         n_folds: int = 4,
         calibration: Literal["none", "platt", "isotonic"] = "platt",
+        chained: bool = False,
         seed: int = 0,
         num_threads: int = 1,
     ) -> None:
@@ -77,6 +82,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         self.early_stopping_rounds = early_stopping_rounds
         self.n_folds = n_folds
         self.calibration = calibration
+        self.chained = chained
         self.seed = seed
         self.num_threads = num_threads
 
@@ -108,7 +114,8 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         if weight is not None and (weight.shape != (len(X),) or not (weight >= 0).all()):
             raise ValueError(f"expected ({len(X)},) weights that are not negative")
         folds = self._folds(len(X), groups)
-        fitted = [self._fit_scale(X, Y[:, k], weight, folds) for k in range(Y.shape[1])]
+        said = np.zeros((len(folds) + 1, len(X)))
+        fitted = [self._fit_scale(Rows(X, y, weight), folds, said) for y in Y.T]
         self.calibrations_ = [calibration for _, calibration in fitted]
         self.n_features_in_ = X.shape[1]
         self.adopt([text for text, _ in fitted])
@@ -141,9 +148,9 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         Rows are independent: one row gives to the last bit what it gives within a batch.
         """
         if self.table_ is not None:
-            return self.table_(X)
+            return self._summed(self.table_(X))
         columns = [b.predict(X, raw_score=True, num_threads=1) for b in self.boosters_]
-        return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+        return self._summed(np.stack([np.asarray(c, dtype=np.float64) for c in columns], axis=1))
 
     def contributions(self, X: np.ndarray) -> np.ndarray:
         """Return (n, K, F+1) TreeSHAP contributions to the raw scores; the last is the base.
@@ -153,7 +160,11 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         """
         X = self._checked(X)
         parts = [b.predict(X, pred_contrib=True, num_threads=1) for b in self.boosters_]
-        return np.stack([np.asarray(part, dtype=np.float64) for part in parts], axis=1)
+        return self._summed(np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1))
+
+    def _summed(self, scores: np.ndarray) -> np.ndarray:
+        """Return (n, K, ...) log odds of what the boosters say."""
+        return scores.cumsum(axis=1) if self.chained else scores
 
     def adopt(self, texts: Sequence[str]) -> None:
         """Take over K boosters from LightGBM texts, which must be known to be whole."""
@@ -192,50 +203,55 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         return [np.flatnonzero(fold_of_group[members] == fold) for fold in range(self.n_folds)]
 
     def _fit_scale(
-        self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, folds: list[np.ndarray]
+        self, rows: Rows, folds: list[np.ndarray], said: np.ndarray
     ) -> tuple[str, Calibration]:
-        """Return the text of one scale's booster, fitted on all rows, and its calibration."""
+        """Return the text of one scale's booster, fitted on all rows, and its calibration.
+
+        ``said`` (folds + 1, n) holds what the coarser scales' boosters add up to: those of each
+        fold, which have not seen its rows, and those fitted on all rows. It is brought up to date.
+        """
+        y = rows.y
         if float(np.ptp(y)) == 0.0:
-            # Nothing to learn. One tree that cannot split keeps the folder complete, the
-            # calibration holds the constant itself.
-            return self._train(X, y, weight, n_trees=1).model_to_string(), constant(float(y[0]))
+            # Nothing to learn. One tree that cannot split keeps the folder complete, and says
+            # nothing to finer scales; the calibration holds the constant itself.
+            flat = np.full(len(y), 0.5) if self.chained else y
+            text = train(Rows(rows.X, flat), self._parameters(), 1).model_to_string()
+            return text, constant(float(y[0]))
         if self.calibration == "none":
             folds = folds[:1]
-        everyone = np.arange(len(y))
         tried = []
-        for held in folds:
-            kept = np.setdiff1d(everyone, held)
-            if float(np.ptp(y[kept])) > 0.0:
-                part = None if weight is None else weight[kept]
-                tried.append((held, self._train(X[kept], y[kept], part, (X[held], y[held]))))
-        if not tried:
-            return self._train(X, y, weight).model_to_string(), Calibration("none")
-        n_trees = max(1, round(float(np.mean([booster.best_iteration for _, booster in tried]))))
-        text = self._train(X, y, weight, n_trees=n_trees).model_to_string()
-        if self.calibration == "none":
+        for fold, held in enumerate(folds):
+            here = self._onwards(rows, said[fold])
+            kept = here.take(np.setdiff1d(np.arange(len(y)), held))
+            if float(np.ptp(kept.y)) > 0.0:
+                most, watched = self.n_estimators, here.take(held)
+                patience = self.early_stopping_rounds
+                made = train(kept, self._parameters(), most, watched, patience)
+                tried.append((fold, held, made))
+        n_trees = self.n_estimators
+        if tried:
+            n_trees = max(1, round(float(np.mean([made.best_iteration for *_, made in tried]))))
+        whole = train(self._onwards(rows, said[-1]), self._parameters(), n_trees)
+        raw = [
+            made.predict(rows.X, raw_score=True, num_iteration=n_trees, num_threads=1)
+            for made in (*(made for *_, made in tried), whole)
+        ]
+        for fold, add in zip([*(fold for fold, *_ in tried), -1], raw, strict=True):
+            said[fold] = said[fold] + add if self.chained else add
+        text = whole.model_to_string()
+        if self.calibration == "none" or not tried:
             return text, Calibration("none")
-        unseen = np.concatenate([held for held, _ in tried])
-        raw = np.concatenate(
-            [
-                booster.predict(X[held], raw_score=True, num_iteration=n_trees, num_threads=1)
-                for held, booster in tried
-            ]
-        )
-        part = None if weight is None else weight[unseen]
-        return text, fit_calibration(self.calibration, raw, y[unseen], part)
+        unseen = np.concatenate([held for _, held, _ in tried])
+        scores = np.concatenate([said[fold][held] for fold, held, _ in tried])
+        part = None if rows.weight is None else rows.weight[unseen]
+        return text, fit_calibration(self.calibration, scores, y[unseen], part)
 
-    def _train(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        weight: np.ndarray | None,
-        watched: tuple[np.ndarray, np.ndarray] | None = None,
-        n_trees: int | None = None,
-    ) -> "lightgbm.Booster":
-        """Return a booster of ``n_trees``, or one that stopped when ``watched`` rows said so."""
-        import lightgbm
+    def _onwards(self, rows: Rows, said: np.ndarray) -> Rows:
+        """Return the rows, for a chained scale that is not the first with where it starts."""
+        return replace(rows, start=said) if self.chained and said.any() else rows
 
-        params = {
+    def _parameters(self) -> dict[str, Any]:
+        return {
             # cross_entropy, not binary: it takes soft labels, and for hard ones it is the same.
             "objective": "cross_entropy",
             "learning_rate": self.learning_rate,
@@ -250,16 +266,6 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             "num_threads": self.num_threads,
             "verbosity": -1,
         }
-        data = lightgbm.Dataset(X, y, weight=weight, params=params)
-        if watched is None:
-            return lightgbm.train(params, data, num_boost_round=n_trees or self.n_estimators)
-        return lightgbm.train(
-            params,
-            data,
-            num_boost_round=self.n_estimators,
-            valid_sets=[lightgbm.Dataset(*watched, reference=data, params=params)],
-            callbacks=[lightgbm.early_stopping(self.early_stopping_rounds, verbose=False)],
-        )
 
 
 def booster_of(text: str) -> "lightgbm.Booster":

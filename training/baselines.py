@@ -77,7 +77,7 @@ def fit_predictor(
     Args:
         features: (n, F) of the training and (m, F) of the calibration questions.
     """
-    predictor = ComplexityPredictor(calibration="none")
+    predictor = ComplexityPredictor(calibration="none", chained=True, learning_rate=0.1)
     predictor.fit(features[0], labels_of(train, labels), groups=train.picture_ids)
     raw = predictor.raw_scores(features[1])
     predictor.calibrations_ = [
