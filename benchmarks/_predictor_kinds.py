@@ -21,17 +21,13 @@ from router.tree_table import table_of
 from training.metrics import Array
 
 SETTINGS: Mapping[str, Any] = {
-    "learning_rate": 0.05,
+    "learning_rate": 0.1,
     "num_leaves": 15,
     "min_data_in_leaf": 40,
     "feature_fraction": 0.5,
-    "lambda_l2": 5.0,
-    "max_bin": 63,
-    "deterministic": True,
-    "force_row_wise": True,
-    "num_threads": 1,
-    "verbosity": -1,
-}
+    "lambda_l2": 5.0, "max_bin": 63,
+    "deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1,
+}  # fmt: skip
 MOST_TREES, PATIENCE = 600, 40
 RANK_PRICES = (0.02, 0.1, 0.5)  # quality per unit of cost at which the ranker learns to choose
 RANK_LEVELS, RANK_STEEPNESS = 30, 4.0
@@ -68,14 +64,14 @@ def heads(label: Label) -> Fit:
         boosters = _boosters(
             splits, label(splits.train), label(splits.watched), "cross_entropy", seed, settings
         )
-        raw, of_test = (_raw(boosters, part.X) for part in (splits.calibration, splits.test))
+        raw, of_test = (raw_scores(boosters, part.X) for part in (splits.calibration, splits.test))
         truth = (first_sufficient if label is first_sufficient else hard)(splits.calibration)
         maps = [fit_calibration("platt", raw[:, k], truth[:, k]) for k in range(raw.shape[1])]
         both = (
             np.stack([at(table[:, k]) for k, at in enumerate(maps)], axis=1)
             for table in (raw, of_test)
         )
-        return _values(*both, boosters, started, splits.test.X)
+        return booster_values(*both, boosters, started, splits.test.X)
 
     return fit
 
@@ -97,9 +93,9 @@ def gain_over(reference: int, label: Label) -> Fit:
         both = []
         for part in (splits.calibration, splits.test):
             table = np.zeros((len(part.X), len(splits.scales)))
-            table[:, others] = _raw(boosters, part.X)
+            table[:, others] = raw_scores(boosters, part.X)
             both.append(table)
-        return _values(*both, boosters, started, splits.test.X)
+        return booster_values(*both, boosters, started, splits.test.X)
 
     return fit
 
@@ -112,10 +108,10 @@ def steps(label: Label) -> Fit:
         targets = [np.diff(label(part), axis=1) for part in (splits.train, splits.watched)]
         boosters = _boosters(splits, targets[0], targets[1], "regression", seed, settings)
         both = (
-            np.pad(_raw(boosters, part.X).cumsum(axis=1), ((0, 0), (1, 0)))
+            np.pad(raw_scores(boosters, part.X).cumsum(axis=1), ((0, 0), (1, 0)))
             for part in (splits.calibration, splits.test)
         )
-        return _values(*both, boosters, started, splits.test.X)
+        return booster_values(*both, boosters, started, splits.test.X)
 
     return fit
 
@@ -133,7 +129,7 @@ def scale_as_feature(monotone: bool) -> Fit:
             {**settings, **extra, "objective": "cross_entropy", "seed": seed},
         )
         raw, of_test = (
-            _raw([booster], _with_scale(part.X, k)).reshape(-1, k)
+            raw_scores([booster], _with_scale(part.X, k)).reshape(-1, k)
             for part in (splits.calibration, splits.test)
         )
         scores = splits.calibration.scores
@@ -142,7 +138,7 @@ def scale_as_feature(monotone: bool) -> Fit:
             np.stack([at(table[:, j]) for j, at in enumerate(maps)], axis=1)
             for table in (raw, of_test)
         )
-        return _values(*both, [booster], started, _with_scale(splits.test.X, k), passes=k)
+        return booster_values(*both, [booster], started, _with_scale(splits.test.X, k), passes=k)
 
     return fit
 
@@ -170,21 +166,19 @@ def ranker(splits: Splits, seed: int, settings: Mapping[str, Any]) -> Values:
 
     parameters = {
         **settings,
-        "objective": "lambdarank",
-        "metric": "ndcg",
-        "eval_at": [1],
+        "objective": "lambdarank", "metric": "ndcg", "eval_at": [1],
         "label_gain": list(range(RANK_LEVELS + 1)),
         "lambdarank_truncation_level": k,
         "seed": seed,
-    }
+    }  # fmt: skip
     data = lightgbm.Dataset(**rows(splits.train), params=parameters)
     watched = lightgbm.Dataset(**rows(splits.watched), reference=data, params=parameters)
     booster = _stopped(parameters, data, watched)
     both = (
-        _raw([booster], _with_scale(part.X, k)).reshape(-1, k) / RANK_STEEPNESS
+        raw_scores([booster], _with_scale(part.X, k)).reshape(-1, k) / RANK_STEEPNESS
         for part in (splits.calibration, splits.test)
     )
-    return _values(*both, [booster], started, _with_scale(splits.test.X, k), passes=k)
+    return booster_values(*both, [booster], started, _with_scale(splits.test.X, k), passes=k)
 
 
 def mean_of(*kinds: Fit) -> Fit:
@@ -263,16 +257,21 @@ def _stopped(
         valid_sets=[watched],
         callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
     )
-    # Read back without the trees that did not help, as a served booster is.
+    return trimmed(booster)
+
+
+def trimmed(booster: lightgbm.Booster) -> lightgbm.Booster:
+    """Return the booster read back without the trees that did not help, as one that is served."""
     text = booster.model_to_string(num_iteration=booster.best_iteration)
     return lightgbm.Booster(model_str=text)
 
 
-def _raw(boosters: Sequence[lightgbm.Booster], X: np.ndarray) -> Array:
+def raw_scores(boosters: Sequence[lightgbm.Booster], X: np.ndarray) -> Array:
+    """Return (n, boosters) raw scores."""
     return np.stack([b.predict(X, raw_score=True, num_threads=1) for b in boosters], axis=1)
 
 
-def _values(
+def booster_values(
     calibration: Array,
     test: Array,
     boosters: Sequence[lightgbm.Booster],
@@ -280,6 +279,7 @@ def _values(
     X: np.ndarray,
     passes: int = 1,
 ) -> Values:
+    """Return the values with what the boosters weigh and take for one decision."""
     seconds = time.perf_counter() - started
     texts = [booster.model_to_string() for booster in boosters]
     table, times = table_of(texts), []

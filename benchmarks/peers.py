@@ -31,7 +31,8 @@ from _peer_families import (
 )
 from _peer_models import MultiLayer, Neighbours, wins
 from _peer_pictures import Encoded, Encoder, embeddings, encode, rows_in
-from _predictor_kinds import KINDS, SETTINGS
+from _predictor_chained import ALL_KINDS
+from _predictor_kinds import SETTINGS
 from _predictor_splits import Splits, part_of, summary
 from predictors import oracle_data
 
@@ -39,7 +40,7 @@ from training.metrics import Array, picked
 from training.oracle_data import OracleData
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
-OURS = ("gain over previous", "scale as feature, monotone")
+OURS = ("heads, soft labels, chained",)
 PRESETS = {"conservative": 0.99, "balanced": 0.97, "aggressive": 0.93}  # of the finest accuracy
 SWEEP = np.linspace(0.80, 1.0, 41)
 TIMED = 50
@@ -83,7 +84,7 @@ def ours(kind: str) -> Callable[[Work, int], dict[str, dict[str, float | None]]]
     """Return the peer that is one of our kinds."""
 
     def run(work: Work, seed: int) -> dict[str, dict[str, float | None]]:
-        values = KINDS[kind](work.splits, seed, SETTINGS)
+        values = ALL_KINDS[kind](work.splits, seed, SETTINGS)
         family = by_price(values.calibration, values.test, work.splits.costs)
         facts = {"parameters": float(values.parameters), "ms_a_decision": values.ms_a_decision}
         return {f"ours, {kind}": work.judged(family, **facts, fit_seconds=values.fit_seconds)}

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _predictor_kinds import KINDS, SETTINGS, Fit
+from _predictor_chained import ALL_KINDS
+from _predictor_kinds import SETTINGS, Fit
 from _predictor_splits import (
     SHARES,
     TARGET,
@@ -80,7 +81,7 @@ def rows_of(
 def compare_kinds(splits: Callable[[int], Splits], seeds: int) -> dict[str, Row]:
     """Return the figures of every kind."""
     found = {}
-    for name, fit in KINDS.items():
+    for name, fit in ALL_KINDS.items():
         found[name] = rows_of(fit, splits, seeds)
         show(name, found[name])
     return found
@@ -215,8 +216,8 @@ def measure(data: OracleData, seeds: int, quick: bool) -> Row:
         "fixed_mixture": fixed_mixture(test, data.scales),
         "kinds": kinds,
         "best_on_calibration": best,
-        "ablation": ablate(KINDS[best], data, splits, seeds),
-        "labels": label_curve(KINDS[best], (train, calibration, test), data, seeds),
+        "ablation": ablate(ALL_KINDS[best], data, splits, seeds),
+        "labels": label_curve(ALL_KINDS[best], (train, calibration, test), data, seeds),
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import _predictor_chained as chain
 import _predictor_kinds as kinds
 import _predictor_splits as parts
 import predictors
@@ -46,9 +47,9 @@ def test_a_seed_draws_the_same_pictures_again_and_another_seed_others() -> None:
     assert len(set(first.train.pictures) | set(first.watched.pictures)) == 20
 
 
-@pytest.mark.parametrize("name", list(kinds.KINDS))
+@pytest.mark.parametrize("name", list(chain.ALL_KINDS))
 def test_every_kind_finds_what_a_question_needs(name: str, splits: parts.Splits) -> None:
-    values = kinds.KINDS[name](splits, 0, SMALL)
+    values = chain.ALL_KINDS[name](splits, 0, SMALL)
     assert values.test.shape == splits.test.scores.shape
     assert np.isfinite(values.test).all()
     # What the finest scale adds to the coarsest must be seen where only the finest suffices.
