@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ from training.mini_model import (
     MiniModel,
     MiniShape,
     export,
+    exported_tokenizer,
     grow,
+    load_exported,
     mini_scales,
     mini_tokenizer,
 )
@@ -71,6 +74,10 @@ STAGES = (
     Stage("letters", 12, 4000, 2e-3, 8e-4, scale_groups=()),
     Stage("fine", 24, 4300, 1.4e-3, 2e-5, scale_groups=((1, 9, 36), (144, 576)), dense_weight=0.7),
 )
+# From weights that already read scenes: to other scenes, or on from an earlier run.
+ADAPT = (
+    Stage("adapt", 24, 1400, 1.2e-3, 2e-5, scale_groups=((1, 9, 36), (144, 576)), dense_weight=0.7),
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class MiniRun:
     """Everything that determines a training run.
 
     ``pictures`` is the number of pictures a step over all workers; ``workers`` only splits it.
+    ``start`` is an exported m3-mini to go on from (with its tokenizer); None begins from nothing.
     """
 
     out: Path
@@ -87,6 +95,7 @@ class MiniRun:
     workers: int = 2
     device: str = "cpu"
     shape: MiniShape = field(default_factory=MiniShape)
+    start: Path | None = None
     checkpoint_every: int = 200
     validate_every: int = 600
     validation_pictures: int = 64
@@ -95,6 +104,11 @@ class MiniRun:
     def total_steps(self) -> int:
         """Return the number of steps over all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    @cached_property
+    def tokenizer(self):
+        """Return the tokenizer of the start, or that of the scenes' words."""
+        return mini_tokenizer() if self.start is None else exported_tokenizer(self.start)
 
     def recipe(self) -> list:
         """Return what a run must share with the one it resumes."""
@@ -171,7 +185,7 @@ def run_stage(
     master: MiniModel, number: int, run: MiniRun, rank: int, saved, report: Progress | None
 ) -> None:
     """Train ``master`` in place through one stage, from the saved step on."""
-    stage, tokenizer, dtype = run.stages[number], mini_tokenizer(), torch.bfloat16
+    stage, tokenizer, dtype = run.stages[number], run.tokenizer, torch.bfloat16
     model = computing_copy(master, run.device, dtype)
     optimizer = MasterOptimizer(master, model)
     first, spent = 0, 0.0
@@ -223,14 +237,16 @@ def train_worker(rank: int, run: MiniRun, port: int, report: Progress | None = N
     register_attention()
     saved = Checkpoint(run.out).load()
     start = saved[1]["stage"] if saved else 0
-    master = MiniModel(run.shape, mini_tokenizer(), run.stages[start].grid_side)
+    master = MiniModel(run.shape, run.tokenizer, run.stages[start].grid_side)
+    if run.start is not None:
+        load_exported(master, run.start)
     for number in range(start, len(run.stages)):
         if master.grid_side != run.stages[number].grid_side:
-            master = grow(master, mini_tokenizer(), run.stages[number].grid_side)
+            master = grow(master, run.tokenizer, run.stages[number].grid_side)
         run_stage(master, number, run, rank, saved, report)
         saved = Checkpoint(run.out).load() if rank == 0 else None
     if rank == 0:
-        export(master, mini_tokenizer(), run.out, run.seed)
+        export(master, run.tokenizer, run.out, run.seed)
     if run.workers > 1:
         torch.distributed.destroy_process_group()
 

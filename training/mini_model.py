@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from m3model.config import M3Config
 from m3model.model import M3ForConditionalGeneration
 from m3model.relevance import RelevanceReadout
+from training.errors import TrainingError
 from training.scenes import CHARS, COLORS, PATCH_CLASSES, question_words
 
 PATCH_PX = 8
@@ -198,6 +199,36 @@ def grow(coarse: MiniModel, tokenizer, grid_side: int) -> MiniModel:
     state[key] = torch.cat([state[key][:1], fresh])
     fine.load_state_dict(state)
     return fine
+
+
+def exported_tokenizer(folder: Path):
+    """Return the tokenizer of a folder written by ``export``."""
+    from m3model.processing import M3Processor
+
+    return M3Processor.from_pretrained(folder).tokenizer
+
+
+@torch.no_grad()
+def load_exported(model: MiniModel, folder: Path) -> None:
+    """Take up the weights and the relevance readout of a folder written by ``export``.
+
+    What only training uses (the gains of the dense labels) begins anew.
+
+    Raises:
+        TrainingError: the folder holds a model of another shape.
+    """
+    m3 = M3ForConditionalGeneration.from_pretrained(folder)
+    readout = RelevanceReadout.from_pretrained(folder)
+    if readout is None:
+        raise TrainingError(f"{folder} has no relevance readout, so it is not an m3-mini")
+    try:
+        model.m3.load_state_dict({k: v.float() for k, v in m3.state_dict().items()})
+        for name, weight in model.relevance.items():
+            weight.copy_(torch.from_numpy(np.array(getattr(readout, name))).reshape(weight.shape))
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{folder} holds an m3-mini of another shape: {str(error).splitlines()[-1].strip()}"
+        ) from error
 
 
 CARD = """# m3-mini

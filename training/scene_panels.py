@@ -223,44 +223,103 @@ def random_text(rng: np.random.Generator, length: int) -> str:
     return "".join(LETTERS[i] for i in rng.integers(0, len(LETTERS), length))
 
 
-def draw_objects(rng: np.random.Generator, canvas: Canvas, window: Box, most: int) -> None:
-    """Draws 1 to `most` shapes inside `window`, in some windows with two-letter tags."""
-    side = min(window[2] - window[0], window[3] - window[1])
-    # Tags need room; with this chance for the rest about 45 % of all windows have them.
-    tagged = side >= 46 and rng.random() < 0.65
-    count = int(log_uniform(rng, *((2.0, 6.99) if tagged else (1.0, most + 0.99))))
-    shapes, colors = rng.permutation(len(SHAPES)), rng.permutation(len(COLORS))
-    # Three shapes and three colours occur once each, so that crowded pictures can be asked about.
-    kinds = [int(k) for k in shapes[:3]] + [int(k) for k in rng.choice(shapes[3:], max(count, 1))]
-    paints = [int(c) for c in colors[:3]] + [int(c) for c in rng.choice(colors[3:], max(count, 1))]
-    looks = list(zip(kinds[:count], (paints[i] for i in rng.permutation(count)), strict=True))
-    area = (window[2] - window[0]) * (window[3] - window[1])
-    fits = 0.45 * math.sqrt(area / count) * (0.75 if tagged else 1.0)
-    radii = sorted((log_uniform(rng, MIN_RADIUS, fits) for _ in range(count)), reverse=True)
-    font = int(rng.integers(len(FONT_FILES)))
-    px = round(log_uniform(rng, 11, min(44.0, max(13.0, 0.33 * side))))
-    # A tag is 2 px from its own shape and at least three times as far from any other.
-    gap = max(6.0, 0.6 * CAP_HEIGHT * px) if tagged else 2.0
-    taken: list[Box] = []
-    tags: set[str] = set()
-    for radius, look in zip(radii, (looks[i] for i in rng.permutation(count)), strict=True):
-        tag = random_text(rng, 2) if tagged and rng.random() < 0.75 else ""
-        if tag in tags:
-            tag = ""
-        below = bool(rng.random() < 0.4)
-        for shrink in (1.0, 0.75, 0.55, 0.4, 0.3):
-            diameter = round(2 * max(radius * shrink, MIN_RADIUS))
-            width, height = _footprint(diameter, tag, font, px, below)
-            place = free_place(rng, width, height, window, taken, gap)
-            if place is None and tag:
-                place = free_place(rng, diameter, diameter, window, taken, gap)
+@dataclass(frozen=True)
+class Cluster:
+    """Shapes near each other, some with tags of two or three letters; its size is their radius.
+
+    How many, how large and how close are drawn independently: a single shape may fill the picture
+    and a dozen may share a few patches.
+    """
+
+    looks: tuple[tuple[int, int], ...]
+    spread: tuple[float, ...]  # each shape's radius as a multiple of the cluster's
+    tags: tuple[str, ...]
+    font: int
+    tag_px: int
+    room: float  # area of the window as a multiple of what the shapes need at least
+    stretch: float
+    limit: int  # px: the window is no wider or higher, whatever room it would like
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, side: int) -> Cluster:
+        """Returns shapes of which three forms and three colours occur once each.
+
+        Args:
+            rng: Source of the choices.
+            side: Of the picture, in px.
+        """
+        most = 12 if side > 134 else 5
+        tagged = bool(rng.random() < 0.5)
+        count = int(log_uniform(rng, 1.0, (6 if tagged else most) + 0.99))
+        shapes, colors = rng.permutation(len(SHAPES)), rng.permutation(len(COLORS))
+        # Crowded pictures can be asked about because of these three.
+        kinds = [int(k) for k in shapes[:3]] + [int(k) for k in rng.choice(shapes[3:], count)]
+        paints = [int(c) for c in colors[:3]] + [int(c) for c in rng.choice(colors[3:], count)]
+        looks = list(zip(kinds[:count], (paints[i] for i in rng.permutation(count)), strict=True))
+        tags: list[str] = []
+        for _ in range(count):
+            tag = random_text(rng, int(rng.integers(2, 4))) if tagged and rng.random() < 0.8 else ""
+            tags.append("" if tag in tags else tag)
+        return cls(
+            looks=tuple(looks[i] for i in rng.permutation(count)),
+            spread=tuple(log_uniform(rng, 0.6, 1.7) for _ in range(count)),
+            tags=tuple(tags),
+            font=int(rng.integers(len(FONT_FILES))),
+            tag_px=round(log_uniform(rng, 9, 36)),
+            room=log_uniform(rng, 1.7, 7.0),
+            stretch=float(rng.uniform(0.75, 1.33)),
+            limit=round(0.8 * side),
+        )
+
+    def extent(self, size: float) -> tuple[int, int]:
+        """Returns (width, height) in px of the window at a radius."""
+        gap = self._gap(size)
+        needs = [
+            _footprint(self._diameter(size, i), tag, self.font, self._px(size), False)
+            for i, tag in enumerate(self.tags)
+        ]
+        if len(needs) == 1:
+            return needs[0]
+        area = self.room * sum((width + gap) * (height + gap) for width, height in needs)
+        widest, highest = (max(extent) for extent in zip(*needs, strict=True))
+        wish = math.sqrt(area)
+        wide, high = (min(round(wish * s), self.limit) for s in (self.stretch, 1 / self.stretch))
+        return max(wide, widest), max(high, highest)
+
+    def draw(
+        self, rng: np.random.Generator, canvas: Canvas, at: tuple[int, int], size: float
+    ) -> None:
+        """Draws the shapes, largest first; what finds no place is made smaller or left out."""
+        width, height = self.extent(size)
+        window = (at[0], at[1], at[0] + width, at[1] + height)
+        gap, px = self._gap(size), self._px(size)
+        taken: list[Box] = []
+        for i in sorted(range(len(self.looks)), key=lambda i: -self.spread[i]):
+            tag, below = self.tags[i], bool(len(self.looks) > 1 and rng.random() < 0.4)
+            for shrink in (1.0, 0.75, 0.55, 0.4, 0.3):
+                diameter = self._diameter(size * shrink, i)
+                wide, high = _footprint(diameter, tag, self.font, px, below)
+                place = free_place(rng, wide, high, window, taken, gap)
+                if place is None and tag:
+                    place = free_place(rng, diameter, diameter, window, taken, gap)
+                    if place is not None:
+                        tag, wide, high = "", diameter, diameter
                 if place is not None:
-                    tag, width, height = "", diameter, diameter
-            if place is not None:
-                taken.append((place[0], place[1], place[0] + width, place[1] + height))
-                _draw_shape(rng, canvas, place, look, diameter, (tag, font, px, below))
-                tags.add(tag)
-                break
+                    taken.append((place[0], place[1], place[0] + wide, place[1] + high))
+                    label = (tag, self.font, px, below)
+                    _draw_shape(rng, canvas, place, self.looks[i], diameter, label)
+                    break
+
+    def _diameter(self, size: float, index: int) -> int:
+        return round(2 * max(size * self.spread[index], MIN_RADIUS))
+
+    def _px(self, size: float) -> int:
+        # Where the cluster had to shrink, its tags shrink too, down to what can be read.
+        return max(9, min(self.tag_px, round(2.5 * size + 4)))
+
+    def _gap(self, size: float) -> float:
+        # A tag is 2 px from its own shape and at least three times as far from any other.
+        return max(6.0, 0.6 * CAP_HEIGHT * self._px(size)) if any(self.tags) else 2.0
 
 
 def _footprint(diameter: int, tag: str, font: int, px: int, below: bool) -> tuple[int, int]:

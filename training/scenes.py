@@ -22,8 +22,8 @@ from training.scene_panels import (
     SHAPES,
     Box,
     Canvas,
+    Cluster,
     SceneObject,
-    draw_objects,
     free_place,
     log_uniform,
 )
@@ -41,20 +41,23 @@ TRAINING_NAMESPACE = "model"
 PANEL_GAP = 6
 INSTANCE_SHARE = 0.2  # of a patch that a mark must cover to own it
 TARGET_SHARE = 0.15
-# Presence, smallest and largest size in px at 192 px; smallest sizes hold at every picture size.
-PANELS = {"objects": (0.85, 30, 190), "sign": (0.5, 11, 64),
-          "number": (0.38, 11, 90), "chart": (0.35, 36, 150)}  # fmt: skip
+# Chance of being one of the panels, smallest and largest size in px at 192 px (a radius, a font,
+# a digit's height, a chart's height); smallest sizes hold at every picture size.
+PANELS = {"objects": (0.47, 3.5, 44), "sign": (0.29, 9, 60),
+          "number": (0.1, 14, 90), "chart": (0.14, 40, 150)}  # fmt: skip
+PANEL_COUNTS = (0.42, 0.28, 0.18, 0.12)  # chance of one panel, two, three and four
 
 
 @dataclass(frozen=True)
 class Question:
     """A question, its answer, and what of the picture it needs.
 
-    `size_px` is the size of the smallest thing that must be seen; `target` (G, G) marks the
-    patches of what is asked about.
+    `again` asks the same in other words; `size_px` is the size of the smallest thing that must be
+    seen; `target` (G, G) marks the patches of what is asked about.
     """
 
     text: str
+    again: str
     answer: str
     kind: str
     size_px: float
@@ -106,8 +109,16 @@ def generate_scene(seed: int, *, namespace: str = "collect", size_px: int = 192)
     instance = _instances(canvas, grid)
     most = int(rng.integers(7, 10)) if size_px >= 144 else int(rng.integers(4, 7))
     questions = tuple(
-        Question(q.text, q.answer, q.kind, q.size_px, q.clutter, _target(canvas, q.marks, instance))
-        for q in ask(rng, canvas.objects, most)
+        Question(
+            q.text,
+            q.again,
+            q.answer,
+            q.kind,
+            q.size_px,
+            q.clutter,
+            _target(canvas, q.marks, instance),
+        )
+        for q in ask(rng, canvas.objects, most, generous=training)
     )
     lookup = [np.array([0, *codes], np.uint8)
               for codes in (canvas.classes, canvas.colors, canvas.chars)]  # fmt: skip
@@ -126,42 +137,34 @@ def generate_scene(seed: int, *, namespace: str = "collect", size_px: int = 192)
 
 def _draw_panels(rng: np.random.Generator, canvas: Canvas, side: int, training: bool) -> None:
     scale = min(1.0, side / 192)
-    share = 1.0 if scale > 0.7 else 0.75  # a small picture has room for fewer panels
+    most = len(PANEL_COUNTS) if scale > 0.7 else 3  # a small picture has room for fewer panels
+    count = min(1 + int(rng.choice(len(PANEL_COUNTS), p=PANEL_COUNTS)), most)
     names = list(PANELS)
-    present = [n for n in names if rng.random() < PANELS[n][0] * (1 if n == "objects" else share)]
-    while len(present) < 2:  # one panel alone gives too few questions
-        name = names[int(rng.integers(len(names)))]
-        present += [] if name in present else [name]
+    chances = [chance for chance, _, _ in PANELS.values()]
+    present = [names[i] for i in rng.choice(len(names), count, replace=False, p=chances)]
     taken: list[Box] = []
-    for index in rng.permutation(len(present)):
-        name = present[int(index)]
+    for name in present:
         _, low, high = PANELS[name]
         size = log_uniform(rng, low, high * scale)
-        stretch = float(rng.uniform(0.75, 1.33))
-        panel = _sample(rng, name, training)
+        panel = _sample(rng, name, training, side)
         while size >= low:
-            if panel is None:
-                width, height = (round(min(side - 2, size * s)) for s in (stretch, 1 / stretch))
-            else:
-                width, height = panel.extent(size)
+            width, height = panel.extent(size)
             place = free_place(rng, width, height, (1, 1, side - 1, side - 1), taken, PANEL_GAP)
             if place is not None:
-                box = (place[0], place[1], place[0] + width, place[1] + height)
-                taken.append(box)
-                if panel is None:
-                    draw_objects(rng, canvas, box, 10 if scale > 0.7 else 5)
-                else:
-                    panel.draw(rng, canvas, place, size)
+                taken.append((place[0], place[1], place[0] + width, place[1] + height))
+                panel.draw(rng, canvas, place, size)
                 break
             size *= 0.85
 
 
-def _sample(rng: np.random.Generator, name: str, training: bool) -> Sign | Number | Chart | None:
+def _sample(
+    rng: np.random.Generator, name: str, training: bool, side: int
+) -> Cluster | Sign | Number | Chart:
+    if name == "objects":
+        return Cluster.sample(rng, side)
     if name == "sign":
         return Sign.sample(rng)
-    if name == "number":
-        return Number.sample(rng, training)
-    return Chart.sample(rng) if name == "chart" else None
+    return Number.sample(rng, training) if name == "number" else Chart.sample(rng)
 
 
 def _instances(canvas: Canvas, grid: int) -> np.ndarray:
