@@ -102,6 +102,10 @@ def test_lost_detail_is_the_loop() -> None:
         np.testing.assert_allclose(residual_energy(grid, SIDE, k) / variance, lost, rtol=1e-4)
         assert got[f"detail_mean_{k * k}"] == pytest.approx(lost.mean(), rel=1e-4)
         assert got[f"lost_{k * k}"] == pytest.approx((r @ lost) / r.sum(), rel=1e-4)
+        marked = sorted(lost[p] for p in range(SIDE * SIDE) if r[p] >= 0.5 * r.max())
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("max", 1.0)):
+            wanted = marked[int(share * (len(marked) - 1))]
+            assert got[f"lost_{name}_{k * k}"] == pytest.approx(wanted, rel=1e-4)
     assert got["detail_mean_1"] == pytest.approx(1.0, rel=1e-4)  # the unit, by definition
 
 

@@ -39,7 +39,8 @@ def write_oracle(folder: Path, pictures: int, *, harmless: bool = False) -> Path
             records.append(
                 OracleRecord(
                     picture_id=f"{picture:064d}", question_id=f"{picture}-{question}",
-                    question=f"what {question}?", kind="ab"[question], dataset="made", reference="x",
+                    question=f"what {question}?", kind="ab"[question], dataset="made",
+                    reference="x",
                     source="scenes", scales=SCALES, answers=("x",) * 3, scores=scores,
                     p_reference=scores, confidence=scores, visual_tokens=SCALES,
                     features=features, feature_schema=SCHEMA.hash, model_hash="feed",

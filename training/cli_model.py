@@ -1,4 +1,4 @@
-"""`m3-train model`: train m3-mini from nothing, or a checkpoint on LLaVA-format data.
+"""`m3-train model`: train m3-mini from nothing or further, or a checkpoint on LLaVA-format data.
 
 Knows flags and progress; the training itself is in training.mini and training.finetune.
 """
@@ -13,13 +13,16 @@ import typer
 from training.console import bar, say
 from training.errors import TrainingError
 
-MINI_FLAGS = {"out", "preset", "seed", "max_steps", "workers", "device"}
+MINI_FLAGS = {"out", "preset", "start", "seed", "max_steps", "workers", "device"}
 
 
 def model(
     context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     preset: Annotated[str | None, typer.Option(help="`mini`: train m3-mini from nothing.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="An m3-mini to go on from, with --preset mini.")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to train further.")] = None,
     data: Annotated[Path | None, typer.Option(help="LLaVA-format JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
@@ -58,8 +61,10 @@ def model(
         )
         if foreign:
             raise TrainingError(f"the recipe of --preset mini is fixed: leave out {foreign[0]}")
-        _train_mini(out, seed, max_steps, workers, device)
+        _train_mini(out, start, seed, max_steps, workers, device)
         return
+    if start is not None:
+        raise TrainingError("--start goes with --preset mini; use --init for other checkpoints")
     if data is None or images is None or init is None:
         raise TrainingError("--init needs --data FILE and --images DIR")
     from training.finetune import FinetuneJob, finetune
@@ -84,17 +89,26 @@ def model(
 
 
 def _train_mini(
-    out: Path, seed: int, max_steps: int, workers: int | None, device: str | None
+    out: Path,
+    start: Path | None,
+    seed: int,
+    max_steps: int,
+    workers: int | None,
+    device: str | None,
 ) -> None:
     import torch
 
-    from training.mini import STAGES, MiniRun, shortened, train
+    from training.mini import ADAPT, STAGES, MiniRun, shortened, train
     from training.oracle_workers import default_workers
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     fitting = [n for n in (8, 4, 2, 1) if n <= default_workers(where)]
-    stages = STAGES if max_steps < 0 else shortened(STAGES, max_steps)
-    run = MiniRun(out=out, seed=seed, stages=stages, workers=workers or fitting[0], device=where)
+    if start is not None and not (start / "relevance.safetensors").is_file():
+        raise TrainingError(f"{start} is not the folder of an m3-mini")
+    stages = STAGES if start is None else ADAPT
+    stages = stages if max_steps < 0 else shortened(stages, max_steps)
+    count = workers or fitting[0]
+    run = MiniRun(out=out, seed=seed, stages=stages, start=start, workers=count, device=where)
     with bar("m3-mini", "steps") as move:
         offsets = {
             stage.name: sum(s.steps for s in run.stages[:i]) for i, stage in enumerate(run.stages)

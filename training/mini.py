@@ -1,4 +1,4 @@
-"""Train m3-mini from nothing: look, answer on a coarse grid, then the full grid at all five scales.
+"""Train m3-mini: look, answer on a coarse grid, then the full grid at all five scales.
 
 One vision pass a step; losses of several scales are averaged over it. Data-parallel over processes
 of one thread (CPU) or one process (GPU); every batch is a function of (seed, step, worker), so a
@@ -76,7 +76,7 @@ STAGES = (
 )
 # From weights that already read scenes: to other scenes, or on from an earlier run.
 ADAPT = (
-    Stage("adapt", 24, 1400, 1.2e-3, 2e-5, scale_groups=((1, 9, 36), (144, 576)), dense_weight=0.7),
+    Stage("adapt", 24, 1000, 1.1e-3, 2e-5, scale_groups=((1, 9, 36), (144, 576)), dense_weight=0.7),
 )
 
 

@@ -1,4 +1,4 @@
-"""The questions of a generated scene as the oracle asks them, once or in several wordings.
+"""The questions of a generated scene as the oracle asks them, in one wording or in two.
 
 Keeps with each question what only the generator knows: size, clutter and the target's true mask.
 Knows scenes and asks; does not know models, scales or files.
@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from training.rewording import reword
 from training.sources import Ask
 from training.target_cells import METADATA_KEY, target_cells
 
@@ -40,29 +37,20 @@ def asks_of(scene: Scene, name: str) -> tuple[Ask, ...]:
     )
 
 
-def again(asks: tuple[Ask, ...], wordings: int, *, seed: int) -> tuple[Ask, ...]:
-    """Return every question in ``wordings`` - 1 other wordings, fewer where there are no more.
+def repeats_of(scene: Scene, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
+    """Return every question of a scene in its other wording.
 
     Each names in ``metadata["repeat_of"]`` the question that it repeats.
     """
-    rng = np.random.default_rng(seed)
-    taken = {ask.question for ask in asks}
-    found = []
-    for ask in asks:
-        for number in range(1, wordings):
-            said = reword(rng, ask.kind, ask.question, taken)
-            if said is None:
-                break
-            taken.add(said)
-            found.append(
-                replace(
-                    ask,
-                    question=said,
-                    question_id=f"{ask.question_id}-again{number}",
-                    metadata={**ask.metadata, "repeat_of": ask.question_id},
-                )
-            )
-    return tuple(found)
+    return tuple(
+        replace(
+            ask,
+            question=question.again,
+            question_id=f"{ask.question_id}-again",
+            metadata={**ask.metadata, "repeat_of": ask.question_id},
+        )
+        for ask, question in zip(asks, scene.questions, strict=True)
+    )
 
 
 def _plain(value: Any) -> float | int | str | None:

@@ -13,6 +13,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
+from training.scene_clusters import Cluster
 from training.scene_panels import (
     CHARS,
     COLORS,
@@ -22,7 +23,6 @@ from training.scene_panels import (
     SHAPES,
     Box,
     Canvas,
-    Cluster,
     SceneObject,
     free_place,
     log_uniform,
@@ -43,8 +43,8 @@ INSTANCE_SHARE = 0.2  # of a patch that a mark must cover to own it
 TARGET_SHARE = 0.15
 # Chance of being one of the panels, smallest and largest size in px at 192 px (a radius, a font,
 # a digit's height, a chart's height); smallest sizes hold at every picture size.
-PANELS = {"objects": (0.47, 3.5, 44), "sign": (0.29, 9, 60),
-          "number": (0.1, 14, 90), "chart": (0.14, 40, 150)}  # fmt: skip
+PANELS = {"objects": (0.45, 3.5, 44), "sign": (0.36, 9, 38),
+          "number": (0.09, 14, 90), "chart": (0.1, 40, 150)}  # fmt: skip
 PANEL_COUNTS = (0.42, 0.28, 0.18, 0.12)  # chance of one panel, two, three and four
 
 

@@ -20,7 +20,7 @@ from training.errors import BadRecord, TrainingError
 from training.llava_data import read_llava
 
 SCENE_SEEDS = 1_000_000  # scene seeds per collect seed: two seeds never share a scene
-MAX_REPEATS = 5  # the kinds with the fewest templates have about as many wordings
+MAX_REPEATS = 2
 SourceKind = Literal["scenes", "llava", "log"]
 LEFT_OUT = (
     "not audited",
@@ -97,23 +97,21 @@ class SceneSource:
         if self.seed < 0:
             raise TrainingError(f"--seed must not be negative, got {self.seed}")
         if not 1 <= self.repeats <= MAX_REPEATS:
-            raise TrainingError(
-                f"--repeats must be between 1 and {MAX_REPEATS}, got {self.repeats}"
-            )
+            raise TrainingError(f"--repeats must be 1 or {MAX_REPEATS}, got {self.repeats}")
 
     def __len__(self) -> int:
         return self.count
 
     def load(self, index: int) -> PictureTask:
         """Return scene ``index`` with its questions, metadata included."""
-        from training.scene_asks import again, asks_of
+        from training.scene_asks import asks_of, repeats_of
         from training.scenes import generate_scene
 
         scene = generate_scene(self.seed * SCENE_SEEDS + index, namespace=self.namespace)
         name = f"{self.namespace}-{self.seed}-{index}"
         asks = asks_of(scene, name)
         if self.repeats > 1:
-            asks += again(asks, self.repeats, seed=self.seed * SCENE_SEEDS + index)
+            asks += repeats_of(scene, asks)
         return PictureTask(name, np.ascontiguousarray(scene.image), asks)
 
     def parameters(self) -> dict[str, Any]:

@@ -1,38 +1,11 @@
 """Repeats in other words and true-mask statistics: what collect keeps beside a scene's question."""
 
-import re
-
 import numpy as np
 import pytest
 
 from training.errors import TrainingError
-from training.rewording import reword
-from training.scene_templates import TEMPLATES
 from training.sources import SceneSource
 from training.target_cells import METADATA_KEY, SCALES, names, target_cells
-
-
-def test_a_question_keeps_what_it_refers_to() -> None:
-    rng = np.random.default_rng(0)
-    said = {reword(rng, "color_of", "what color is the red star?") for _ in range(50)}
-    assert len(said) > 5
-    assert all("the red star" in text for text in said)
-    assert "what color is the red star?" not in said
-
-
-def test_what_cannot_be_reworded_stays() -> None:
-    rng = np.random.default_rng(0)
-    assert reword(rng, "color_of", "who is it?") is None
-    assert reword(rng, "no such kind", "what color is the star?") is None
-
-
-def test_taken_wordings_are_not_used_again() -> None:
-    rng = np.random.default_rng(0)
-    taken: set[str] = set()
-    while (said := reword(rng, "number", "read the number.", taken)) is not None:
-        assert said not in taken
-        taken.add(said)
-    assert len(taken) == len(TEMPLATES["number"]) - 1
 
 
 def test_scene_questions_are_asked_again_in_other_words() -> None:
@@ -40,28 +13,24 @@ def test_scene_questions_are_asked_again_in_other_words() -> None:
     asked = [ask for index in range(30) for ask in source.load(index).asks]
     originals = {a.question_id: a for a in asked if "repeat_of" not in a.metadata}
     repeats = [a for a in asked if "repeat_of" in a.metadata]
-    assert len(repeats) > 0.9 * len(originals)
+    assert len(repeats) == len(originals)
     for again in repeats:
         first = originals[again.metadata["repeat_of"]]
         assert again.question != first.question
         assert (again.reference, again.kind, again.size_px) == (
             first.reference, first.kind, first.size_px,
         )  # fmt: skip
-        # A tag is all that tells which shape is meant: it must still be there.
-        tags = re.findall(r"(?:labelled|tag|beside|next to|label|for) ([a-z]{2})\b", first.question)
-        if first.kind == "tag_color":
-            assert all(re.search(rf"\b{tag}\b", again.question) for tag in tags)
     texts = [(a.question_id.split("-")[2], a.question) for a in asked]
     assert len(set(texts)) == len(texts)
 
 
 def test_repeats_do_not_change_the_questions_nor_their_parameters() -> None:
-    plain, twice = SceneSource(5, 2), SceneSource(5, 2, repeats=3)
+    plain, twice = SceneSource(5, 2), SceneSource(5, 2, repeats=2)
     asks = plain.load(1).asks
     assert twice.load(1).asks[: len(asks)] == asks
     assert "repeats" not in plain.parameters()
-    assert twice.parameters()["repeats"] == 3
-    with pytest.raises(TrainingError, match="--repeats must be between 1"):
+    assert twice.parameters()["repeats"] == 2
+    with pytest.raises(TrainingError, match="--repeats must be 1 or 2"):
         SceneSource(5, 2, repeats=9)
 
 
