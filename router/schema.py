@@ -15,7 +15,7 @@ import numpy as np
 from router.cells import cells_of
 from router.question_text import EMBEDDING_DIMS, WORD_NAMES
 
-FEATURES_VERSION = 2  # raise it with any change in what a number means: old routers then refuse
+FEATURES_VERSION = 3  # raise it with any change in what a number means: old routers then refuse
 GROUPS = (
     *("picture", "statistics"),
     *("relevance_area", "relevance_cells", "relevance_detail"),
@@ -115,7 +115,10 @@ def _schema(
         "relevance_cells": _each(
             ("purity", "purity_peak", "fill", "fill_peak", "cell_max", "cell_at_peak"), scales
         ),
-        "relevance_detail": [*_each(("lost", "lost_peak"), coarse), "foreground_here"],
+        "relevance_detail": [
+            *_each(("lost", "lost_peak", "lost_p50", "lost_p90", "lost_max"), coarse),
+            "foreground_here",
+        ],
         "question": [
             *WORD_NAMES,
             *(f"embedding_{i:02d}" for i in range(min(embedding_dim, EMBEDDING_DIMS))),

@@ -162,9 +162,8 @@ def derived(scene: Scene, question: Question, text: str) -> set[str]:
         case "tag":
             assert len(meant) == 1
             return {o.tag for o in meant}
-        case "tag_color" | "tag_shape":
-            tagged = [o for o in shapes if o.tag and o.tag in words]
-            return {o.color if question.kind == "tag_color" else o.name for o in tagged}
+        case "tag_color":
+            return {o.color for o in shapes if o.tag and o.tag in words}
         case "count":
             return {str(len(shapes))}
         case "largest" | "smallest" | "tag_extreme":

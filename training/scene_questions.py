@@ -30,7 +30,7 @@ COUNT_CHANCE = {1: 0.05, 2: 0.13, 3: 0.17, 4: 0.22, 5: 0.26}
 
 # How many of each kind a picture may have, and the kinds of which one is never left out.
 MOST = {"read_word": 1, "number": 1, "bar_height": 1, "tag": 2, "color_of": 1, "shape_of": 1,
-        "bar_tallest": 1, "largest": 1, "smallest": 1, "tag_color": 1, "tag_shape": 1,
+        "bar_tallest": 1, "largest": 1, "smallest": 1, "tag_color": 1,
         "tag_extreme": 1, "count": 1, "first_letter": 1, "last_letter": 1}  # fmt: skip
 FIRST = ("read_word", "number", "count", "tag_extreme", "first_letter", "last_letter")
 
@@ -125,7 +125,6 @@ def _shape_asks(
             if refs:
                 yield _ask(rng, "tag", item.tag, *about, ref=_pick(rng, refs))
             yield _ask(rng, "tag_color", item.color, *about, tag=item.tag)
-            yield _ask(rng, "tag_shape", item.name, *about, tag=item.tag)
     if count > 1:
         yield from _extreme_asks(rng, sorted(shapes, key=lambda o: o.size_px))
     if rng.random() < COUNT_CHANCE.get(count, 0.0):

@@ -103,15 +103,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "what is the {color} of the {noun} with the label {tag}?",
         "look for {tag}: what {color} is its {noun}?",
     ),
-    "tag_shape": (
-        "what {form} is labelled {tag}?",
-        "which {form} does the tag {tag} have beside it?",
-        "tell me the {form} labelled {tag}.",
-        "the {noun} next to {tag} has which {form}?",
-        "name the {form} beside {tag}.",
-        "what {form} is next to the letters {tag}?",
-        "look for {tag}: what {form} is labelled with it?",
-    ),
     "tag_extreme": (
         "what is written beside the {big} {noun}?",
         "what can be read next to the {big} {noun}?",
