@@ -77,7 +77,6 @@ class Certificate:
         router_version: version of the router when it was certified (its price may change later).
         predictor_hash: of all that decides except the price.
         model_hash, feature_schema, data_hash: what the outcomes were collected with.
-        encoder_hash: of a separate vision encoder; None where the model encodes.
         prices: ascending, the family that was tested up to the dearest rung's price and beyond.
         ladder: bounds ascending.
         slices: by name.
@@ -100,7 +99,6 @@ class Certificate:
     prices: tuple[float, ...]
     ladder: tuple[Rung, ...]
     slices: tuple[SliceBound, ...]
-    encoder_hash: str | None = None
 
     @property
     def rung(self) -> Rung:
@@ -143,7 +141,7 @@ class Certificate:
         """Return why it does not hold for something else than it was made for, None if it does.
 
         Args:
-            **facts: any of ``predictor_hash, model_hash, feature_schema, encoder_hash``.
+            **facts: any of ``predictor_hash, model_hash, feature_schema``.
         """
         for name, here in facts.items():
             made_for = getattr(self, name)

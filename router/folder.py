@@ -56,9 +56,10 @@ def version_of(files: Mapping[str, bytes]) -> str:
 def predictor_hash(files: Mapping[str, bytes]) -> str:
     """Return 12 hex digits of all that shapes a choice except the price: what is certified."""
     config = json.loads(files[CONFIG_FILE])
-    made_for = {name: config["metadata"].get(name) for name in ("model_hash", "encoder_hash")}
     facts = {name: config.get(name) for name in ("format", "scales", "costs", "schema_hash")}
-    return version_of({**files, CONFIG_FILE: _json({**facts, **made_for})})
+    # The model's hash covers its vision tower and readout, the schema's a text encoder.
+    facts["model_hash"] = config["metadata"].get("model_hash")
+    return version_of({**files, CONFIG_FILE: _json(facts)})
 
 
 def render(parts: RouterParts) -> dict[str, bytes]:

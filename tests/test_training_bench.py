@@ -78,7 +78,8 @@ def write_oracle(folder: Path, pictures: int = 40, **changes: object) -> Path:
     pq.write_table(to_table(records, OracleRecord), folder / "oracle-00000.parquet")
     manifest = {
         "model_hash": "feed", "model": "toy", "feature_schema": SCHEMA.hash, "grid_side": 24,
-        "embedding_dim": 8, "scales": list(SCALES), "flops": [1.0, 2.0, 4.0], "max_new_tokens": 16,
+        "embedding_dim": 8, "relevance": SCHEMA.relevance, "scales": list(SCALES),
+        "flops": [1.0, 2.0, 4.0], "max_new_tokens": 16,
         "analytic_seconds": {"NVIDIA H100 SXM": SECONDS},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -50,7 +50,7 @@ def write_oracle(folder: Path, pictures: int, *, harmless: bool = False) -> Path
     pq.write_table(to_table(records, OracleRecord), folder / "oracle-00000.parquet")
     content = {
         "model_hash": "feed", "feature_schema": SCHEMA.hash, "scales": list(SCALES),
-        "grid_side": 6, "embedding_dim": 4,
+        "grid_side": 6, "embedding_dim": 4, "relevance": SCHEMA.relevance,
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(content))
     return folder

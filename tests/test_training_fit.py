@@ -66,7 +66,8 @@ def write_oracle(
     pq.write_table(to_table(records, OracleRecord), folder / "oracle-00000.parquet")
     content = {
         "model_hash": "0123456789abcdef", "feature_schema": SCHEMA.hash, "scales": list(SCALES),
-        "grid_side": 24, "embedding_dim": 32, "flops": [10.0, 11.0, 14.0, 28.0, 80.0],
+        "grid_side": 24, "embedding_dim": 32, "relevance": SCHEMA.relevance,
+        "flops": [10.0, 11.0, 14.0, 28.0, 80.0],
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps({**content, **manifest}))
     return folder

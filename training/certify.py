@@ -89,7 +89,6 @@ def certify(
         prices=tuple(family.tolist()),
         ladder=tuple(rungs),
         slices=_slices(on, _picks(values, router, asked.price), loss, bound, delta),
-        encoder_hash=router.metadata.get("encoder_hash"),
     )
 
 

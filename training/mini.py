@@ -67,7 +67,7 @@ class Stage:
     warmup: int = 100
 
 
-STAGES = (
+STAGES: tuple[Stage, ...] = (
     Stage("look", 12, 1200, 2e-3, 2e-3, scale_groups=()),
     Stage("answer", 12, 2200, 2e-3, 1.25e-3, scale_groups=((1, 9), (36, 144)), dense_weight=0.7),
     Stage("read", 24, 1000, 1.6e-3, 1.4e-3, scale_groups=((9, 36, 144),), dense_weight=1.5),
@@ -75,7 +75,7 @@ STAGES = (
     Stage("fine", 24, 4300, 1.4e-3, 2e-5, scale_groups=((1, 9, 36), (144, 576)), dense_weight=0.7),
 )
 # From weights that already read scenes: to other scenes, or on from an earlier run.
-ADAPT = (
+ADAPT: tuple[Stage, ...] = (
     Stage("adapt", 24, 1000, 1.1e-3, 2e-5, scale_groups=((1, 9, 36), (144, 576)), dense_weight=0.7),
 )
 

@@ -234,11 +234,12 @@ def load_exported(model: MiniModel, folder: Path) -> None:
 CARD = """# m3-mini
 
 A Matryoshka multimodal model small enough to ship: the same {parameters:.2f} M weights read a
-picture of {side} pixels as {scales} visual tokens. Trained from nothing on generated scenes
-(`training/scenes.py`) with `m3-train model --preset mini`, seed {seed}. It answers short questions
-about such scenes and nothing else; its use is to show, test and benchmark routing without a
-download.
-Accuracy by scale: `benchmarks/results/m3_mini.json`; how it was trained: `docs/experiments.md`.
+picture of {side} pixels as {scales} visual tokens. Trained on generated scenes
+(`training/scenes.py`) with `m3-train model --preset mini`, seed {seed} of the last run. It answers
+short questions about such scenes and nothing else; its use is to show, test and benchmark routing
+without a download.
+Accuracy by scale: `benchmarks/results/m3_mini.json`; how it was trained, run by run:
+`docs/experiments.md`.
 
 `relevance.safetensors` marks the patches a question asks about (`m3model.relevance`). Weights are
 fp16 on disk.
