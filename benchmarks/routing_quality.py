@@ -37,7 +37,7 @@ def measure(
     with tempfile.TemporaryDirectory() as scratch, Progress() as progress:
         folder = oracle or Path(scratch) / "oracle"
         task = progress.add_task("labelling", total=scenes)
-        source = SceneSource(scenes, SEED, namespace="heldout")
+        source = SceneSource(scenes, SEED, namespace="heldout", repeats=2)
         result = collect(
             source, model, folder, workers=workers,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
