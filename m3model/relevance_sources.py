@@ -167,7 +167,7 @@ def relevance_name(
     Args:
         folder: of the model; may hold a readout.
         wanted: one of `CHOICES`. `auto`: the readout where there is one, else CLIP where a text
-            encoder is given, else the cosine.
+            encoder is given, else the attention.
         text_encoder: folder of the CLIP model that the vision tower came from, or None.
 
     Raises:
@@ -175,7 +175,7 @@ def relevance_name(
     """
     has_readout = (Path(folder) / FILE_NAME).is_file()
     if wanted == AUTO:
-        wanted = READOUT if has_readout else COSINE if text_encoder is None else CLIP
+        wanted = READOUT if has_readout else ATTENTION if text_encoder is None else CLIP
     if wanted == READOUT and not has_readout:
         raise RelevanceUnavailable(
             f"{folder} has no {FILE_NAME}: train one with `m3-train readout`, or use another source"

@@ -179,7 +179,7 @@ def test_a_text_encoder_that_does_not_fit_is_refused(
 def test_the_best_source_at_hand_is_taken(tiny_model: Path, tmp_path: Path) -> None:
     assert relevance_name(tiny_model) == "readout"
     assert relevance_name(tiny_model, "attention") == "attention"
-    assert relevance_name(tmp_path) == "cosine"
+    assert relevance_name(tmp_path) == "attention"
     with pytest.raises(RelevanceUnavailable, match="m3-train readout"):
         relevance_name(tmp_path, "readout")
     with pytest.raises(RelevanceUnavailable, match="--text-encoder"):

@@ -77,7 +77,9 @@ def fit_predictor(
     Args:
         features: (n, F) of the training and (m, F) of the calibration questions.
     """
-    predictor = ComplexityPredictor(calibration="none", chained=True, learning_rate=0.1)
+    predictor = ComplexityPredictor(
+        calibration="none", chained=True, learning_rate=0.15, n_estimators=200
+    )
     predictor.fit(features[0], labels_of(train, labels), groups=train.picture_ids)
     raw = predictor.raw_scores(features[1])
     predictor.calibrations_ = [

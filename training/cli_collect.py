@@ -44,7 +44,9 @@ def collect(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     relevance: Annotated[
         Literal["auto", "readout", "cosine", "attention", "clip"],
-        typer.Option(help="Where relevance comes from; auto: the readout, else clip, else cosine."),
+        typer.Option(
+            help="Where relevance comes from; auto: the readout, else clip, else attention."
+        ),
     ] = "auto",
     text_encoder: Annotated[
         Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
