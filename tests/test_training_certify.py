@@ -195,6 +195,19 @@ def test_infeasible_falls_back_to_always_the_finest_and_says_so(
     assert after.route(np.zeros(len(SCHEMA.names), np.float32)).scale == 36
 
 
+def test_the_installed_router_is_certified_into_another_folder(
+    router, oracle: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = router.save_pretrained(tmp_path / "package")
+    before = sorted(path.name for path in shipped.iterdir())
+    monkeypatch.setattr("router.default_router_path", lambda: shipped)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "--oracle", oracle, "--max-harm", 0.1)
+    assert code == 0, err
+    assert sorted(path.name for path in shipped.iterdir()) == before
+    assert (tmp_path / "runs/router-certified" / CERTIFICATE_FILE).is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from router.guarantee import Loss
     from router.router import Router
 
+SHIPPED_OUT = Path("runs/router-certified")
 HEADING = "## Certificate"
 
 
@@ -41,7 +42,11 @@ def certify(
         float, typer.Option(help="Allowed probability that the promise is wrong.")
     ] = 0.05,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write; the router's own if left out.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder to write; else the router's own, or runs/router-certified.",
+        ),
     ] = None,
     keep_price: Annotated[
         bool,
@@ -70,7 +75,8 @@ def certify(
         raise TrainingError(f"{folder} is not a router folder; give --router DIR")
     before = Router.from_pretrained(folder)
     found = prove(before, read_oracle(oracle), loss=loss, bound=bound, delta=delta)
-    target = folder if out is None else out
+    # The installed package is not the place for a promise about somebody's own traffic.
+    target = out or (SHIPPED_OUT if router is None else folder)
     made = certified_router(before, found, keep_price=keep_price)
     try:
         made.save_pretrained(target)
