@@ -283,7 +283,7 @@ def booster_values(
     seconds = time.perf_counter() - started
     texts = [booster.model_to_string() for booster in boosters]
     table, times = table_of(texts), []
-    for start in range(0, passes * TIMED_ROWS, passes):
+    for start in range(0, min(passes * TIMED_ROWS, len(X)), passes):
         begun = time.perf_counter()
         if table is not None:
             table(X[start : start + passes])

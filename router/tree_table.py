@@ -47,6 +47,8 @@ class TreeTable:
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """Return (n, K) float64 raw scores of X (n, F), float32, finite, of the fitted width."""
+        if len(X) == 0:
+            return np.zeros((0, self.n_boosters))
         if len(X) <= _ROWS_AT_ONCE:
             return self._scores(X)
         starts = range(0, len(X), _ROWS_AT_ONCE)

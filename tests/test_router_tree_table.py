@@ -82,6 +82,13 @@ def test_a_constant_label_is_a_tree_without_a_split() -> None:
         np.testing.assert_array_equal(table(X), expected(boosters, X))
 
 
+def test_no_rows_give_no_scores() -> None:
+    X = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
+    table = table_of([booster(X, X[:, 0] > 0, 3, 4).model_to_string()] * 2)
+    assert table is not None
+    assert table(X[:0]).shape == (0, 2)
+
+
 def test_what_a_table_cannot_hold_is_said() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((400, 3)).astype(np.float32), rng.random(400)
