@@ -84,6 +84,9 @@ def fit(
     labels: Annotated[
         Literal["auto", "soft", "hard"], typer.Option(help="What the predictor learns.")
     ] = "auto",
+    second_look: Annotated[
+        bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
+    ] = False,
 ) -> None:
     """Fit a router on oracle data: predictor, calibration, price."""
     from training.fit import fit as fit_router
@@ -94,6 +97,7 @@ def fit(
         target=target,
         cost=cost,
         labels=labels,
+        second_look=second_look,
         say=say,
     )
     result.router.save_pretrained(out)
@@ -104,6 +108,13 @@ def fit(
         [[str(r["scale"]), f"{r['accuracy']:.3f}", f"{r['ece']:.3f}"] for r in here["per_scale"]]
         + [["router", f"{here['accuracy']:.3f}", f"at {here['visual_tokens']:.1f} tokens"]],
     )
+    if (look := result.router.second_look) is not None:
+        facts = look.facts
+        say(
+            f"second look: accuracy {facts['accuracy']:.3f} at {facts['cost']:.4f} of the finest's "
+            f"cost, both looks counted (single look {facts['single_look_cost']:.4f}); "
+            f"{facts['looked_again']:.1%} of the questions are asked twice"
+        )
     for line in result.advice:
         say(line)
     say(f"router {result.router.version} in {out}")
