@@ -36,6 +36,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 RouterOption = Annotated[Path, typer.Option("--router", help="Router folder.")]
 RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
 CostOption = Annotated[Literal["tokens", "flops"], typer.Option(help="What a scale costs.")]
+SecondLookOption = Annotated[
+    bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
+]
 TargetOption = Annotated[
     float, typer.Option("--target", help="Share of the finest scale's accuracy to keep.")
 ]
@@ -84,9 +87,7 @@ def fit(
     labels: Annotated[
         Literal["auto", "soft", "hard"], typer.Option(help="What the predictor learns.")
     ] = "auto",
-    second_look: Annotated[
-        bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
-    ] = False,
+    second_look: SecondLookOption = False,
 ) -> None:
     """Fit a router on oracle data: predictor, calibration, price."""
     from training.fit import fit as fit_router
@@ -208,6 +209,7 @@ def retrain(
     target: TargetOption = 0.995,
     cost: CostOption = "tokens",
     workers: WorkersOption = None,
+    second_look: SecondLookOption = False,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
 ) -> None:
     """Collect from the log, fit, evaluate and promote in one go."""
@@ -216,7 +218,7 @@ def retrain(
 
     job = RetrainJob(
         from_log, model_folder(model), out, registry, tuple(oracle or ()),
-        target, cost, workers=workers, force=force,
+        target, cost, second_look=second_look, workers=workers, force=force,
     )  # fmt: skip
     with bar("labelling", "pictures") as move:
         result = learn(job, progress=move, say=say)
