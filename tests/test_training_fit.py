@@ -17,7 +17,7 @@ from training.evaluate import evaluate
 from training.fit import fit
 from training.oracle_data import read_oracle
 from training.replay import gate, replay
-from training.report import write_report
+from training.report import markdown, write_report
 from training.target_cells import METADATA_KEY, names
 
 SCALES = (1, 9, 36, 144, 576)
@@ -292,3 +292,11 @@ def test_a_second_look_is_fitted_where_asked_for_and_pays(data, fitted, tmp_path
     )
     assert facts["accuracy"] >= 0.98 * facts["finest_accuracy"]
     assert "Second look: starts at" in made.card_text
+    judged = evaluate(made, telling, target=0.98, resamples=100)
+    found, one = judged["second_look"], judged["router"]
+    assert found["minus_single_look"]["accuracy"]["mean"] == pytest.approx(
+        found["accuracy"] - one["accuracy"]
+    )
+    tokens = found["minus_single_look"]["visual_tokens"]["mean"]
+    assert tokens == pytest.approx(found["visual_tokens"] - one["visual_tokens"])
+    assert "With its second look" in markdown(judged)

@@ -2,7 +2,8 @@
 
 The prices are those that cost least, both looks counted, while the answers that count keep the
 target's share of the finest accuracy with the margin that the single look's price must keep too.
-Knows arrays, routers' values and costs; does not know files or the service.
+Also judges one on test questions. Knows arrays, routers' values and costs; does not know files or
+the service.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from router.policy import candidate_prices, choose_many
 from router.second_look import Gate, SecondLook, log_odds
+from training.comparison import Outcome, Questions
 from training.metrics import Array, hull
 
 PRICES = np.concatenate([[0.0], np.geomspace(0.003, 3.0, 24)])  # of escalating
@@ -151,6 +153,37 @@ def outcome(
     paid, rows = np.asarray(costs, dtype=np.float64), np.arange(len(scores))
     spent = paid[starts] + np.where(ends != starts, paid[ends], 0.0)
     return scores[rows, ends], spent
+
+
+def judge(
+    look: SecondLook, values: Array, confidence: Array, single: Outcome, on: Questions
+) -> dict[str, Any]:
+    """Return what two looks do on test questions, and the differences from one look.
+
+    Args:
+        look: priced.
+        values, confidence: (n, K), as for `fit_gates`, of the questions.
+        single: what the router did with one look.
+        on: the questions.
+    """
+    costs = on.costs.tolist()
+    starts = choose_many(values, costs, look.start_price)
+    known = after_first(look, values, starts, confidence)
+    ends = ends_of(look, known, starts, costs, look.price)
+    score, cost = outcome(on.scores, starts, ends, costs)
+    tokens = outcome(on.scores, starts, ends, on.tokens.tolist())[1]
+    mean = on.resampler.interval
+    return {
+        "accuracy": float(score.mean()),
+        "visual_tokens": float(tokens.mean()),
+        "cost": float(cost.mean()),
+        "looked_again": float((ends != starts).mean()),
+        "difference_from_finest": mean(score - on.scores[:, -1]).as_dict(),
+        "minus_single_look": {
+            "accuracy": mean(score - single.score).as_dict(),
+            "visual_tokens": mean(tokens - on.tokens[single.picks]).as_dict(),
+        },
+    }
 
 
 def _keeps(gains: Array, pictures: NDArray[np.int64]) -> bool:
