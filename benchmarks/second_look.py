@@ -2,8 +2,9 @@
 
 An exact simulation on oracle data: every scale's answer, score and confidence is known. The single
 look is the router's values at one price. A second look pays for both passes and both answers, the
-picture being encoded once. Gates learn on training pictures; each policy's settings are those on
-its hull over the calibration pictures; every figure is of test pictures, intervals by picture.
+picture being encoded once. Gates learn on training pictures, the small ones that a router carries
+on a third of the calibration pictures; each policy's settings are those on its hull over the
+calibration pictures; every figure is of test pictures, intervals by picture.
 
     python benchmarks/second_look.py [--oracle DIR] [--router DIR] [--json PATH] [--quick]
 """
@@ -15,25 +16,28 @@ import itertools
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from _second_look_costs import Cost, costs
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from m3model import M3Config, default_model_path, request_cost
-from m3model.official import CLIP_L_336_VISION
+from m3model import default_model_path
 from router import Router, default_router_path
 from router.calibration import fit_calibration
 from router.policy import candidate_prices, choose_many
 from router.predictor import ComplexityPredictor
+from router.second_look import SecondLook
 from training.baselines import labels_of
+from training.calibration_parts import calibration_parts
 from training.evaluate import check_fits
 from training.operating_paths import Draws, Runs, Walk, interval_of
 from training.oracle import collect
 from training.oracle_data import OracleData, read_oracle
+from training.second_look import after_first, fit_gates
 from training.sources import SceneSource
 
 RESULTS = Path(__file__).parent / "results" / "second_look.json"
@@ -45,46 +49,15 @@ THRESHOLDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.9
 Array = NDArray[np.float64]
 
 
-class Cost(NamedTuple):
-    """What one look costs at each scale (K,), and the encode once; the finest request is 1."""
-
-    look: Array
-    encode: float
-
-
 @dataclass(frozen=True)
 class Part:
-    """One split. ``values`` (n, K) before any answer; ``gates`` (s0, n, K) after that at s0."""
+    """One split. ``values`` (n, K) before any answer; ``gates``, ``small`` (s0, n, K) after s0."""
 
     data: OracleData
     agree: NDArray[np.bool_]  # (n, K, K): two scales answer the same
     values: Array
     gates: Array
-
-
-def costs() -> dict[str, Cost]:
-    """Return the ways of counting, at 40 tokens of text and 8 of answer; 7B is LLaVA-1.5's."""
-    mini = M3Config.from_pretrained(default_model_path())
-    text = {
-        "model_type": "llama", "vocab_size": 32001, "hidden_size": 4096, "num_hidden_layers": 32,
-        "intermediate_size": 11008, "num_attention_heads": 32,
-    }  # fmt: skip
-    seven = M3Config(
-        vision_config={**CLIP_L_336_VISION, "model_type": "clip_vision_model"},
-        text_config=text, image_token_index=32000, text_vocab_size=32000,
-    )  # fmt: skip
-
-    def operations(config: M3Config) -> Cost:
-        asked = [request_cost(config, s) for s in config.scales]
-        look = np.array([c.prefill_flops + c.decode_flops for c in asked])
-        return Cost(look / asked[-1].flops, asked[-1].encode_flops / asked[-1].flops)
-
-    tokens = np.array(mini.scales, float)
-    return {
-        "visual tokens": Cost(tokens / tokens[-1], 0.0),
-        "operations, m3-mini": operations(mini),
-        "operations, 7B": operations(seven),
-    }
+    small: Array
 
 
 def answers_of(folder: Path) -> dict[tuple[str, str], list[str]]:
@@ -118,10 +91,24 @@ def prepare(folder: Path, router: Router, most: int | None) -> list[Part]:
         for gate, of in zip(gates, said, strict=True):
             values = [to(column) for to, column in zip(maps, of.T, strict=True)]
             gate.append(np.stack([np.full(len(of), -np.inf)] * start + values, axis=1))
+    fits = calibration_parts(data)[0]
+    look = fit_gates(values_of(router, fits), fits.scores, fits.confidence, data.scales)
     return [
-        Part(s, t[:, :, None] == t[:, None, :], np.asarray(router.predict_values(s.features)), g)
-        for s, t, g in zip(splits[1:], texts[1:], map(np.stack, gates), strict=True)
+        Part(s, t[:, :, None] == t[:, None, :], v, np.stack(g), small_gates(look, v, s))
+        for s, t, g in zip(splits[1:], texts[1:], gates, strict=True)
+        for v in [values_of(router, s)]
     ]
+
+
+def values_of(router: Router, data: OracleData) -> Array:
+    """Return (n, K) what the router predicts."""
+    return np.asarray(router.predict_values(data.features), dtype=np.float64)
+
+
+def small_gates(look: SecondLook, values: Array, data: OracleData) -> Array:
+    """Return (K - 1, n, K) what the small gates say after the answer at each first scale."""
+    firsts = [np.full(len(values), start) for start in range(len(data.scales) - 1)]
+    return np.stack([after_first(look, values, first, data.confidence) for first in firsts])
 
 
 def after_answer(data: OracleData, raw: Array, texts: Any, start: int) -> NDArray[np.float32]:
@@ -176,6 +163,13 @@ def second_look(part: Part, cost: Cost, prices: Array) -> Runs:
     return Runs.joined([r for s in starts for p in PRICES for r in escalated(part, cost, s, p)])
 
 
+def small_gate(part: Part, cost: Cost, prices: Array) -> Runs:
+    """What a router serves: start prices only, the small gates, and the last answer counts."""
+    same = replace(part, gates=part.small)
+    starts = [choose_many(part.values, cost.look.tolist(), price) for price in prices]
+    return Runs.joined([escalated(same, cost, s, p)[0] for s in starts for p in PRICES])
+
+
 def chain(part: Part, cost: Cost, prices: Array) -> Runs:
     """Up a ladder of scales while the confidence is below a threshold, every look paid."""
     sizes = range(2, len(cost.look) + 1)
@@ -207,14 +201,17 @@ def climbed(part: Part, cost: Cost, ladder: tuple[int, ...], more: NDArray[np.bo
     return Runs(score[None], spent[None], answers[None])
 
 
-POLICIES = {"second look": second_look, "agreement": agreement, "chain": chain}
+POLICIES = {
+    "second look": second_look, "small gate": small_gate, "agreement": agreement, "chain": chain,
+}  # fmt: skip
 
 
 def signal(test: Part) -> list[dict[str, float]]:
     """Return how well it is known, before and after an answer, whether it is right (AUC)."""
     rows = []
     for k, scale in enumerate(test.data.scales[:-1]):
-        says = {"before": test.values, "confidence": test.data.confidence, "gate": test.gates[k]}
+        says = {"before": test.values, "confidence": test.data.confidence}
+        says |= {"gate": test.gates[k], "small gate": test.small[k]}
         aucs = {n: roc_auc_score(test.data.scores[:, k], v[:, k]) for n, v in says.items()}
         rows.append({"scale": scale} | {name: round(float(auc), 4) for name, auc in aucs.items()})
     return rows

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from router.registry import current_router_path
     from router.router import Router
+    from router.second_look import SecondLook
 
 _HOMES = {
     "BudgetTooSmall": "errors",
@@ -65,6 +66,7 @@ _HOMES = {
     "RouterFileError": "errors",
     "RoutingDecision": "decision",
     "RoutingError": "errors",
+    "SecondLook": "second_look",
     "UnknownDetail": "errors",
     "UnknownScale": "errors",
     "calibrate_price": "policy",
@@ -99,6 +101,7 @@ __all__ = [
     "RouterFileError",
     "RoutingDecision",
     "RoutingError",
+    "SecondLook",
     "UnknownDetail",
     "UnknownScale",
     "calibrate_price",

@@ -16,9 +16,12 @@ SCHEMA_VERSION = "1"
 
 _NULLABLE = {
     "OracleRecord": {"reference", "size_px"},
-    "DecisionRecord": {"question", "p_suffices", "price", "answer", "confidence", "max_harm"},
+    "DecisionRecord": {
+        "question", "p_suffices", "price", "answer", "confidence", "max_harm", "escalated_from",
+        "first_confidence",
+    },
     "FeedbackRecord": {"reference", "score"},
-}
+}  # fmt: skip
 
 
 def schema_of(record_type: type) -> "pa.Schema":
@@ -52,6 +55,8 @@ def _schema(record_type: Any) -> "pa.Schema":
         "p_suffices": floats,
         "price": pa.float64(),
         "max_harm": pa.float64(),
+        "escalated_from": pa.int32(),
+        "first_confidence": pa.float32(),
         "prompt_tokens": pa.int32(),
         "completion_tokens": pa.int32(),
         "route_ms": pa.float32(),

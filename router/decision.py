@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
 from router.explain import Explanation
+from router.second_look import OpenLook
 
 
 class Reason(StrEnum):
@@ -41,6 +42,7 @@ class Constraints:
             ``predicted``.
         explain: whether the decision should carry its explanation, which takes milliseconds.
         max_harm: bound on the share of right answers lost against the finest scale, or None.
+        second_look: whether the answer's confidence may later ask for a finer scale.
     """
 
     pinned: int | None = None
@@ -48,6 +50,7 @@ class Constraints:
     reason: Reason = Reason.predicted
     explain: bool = False
     max_harm: float | None = None
+    second_look: bool = False
 
     def __post_init__(self) -> None:
         if self.pinned is not None and self.reason is Reason.predicted:
@@ -88,6 +91,7 @@ class RoutingDecision:
         latency_ms: wall time of the decision itself, features not counted.
         certified: the bound it was decided under; None where none was asked for.
         explanation: why, where that was asked for and something was predicted.
+        open_look: decides after the answer whether to look finer; None where nothing may follow.
     """
 
     scale: int
@@ -100,6 +104,7 @@ class RoutingDecision:
     latency_ms: float = 0.0
     certified: AppliedBound | None = None
     explanation: Explanation | None = None
+    open_look: OpenLook | None = None
 
 
 def default_detail_map(scales: Sequence[int]) -> dict[str, int]:

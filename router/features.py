@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.cells import cells_of, edge, extent, pieces, residual_energy
+from router.errors import FeatureMismatch
 from router.projection import folded, reduced
 from router.question_text import EMBEDDING_DIMS, word_features
 from router.schema import FEATURES_VERSION, GROUPS, FeatureSchema, feature_schema
@@ -197,3 +198,23 @@ def _relevance_groups(picture: PictureFeatures, r: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [area, *in_cells, lost.T.ravel(), spread.ravel(), [here]], dtype=np.float32
     )
+
+
+def checked_rows(schema: FeatureSchema, features: np.ndarray) -> np.ndarray:
+    """Return features (F,) or (n, F) as (n, F) float32.
+
+    Raises:
+        FeatureMismatch: another width, or no row.
+        ValueError: a feature is not finite.
+    """
+    rows = np.asarray(features, dtype=np.float32)
+    if rows.ndim == 1:
+        rows = rows[None]
+    if rows.ndim != 2 or rows.shape[1] != len(schema.names) or len(rows) == 0:
+        raise FeatureMismatch(
+            f"expected (pictures, {len(schema.names)}) features, got {np.shape(features)}"
+        )
+    if not np.isfinite(rows).all():
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=0))
+        raise ValueError(f"feature {schema.names[bad[0]]} is not finite")
+    return rows

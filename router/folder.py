@@ -2,7 +2,8 @@
 
 Knows file names, digests and JSON; knows nothing of decisions. Every file is plain text and
 nothing in a folder runs when it is loaded: config.json (policy), schema.json (features),
-scale_0001.txt ... (LightGBM texts), calibration.json (and a probe row), README.md (card).
+scale_0001.txt ... (LightGBM texts), calibration.json (and a probe row), second_look.json where the
+router has one, README.md (card).
 """
 
 import hashlib
@@ -21,10 +22,12 @@ from router.errors import RouterFileError
 from router.features import FeatureSchema, feature_schema
 from router.policy import Policy
 from router.predictor import ComplexityPredictor
+from router.second_look import SecondLook
 
 CONFIG_FILE = "config.json"
 SCHEMA_FILE = "schema.json"
 CALIBRATION_FILE = "calibration.json"
+SECOND_LOOK_FILE = "second_look.json"
 CARD_FILE = "README.md"
 FORMAT = 1
 
@@ -37,6 +40,7 @@ class RouterParts:
     schema: FeatureSchema
     policy: Policy
     metadata: dict[str, Any]
+    second_look: SecondLook | None = None
 
 
 def booster_file(scale: int) -> str:
@@ -54,12 +58,16 @@ def version_of(files: Mapping[str, bytes]) -> str:
 
 
 def predictor_hash(files: Mapping[str, bytes]) -> str:
-    """Return 12 hex digits of all that shapes a choice except the price: what is certified."""
+    """Return 12 hex digits of all that shapes a choice except the price: what is certified.
+
+    A request held to a bound gets no second look, so that file does not count either.
+    """
     config = json.loads(files[CONFIG_FILE])
     facts = {name: config.get(name) for name in ("format", "scales", "costs", "schema_hash")}
     # The model's hash covers its vision tower and readout, the schema's a text encoder.
     facts["model_hash"] = config["metadata"].get("model_hash")
-    return version_of({**files, CONFIG_FILE: _json(facts)})
+    counted = {name: data for name, data in files.items() if name != SECOND_LOOK_FILE}
+    return version_of({**counted, CONFIG_FILE: _json(facts)})
 
 
 def render(parts: RouterParts) -> dict[str, bytes]:
@@ -74,16 +82,18 @@ def render(parts: RouterParts) -> dict[str, bytes]:
         "schema_hash": parts.schema.hash,
         "metadata": parts.metadata,
     }
+    again = parts.second_look
     return {
         CONFIG_FILE: _json(config),
         SCHEMA_FILE: _json(parts.schema.to_json()),
         **_render_predictor(parts.predictor, parts.schema.scales),
+        **({} if again is None else {SECOND_LOOK_FILE: again.to_bytes()}),
     }
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """Return the files of a folder that decide; a card, plots and reports do not count."""
-    named = {CONFIG_FILE, SCHEMA_FILE, CALIBRATION_FILE}
+    named = {CONFIG_FILE, SCHEMA_FILE, CALIBRATION_FILE, SECOND_LOOK_FILE}
     return {
         path.name: path.read_bytes()
         for path in sorted(folder.iterdir())
@@ -141,7 +151,7 @@ def parse(files: Mapping[str, bytes]) -> RouterParts:
         raise RouterFileError(
             f"boosters of {predictor.n_features_in_} features for a schema of {len(schema.names)}"
         )
-    return RouterParts(predictor, schema, policy, metadata)
+    return RouterParts(predictor, schema, policy, metadata, _parse_second_look(files, scales))
 
 
 def card(parts: RouterParts, version: str) -> str:
@@ -162,7 +172,8 @@ of one encode (schema {parts.schema.hash}). One LightGBM booster per scale predi
 scale suffices; the choice is argmax of that minus price x cost.
 
 Price {policy.price:.6g}; cost unit: {policy.cost_unit}; always the finest scale:
-{"yes, no price met the target" if policy.finest_only else "no"}.
+{"yes, no price met the target" if policy.finest_only else "no"}; second look:
+{"no" if parts.second_look is None else "yes"}.
 
 | scale | cost |
 | --- | --- |
@@ -236,6 +247,18 @@ def _parse_predictor(files: Mapping[str, bytes], scales: Sequence[int]) -> Compl
             f"the probe row now gives {found.tolist()}, when saved {expected.tolist()}"
         )
     return made
+
+
+def _parse_second_look(files: Mapping[str, bytes], scales: tuple[int, ...]) -> SecondLook | None:
+    if SECOND_LOOK_FILE not in files:
+        return None
+    try:
+        look = SecondLook.from_json(_object(files, SECOND_LOOK_FILE))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RouterFileError(f"{SECOND_LOOK_FILE} is damaged: {error!r}") from error
+    if look.scales != scales:
+        raise RouterFileError(f"{SECOND_LOOK_FILE} has scales {look.scales}, not {scales}")
+    return look
 
 
 def _json(value: Any) -> bytes:

@@ -64,7 +64,9 @@ class DecisionRecord:
 
     ``time_utc`` is an aware datetime. ``p_suffices`` is aligned with the checkpoint's scales and
     None where nothing was predicted. ``status`` is "ok" or an error code. ``max_harm`` is the
-    certified bound the decision was held to, None where none was asked for.
+    certified bound the decision was held to, None where none was asked for. ``escalated_from`` and
+    ``first_confidence`` are the first answer's where a second look followed: then ``scale`` is the
+    second scale, and tokens are the sum of both.
     """
 
     request_id: str
@@ -88,6 +90,8 @@ class DecisionRecord:
     audited: bool = False
     status: str = "ok"
     max_harm: float | None = None
+    escalated_from: int | None = None
+    first_confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from router.decision import (
 )
 from router.errors import FeatureMismatch, RouterFileError, UnknownScale
 from router.explain import Explanation, explain
-from router.features import FeatureSchema
+from router.features import FeatureSchema, checked_rows
 from router.folder import (
     CARD_FILE,
+    SECOND_LOOK_FILE,
     RouterParts,
     card,
     parse,
@@ -40,6 +42,7 @@ from router.folder import (
 from router.hub import local_folder, upload
 from router.policy import Policy
 from router.predictor import ComplexityPredictor
+from router.second_look import SecondLook
 
 
 class Router:
@@ -51,6 +54,7 @@ class Router:
         policy: costs and price.
         metadata: JSON facts to keep with the router: data hash, model hash, metrics, date.
         card_text: text of README.md; None writes one from what is known.
+        second_look: when to look finer after an answer; None never.
 
     Attributes:
         version: 12 hex digits over config, schema, boosters and calibration; card, certificate
@@ -66,6 +70,7 @@ class Router:
         *,
         metadata: Mapping[str, Any] | None = None,
         card_text: str | None = None,
+        second_look: SecondLook | None = None,
     ) -> None:
         if len(schema.names) != predictor.n_features_in_:
             raise FeatureMismatch(
@@ -81,7 +86,8 @@ class Router:
         self.schema = schema
         self.policy = policy
         self.metadata = dict(metadata or {})
-        parts = RouterParts(predictor, schema, policy, self.metadata)
+        self.second_look = second_look
+        parts = RouterParts(predictor, schema, policy, self.metadata, second_look)
         self._files = render(parts)
         self.version = version_of(self._files)
         self.card_text = card(parts, self.version) if card_text is None else card_text
@@ -131,11 +137,11 @@ class Router:
         limits = constraints or Constraints()
         if limits.reason is Reason.no_image or n_pictures == 0:
             return no_image_decision(self.version)
-        rows = None if features is None else self._rows(features)
+        rows = None if features is None else checked_rows(self.schema, features)
         pictures = n_pictures or (1 if rows is None else len(rows))
         values = None if rows is None else self._values(rows)
         reason: Reason = limits.reason
-        policy, bound = self.policy, None
+        policy, bound, look = self.policy, None, None
         if limits.pinned is not None:
             if limits.pinned not in self.scales:
                 raise UnknownScale(limits.pinned, self.scales)
@@ -144,6 +150,9 @@ class Router:
         elif values is not None:
             if limits.max_harm is not None:
                 policy, bound = self.held.policy(policy, limits.max_harm, pictures)
+            elif limits.second_look and pictures == 1 and self.second_look is not None:
+                look = self.second_look
+                policy = replace(policy, price=look.start_price, finest_only=False)
             scale, reason = self._choose(policy, values, limits.max_visual_tokens, pictures)
             if reason is Reason.budget_cap:
                 bound = None  # the cap has overruled the choice that was certified
@@ -164,6 +173,9 @@ class Router:
             certified=bound,
             explanation=explanation,
         )
+        if look is not None and values is not None and reason is Reason.predicted:
+            opened = look.opened(values, scale, policy.costs, limits.max_visual_tokens)
+            decision = replace(decision, open_look=opened)
         return within_bound(decision, limits, self.scales)
 
     def predict_values(self, X: np.ndarray) -> np.ndarray:
@@ -174,7 +186,10 @@ class Router:
         return self.predictor.predict_proba(X)
 
     def with_policy(self, policy: Policy, metadata: Mapping[str, Any] | None = None) -> "Router":
-        """Return the same predictor at another price or with other costs; facts are added."""
+        """Return the same predictor at another price or with other costs; facts are added.
+
+        A second look goes: its prices were chosen for the target that the old price kept.
+        """
         facts = {**self.metadata, **(metadata or {})}
         made = Router(self.predictor, self.schema, policy, metadata=facts)
         made.held = self.held.checked(predictor_hash=made.predictor_hash)
@@ -196,9 +211,9 @@ class Router:
         """Return the folder, written. A router already in it is replaced, other files stay."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        for stale in target.glob("scale_*.txt"):
+        for stale in (*target.glob("scale_*.txt"), target / SECOND_LOOK_FILE):
             if stale.name not in self._files:
-                stale.unlink()
+                stale.unlink(missing_ok=True)
         for name, content in self._files.items():
             (target / name).write_bytes(content)
         (target / CARD_FILE).write_text(self.card_text, encoding="utf-8")
@@ -225,12 +240,9 @@ class Router:
         except (RouterFileError, OSError, UnicodeDecodeError) as error:
             raise RouterFileError(f"router {folder}: {error}") from error
         router = cls(
-            parts.predictor,
-            parts.schema,
-            parts.policy,
-            metadata=parts.metadata,
-            card_text=card_text,
-        )
+            parts.predictor, parts.schema, parts.policy,
+            metadata=parts.metadata, card_text=card_text, second_look=parts.second_look,
+        )  # fmt: skip
         # The version is that of the bytes on disk, also where someone edited config.json by hand.
         router._files, router.version = files, version_of(files)
         router.held = HeldCertificate.read(promised, predictor_hash=router.predictor_hash)
@@ -276,19 +288,6 @@ class Router:
 
     def _by_scale(self, numbers: Sequence[float] | None) -> dict[int, float] | None:
         return None if numbers is None else dict(zip(self.scales, numbers, strict=True))
-
-    def _rows(self, features: np.ndarray) -> np.ndarray:
-        rows = np.asarray(features, dtype=np.float32)
-        if rows.ndim == 1:
-            rows = rows[None]
-        if rows.ndim != 2 or rows.shape[1] != len(self.schema.names) or len(rows) == 0:
-            raise FeatureMismatch(
-                f"expected (pictures, {len(self.schema.names)}) features, got {np.shape(features)}"
-            )
-        if not np.isfinite(rows).all():
-            bad = np.flatnonzero(~np.isfinite(rows).all(axis=0))
-            raise ValueError(f"feature {self.schema.names[bad[0]]} is not finite")
-        return rows
 
     def _values(self, rows: np.ndarray) -> list[float]:
         """Return (K,) predicted values, the mean over pictures."""

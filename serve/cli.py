@@ -117,6 +117,9 @@ def ask(
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     explain: Annotated[bool, typer.Option("--explain", help="Say why this scale.")] = False,
+    second_look: Annotated[
+        bool | None, typer.Option(help="Insist on, or forbid, looking finer after the answer.")
+    ] = None,
 ) -> None:
     """Ask one question about a picture; the answer on stdout, its cost on stderr."""
     from serve.client import M3Client
@@ -127,11 +130,13 @@ def ask(
         answer = client.ask(
             picture, question,
             scale=scale, max_visual_tokens=max_visual_tokens, max_harm=max_harm,
-            max_tokens=max_tokens, explain=explain,
+            max_tokens=max_tokens, explain=explain, second_look=second_look,
         )  # fmt: skip
+    looked = answer.second_look
+    again = "" if looked is None else f" after {looked['from']} at {looked['confidence']:.2f} sure"
     print(answer.text)
     print(
-        f"{answer.visual_tokens} visual tokens (scale {answer.scale}, {answer.reason}), "
+        f"{answer.visual_tokens} visual tokens (scale {answer.scale}, {answer.reason}{again}), "
         f"{answer.total_ms:.0f} ms, router {answer.router_version or 'none'}",
         file=sys.stderr,
     )

@@ -40,7 +40,8 @@ class Route:
 
     ``p_suffices`` maps each scale to P(its answer suffices); it is None where the router was not
     asked (a pinned scale, no picture, a fallback). ``latency_ms`` is the decision alone.
-    ``certified`` is the bound that was kept where ``max_harm`` asked for one.
+    ``certified`` is the bound that was kept where ``max_harm`` asked for one. ``second_look`` tells
+    the first scale ("from") and its answer's confidence where the answer was asked for again.
     """
 
     scale: int
@@ -51,6 +52,7 @@ class Route:
     latency_ms: float | None = None
     explain: RouteExplanation | None = None
     certified: dict[str, Any] | None = None
+    second_look: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class AskOptions(TypedDict, total=False):
     scale: int | None  # pin this scale
     max_visual_tokens: int | None  # cap over all pictures of the request
     max_harm: float | None  # share of right answers that may be lost: certified or refused
+    second_look: bool | None  # False: keep the first answer; True: refuse if none can follow
     explain: bool  # also say why: values, costs, contributions, what would change the choice
     detail: str  # "auto" (the router decides), "low", "high", "original"
     max_tokens: int  # of the answer; 64
@@ -153,6 +156,7 @@ def chat_body(
         "scale": options.get("scale"),
         "max_visual_tokens": options.get("max_visual_tokens"),
         "max_harm": options.get("max_harm"),
+        "second_look": options.get("second_look"),
         "explain": options.get("explain") or None,
     }
     if routing := {key: value for key, value in routing.items() if value is not None}:
@@ -181,6 +185,7 @@ def _route_fields(routing: Mapping[str, Any]) -> dict[str, Any]:
         "latency_ms": routing.get("latency_ms"),
         "explain": parse_explanation(routing.get("explain")),
         "certified": routing.get("certified"),
+        "second_look": routing.get("second_look"),
     }
 
 

@@ -35,9 +35,9 @@ from serve.checkpoint import Checkpoint
 from serve.errors import NotReady
 from serve.live_router import LiveRouter
 from serve.metrics import Metrics
-from serve.question import refusal
+from serve.question import no_second_look, refusal
 from serve.settings import ServeSettings
-from serve.stages import Encoded, EncodeRequest, EncoderStatus
+from serve.stages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
 from serve.vision import EncodedPicture, PreparedPicture, Vision
 
 LOG = logging.getLogger(__name__)
@@ -88,6 +88,14 @@ class Encoder:
         encode_ms = _ms_since(started)
         self._metrics.observe("m3_encode_latency_ms", encode_ms)
         return Encoded(tuple(p.picture_id for p in pictures), tokens, decision, encode_ms)
+
+    async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
+        """Return the tokens (scale, D) of a picture; one that was forgotten is encoded again."""
+        known = self._cache.get(request.picture_id)
+        if known is None:
+            self._metrics.count("m3_second_look_encodes")
+            known = await self._encode(request.picture)
+        return await self._in_thread(self._vision.tokens, known, request.scale)
 
     async def status(self) -> EncoderStatus:
         """Return the state of this replica."""
@@ -170,6 +178,8 @@ class Encoder:
         router = self._router.current  # one reference for the whole decision: swaps cannot split it
         version = "" if router is None else router.version
         constraints, n_pictures = request.constraints, len(pictures)
+        if request.needs_second_look and (router is None or router.second_look is None):
+            raise no_second_look("the router in force has none")
         if not pictures:
             return no_image_decision(version)
         if constraints.pinned is not None and (router is None or not constraints.explain):

@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve import replies
 from serve.checkpoint import ModelCard
 from serve.errors import NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
+from serve.escalation import looked_again
 from serve.metrics import Metrics
 from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, RouteReply
-from serve.question import ParsedRequest, parse_request
+from serve.question import ParsedRequest, needs_second_look, parse_request
 from serve.request_log import RequestLog
 from serve.request_trace import Trace
 from serve.settings import ServeSettings
@@ -30,6 +35,7 @@ from serve.stages import (
     EncoderStage,
     GenerateRequest,
     GeneratorStage,
+    PoolRequest,
 )
 
 LOG = logging.getLogger(__name__)
@@ -97,8 +103,7 @@ class Gateway:
         """
         trace = Trace(request_id, "chat", body)
         with self._recorded(trace), self._admitted(n_bytes):
-            request = await self._generate_request(trace, tokens_per_part=None)
-            async with aclosing(self._parts(request, trace)) as parts:
+            async with aclosing(self._answer(trace, tokens_per_part=None)) as parts:
                 async for part in parts:
                     trace.add(part)
             return replies.completion(trace)
@@ -113,8 +118,7 @@ class Gateway:
         """
         trace = Trace(request_id, "chat", body)
         with self._recorded(trace), self._admitted(n_bytes):
-            request = await self._generate_request(trace, self.settings.tokens_per_part)
-            async with aclosing(self._parts(request, trace)) as parts:
+            async with aclosing(self._answer(trace, self.settings.tokens_per_part)) as parts:
                 first = True
                 async for part in parts:
                     trace.add(part)
@@ -175,39 +179,18 @@ class Gateway:
         await self.log.settle()
         return self._inflight == 0
 
-    async def _generate_request(self, trace: Trace, tokens_per_part: int | None) -> GenerateRequest:
-        encoded = await self._encode(trace, decide_only=False)
-        body, parsed = trace.body, cast(ParsedRequest, trace.parsed)
-        return GenerateRequest(
-            request_id=trace.request_id,
-            messages=parsed.messages,
-            visual_tokens=encoded.visual_tokens,
-            max_tokens=body.max_completion_tokens or body.max_tokens,
-            temperature=body.temperature or 0.0,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed,
-            stop=body.stop_strings(),
-            tokens_per_part=tokens_per_part,
-        )
-
     async def _encode(self, trace: Trace, *, decide_only: bool) -> Encoded:
         # Base64 and headers of many megabytes would hold up every other request.
         parsed = trace.parsed = await asyncio.to_thread(
             parse_request, trace.body, self.card.scales, self.settings
         )
         request = EncodeRequest(
-            parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only
+            parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
+            needs_second_look=needs_second_look(trace.body),
+        )  # fmt: skip
+        encoded = trace.encoded = await self._of_encoder(
+            trace, lambda: self._encoder.encode_and_route(request)
         )
-        for attempt in range(self.settings.retries + 1):
-            try:
-                trace.encoded = await self._in_time(trace, self._encoder.encode_and_route(request))
-                break
-            except ReplicaDied:
-                if attempt == self.settings.retries:
-                    raise
-                self.metrics.count("m3_encoder_retries")
-                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
-        encoded = cast(Encoded, trace.encoded)
         decision = encoded.decision
         self.metrics.count("m3_decisions", scale=str(decision.scale), reason=decision.reason.value)
         if not decide_only:
@@ -216,6 +199,40 @@ class Gateway:
             self.metrics.count("m3_visual_tokens_finest", finest)
         return encoded
 
+    async def _of_encoder(self, trace: Trace, call: Callable[[], Awaitable[Result]]) -> Result:
+        attempt = 0
+        while True:
+            try:
+                return await self._in_time(trace, call())
+            except ReplicaDied:
+                if attempt == self.settings.retries:
+                    raise
+                self.metrics.count("m3_encoder_retries")
+                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+                attempt += 1
+
+    async def _answer(
+        self, trace: Trace, tokens_per_part: int | None
+    ) -> AsyncGenerator[AnswerPart]:
+        """Yield the parts of the answer that counts, after one look or two."""
+        encoded = await self._encode(trace, decide_only=False)
+        request, parsed = trace.generate_request(tokens_per_part), cast(ParsedRequest, trace.parsed)
+
+        def pool(scale: int) -> Awaitable[NDArray[np.float16]]:
+            wanted = PoolRequest(encoded.picture_ids[0], parsed.pictures[0], scale)
+            return self._of_encoder(trace, lambda: self._encoder.pool(wanted))
+
+        if (look := encoded.decision.open_look) is None:
+            parts = self._parts(request, trace)
+        else:
+            ask = partial(self._parts, trace=trace)
+            parts = looked_again(request, look, trace, ask, pool, self.metrics)
+        async with aclosing(parts):
+            async for part in parts:
+                if not trace.text_tokens:  # nothing was handed out yet
+                    self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
+                yield part
+
     async def _parts(self, request: GenerateRequest, trace: Trace) -> AsyncGenerator[AnswerPart]:
         """Yield the parts; a replica that dies before the first one costs a further try."""
         for attempt in range(self.settings.retries + 1):
@@ -223,8 +240,6 @@ class Gateway:
             try:
                 async with aclosing(cast(Any, self._generator.generate(request))) as parts:
                     while (part := await self._in_time(trace, anext(parts, None))) is not None:
-                        if not begun:
-                            self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
                         begun = True
                         yield part
                 return

@@ -37,6 +37,8 @@ METRICS: dict[str, Spec] = {
     "m3_routing_failures": Spec("counter", "Decisions that fell back to the finest scale."),
     "m3_generator_retries": Spec("counter", "Further tries after a generator replica died."),
     "m3_encoder_retries": Spec("counter", "Further tries after an encoder replica died."),
+    "m3_second_looks": Spec("counter", "Answers weighed for a second look.", ("outcome",)),
+    "m3_second_look_encodes": Spec("counter", "Second looks at a picture no longer in the cache."),
     "m3_picture_cache": Spec("counter", "Looks into the picture cache.", ("outcome",)),
     "m3_router_swaps": Spec("counter", "Attempts to load another router.", ("outcome",)),
     "m3_router_stale": Spec("gauge", "1 while the router that should be loaded cannot be."),

@@ -65,13 +65,15 @@ class RoutingRequest(Wire):
     """The caller's own wishes: which scale, or how much may be spent, and whether to explain.
 
     ``max_harm``: at most this share of the answers that the finest scale gets right may be lost,
-    counted over all questions; kept by the router's certificate or refused.
+    counted over all questions; kept by the router's certificate or refused. ``second_look``: false
+    keeps the first answer, true refuses where no second look can follow, left out takes what is.
     """
 
     scale: int | None = None
     max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
     max_harm: Annotated[float, Field(gt=0, lt=1)] | None = None
     explain: bool = False
+    second_look: bool | None = None
 
 
 class ChatRequest(BaseModel):
@@ -115,8 +117,20 @@ class Certified(BaseModel):
     price: float | None
 
 
+class SecondLooked(BaseModel):
+    """The scale of the answer that was not good enough, and how sure the model was of it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    first_scale: int = Field(alias="from")
+    confidence: float
+
+
 class Routing(BaseModel):
-    """How the scale was chosen; a top-level field of every answer."""
+    """How the scale was chosen; a top-level field of every answer.
+
+    After a second look ``scale`` is the second one and ``visual_tokens`` the sum of both.
+    """
 
     scale: int
     visual_tokens: int
@@ -126,6 +140,7 @@ class Routing(BaseModel):
     latency_ms: float
     explain: RoutingExplanation | None = Field(None, exclude_if=_is_none)
     certified: Certified | None = Field(None, exclude_if=_is_none)
+    second_look: SecondLooked | None = Field(None, exclude_if=_is_none)
 
 
 class PromptTokensDetails(BaseModel):
@@ -137,7 +152,7 @@ class PromptTokensDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that reached the language model, and tokens that came out of it."""
+    """Tokens that reached the language model, and that came out of it: both looks' together."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -5,7 +5,7 @@ Knows the wire types and what makes a request impossible; knows nothing of model
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from router.decision import Constraints, resolve_constraints
@@ -117,7 +117,7 @@ def _constraints(
 ) -> Constraints:
     wishes = request.routing
     try:
-        return resolve_constraints(
+        constraints = resolve_constraints(
             scales=scales,
             model_scale=model_scale,
             detail=_detail(places),
@@ -130,6 +130,38 @@ def _constraints(
         )
     except RoutingError as error:
         raise refusal(error) from error
+    wanted = None if wishes is None else wishes.second_look
+    obstacle = _against_second_look(request, constraints, len(places))
+    if wanted and obstacle is not None:
+        raise no_second_look(obstacle)
+    return replace(constraints, second_look=obstacle is None and wanted is not False)
+
+
+def needs_second_look(request: ChatRequest) -> bool:
+    """Return whether a request is to be refused where no second look can follow."""
+    return request.routing is not None and request.routing.second_look is True
+
+
+def no_second_look(why: str) -> BadRequest:
+    """Return what the caller is told who asked for a second look that cannot be had."""
+    return BadRequest(
+        f"No second look can follow: {why}. Leave out routing.second_look, or set it to false.",
+        "routing.second_look", "no_second_look",
+    )  # fmt: skip
+
+
+def _against_second_look(
+    request: ChatRequest, constraints: Constraints, n_pictures: int
+) -> str | None:
+    if n_pictures != 1:
+        return "it needs a request with exactly one picture"
+    if constraints.pinned is not None:
+        return "the scale is pinned"
+    if constraints.max_harm is not None:
+        return "max_harm is certified for the first answer"
+    if request.temperature:
+        return "only greedy answers (temperature 0) say how sure the model is"
+    return None
 
 
 def refusal(error: RoutingError) -> BadRequest:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -26,6 +28,7 @@ from serve.stages import (
     EncoderStatus,
     GenerateRequest,
     GeneratorStatus,
+    PoolRequest,
 )
 
 
@@ -63,6 +66,12 @@ class RayEncoder:
         with ray_errors():
             encoded: Encoded = await self._handle.encode_and_route.remote(request)
             return encoded
+
+    async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
+        """Return the tokens (scale, D) of a picture at another scale."""
+        with ray_errors():
+            tokens: NDArray[np.float16] = await self._handle.pool.remote(request)
+            return tokens
 
     async def status(self) -> EncoderStatus:
         """Return the state of one replica."""

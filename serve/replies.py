@@ -19,6 +19,7 @@ from serve.protocol import (
     PromptTokensDetails,
     RouteReply,
     Routing,
+    SecondLooked,
     Usage,
 )
 from serve.protocol_explain import wire_explanation
@@ -117,6 +118,10 @@ def _routing(trace: Trace) -> Routing:
         latency_ms=round(decision.latency_ms, 3),
         explain=None if decision.explanation is None else wire_explanation(decision.explanation),
         certified=decision.certified and Certified(**asdict(decision.certified)),
+        second_look=trace.first
+        and SecondLooked.model_validate(
+            {"from": trace.first.scale, "confidence": round(trace.first.confidence, 6)}
+        ),
     )
 
 

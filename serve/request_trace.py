@@ -8,14 +8,26 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import cast
 
 from router.records import DecisionRecord
 from serve.protocol import ChatRequest
 from serve.question import ParsedRequest
 from serve.settings import ServeSettings
-from serve.stages import AnswerPart, Encoded
+from serve.stages import AnswerPart, Encoded, GenerateRequest
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """The answer that a second look replaced: its scale, confidence and tokens."""
+
+    scale: int
+    confidence: float
+    text_tokens: int
+    completion_tokens: int
 
 
 @dataclass
@@ -29,6 +41,7 @@ class Trace:
     created: int = field(default_factory=lambda: int(time.time()))
     parsed: ParsedRequest | None = None
     encoded: Encoded | None = None
+    first: FirstLook | None = None
     text: str = ""
     text_tokens: int = 0
     completion_tokens: int = 0
@@ -39,10 +52,36 @@ class Trace:
     def add(self, part: AnswerPart) -> None:
         """Take a part of the answer in."""
         self.text += part.text
-        self.text_tokens = part.text_tokens
+        self.text_tokens = part.text_tokens + (self.first.text_tokens if self.first else 0)
         self.completion_tokens += part.n_tokens
         self.logprob += part.logprob
         self.finish_reason = part.finish_reason or self.finish_reason
+
+    def generate_request(self, tokens_per_part: int | None) -> GenerateRequest:
+        """Return what the generator is asked, once the picture is encoded."""
+        body, parsed = self.body, cast(ParsedRequest, self.parsed)
+        return GenerateRequest(
+            request_id=self.request_id,
+            messages=parsed.messages,
+            visual_tokens=cast(Encoded, self.encoded).visual_tokens,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            temperature=body.temperature or 0.0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=body.seed,
+            stop=body.stop_strings(),
+            tokens_per_part=tokens_per_part,
+        )
+
+    def look_again(self, parts: Sequence[AnswerPart], confidence: float, scale: int) -> None:
+        """Take in that another answer follows at a finer scale; tokens count for both."""
+        encoded = cast(Encoded, self.encoded)
+        decision = encoded.decision
+        self.completion_tokens = sum(part.n_tokens for part in parts)
+        self.first = FirstLook(
+            decision.scale, confidence, parts[-1].text_tokens, self.completion_tokens
+        )
+        both = decision.visual_tokens + scale
+        self.encoded = replace(encoded, decision=replace(decision, scale=scale, visual_tokens=both))
 
     @property
     def elapsed_ms(self) -> float:
@@ -91,4 +130,6 @@ class Trace:
             audited=audited,
             status=self.status,
             max_harm=None if bound is None else bound.max_harm,
+            escalated_from=None if self.first is None else self.first.scale,
+            first_confidence=None if self.first is None else self.first.confidence,
         )

@@ -21,12 +21,14 @@ class EncodeRequest:
     """Pictures as they came (PNG, JPEG, ...), the question, and what binds the decision.
 
     ``decide_only``: the caller wants the decision, so no visual tokens are sent back.
+    ``needs_second_look``: a router without one is to be refused.
     """
 
     pictures: tuple[bytes, ...]
     question: str
     constraints: Constraints
     decide_only: bool = False
+    needs_second_look: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,15 @@ class Encoded:
     visual_tokens: tuple[NDArray[np.float16], ...]
     decision: RoutingDecision
     encode_ms: float
+
+
+@dataclass(frozen=True)
+class PoolRequest:
+    """A picture that was encoded before, as it came too should it be forgotten, and a scale."""
+
+    picture_id: str
+    picture: bytes
+    scale: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,9 @@ class EncoderStage(Protocol):
 
     async def encode_and_route(self, request: EncodeRequest) -> Encoded:
         """Return the decision and the tokens."""
+
+    async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
+        """Return the tokens (scale, D) of a picture at another scale."""
 
     async def status(self) -> EncoderStatus:
         """Return the state of one replica."""

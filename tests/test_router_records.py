@@ -123,7 +123,10 @@ def test_every_field_has_a_column_of_the_promised_type() -> None:
     assert DECISION_SCHEMA.field("visual_tokens").type == pa.int32()
     assert DECISION_SCHEMA.field("time_utc").type == pa.timestamp("us", tz="UTC")
     nullable = {field.name for field in DECISION_SCHEMA if field.nullable}
-    assert nullable == {"question", "p_suffices", "price", "answer", "confidence", "max_harm"}
+    assert nullable == {
+        "question", "p_suffices", "price", "answer", "confidence", "max_harm", "escalated_from",
+        "first_confidence",
+    }  # fmt: skip
 
 
 def test_features_may_be_an_array() -> None:

@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from router import Certificate, Policy, Router
+from router import Certificate, Policy, Router, SecondLook
 from router.certificate import CERTIFICATE_FILE
 from router.features import feature_schema
 from router.guarantee import mean_by_picture, question_losses
 from router.records import OracleRecord, calibrates, split_of, to_table
+from router.second_look import Gate
 from training.calibration_parts import SEPARATE, SHARED, calibration_parts, certifying
 from training.certify import certify
 from training.cli import main
-from training.cli_certify import certified_router
+from training.cli_certify import _sentences, certified_router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.fit import fit
 from training.oracle_data import read_oracle
@@ -135,6 +136,21 @@ def test_the_certificate_says_what_it_rests_on(router, data) -> None:
     for each in found.slices:
         assert each.loss <= each.upper
         assert (each.upper <= 0.1) == (each.floor == 1)
+
+
+def test_a_price_by_certificate_drops_the_second_look_and_says_so(router, data) -> None:
+    gate = Gate(0.0, 0.0, 1.0, 0.0)
+    rows = tuple((gate,) * (len(SCALES) - start) for start in range(len(SCALES) - 1))
+    look = SecondLook(SCALES, rows, 0.1, 0.1)
+    looking = Router(
+        router.predictor, router.schema, router.policy, metadata=router.metadata, second_look=look
+    )
+    found = certify(looking, data, loss="harm", bound=0.1)
+    for keep, says in ((False, "is dropped"), (True, "get no second look")):
+        made = certified_router(looking, found, keep_price=keep)
+        assert (made.second_look == look, made.second_look is None) == (keep, not keep)
+        assert made.held.certificate == found
+        assert any(says in line for line in _sentences(found, looking, keep))
 
 
 def test_one_question_a_picture_is_certified_by_clopper_pearson(router, data) -> None:

@@ -1,6 +1,7 @@
 """fit, evaluate, report, replay and the gate on simulated oracle data that a router can win."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from training.evaluate import evaluate
 from training.fit import fit
 from training.oracle_data import read_oracle
 from training.replay import gate, replay
-from training.report import write_report
+from training.report import markdown, write_report
 from training.target_cells import METADATA_KEY, names
 
 SCALES = (1, 9, 36, 144, 576)
@@ -273,3 +274,29 @@ def test_router_of_other_features_is_refused(fitted, data) -> None:
 @pytest.mark.skipif(not default_router_path().is_dir(), reason="no shipped router in this checkout")
 def test_shipped_router_loads() -> None:
     assert Router.from_pretrained(default_router_path()).scales == SCALES
+
+
+def test_a_second_look_is_fitted_where_asked_for_and_pays(data, fitted, tmp_path: Path) -> None:
+    assert fitted.router.second_look is None
+    telling = replace(data, confidence=np.where(data.scores > 0.5, 0.95, 0.3))
+    made = fit(telling, target=0.98, second_look=True).router
+    assert made.policy == fitted.router.policy
+    assert made.predictor_hash == fitted.router.predictor_hash
+    look = Router.from_pretrained(made.save_pretrained(tmp_path / "router")).second_look
+    assert look == made.second_look is not None
+    facts = made.metadata["second_look"]
+    assert (
+        facts["cost"]
+        < facts["single_look_cost"]
+        == pytest.approx(fitted.router.metadata["on_calibration"]["cost"])
+    )
+    assert facts["accuracy"] >= 0.98 * facts["finest_accuracy"]
+    assert "Second look: starts at" in made.card_text
+    judged = evaluate(made, telling, target=0.98, resamples=100)
+    found, one = judged["second_look"], judged["router"]
+    assert found["minus_single_look"]["accuracy"]["mean"] == pytest.approx(
+        found["accuracy"] - one["accuracy"]
+    )
+    tokens = found["minus_single_look"]["visual_tokens"]["mean"]
+    assert tokens == pytest.approx(found["visual_tokens"] - one["visual_tokens"])
+    assert "With its second look" in markdown(judged)

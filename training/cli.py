@@ -36,6 +36,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 RouterOption = Annotated[Path, typer.Option("--router", help="Router folder.")]
 RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
 CostOption = Annotated[Literal["tokens", "flops"], typer.Option(help="What a scale costs.")]
+SecondLookOption = Annotated[
+    bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
+]
 TargetOption = Annotated[
     float, typer.Option("--target", help="Share of the finest scale's accuracy to keep.")
 ]
@@ -84,6 +87,7 @@ def fit(
     labels: Annotated[
         Literal["auto", "soft", "hard"], typer.Option(help="What the predictor learns.")
     ] = "auto",
+    second_look: SecondLookOption = False,
 ) -> None:
     """Fit a router on oracle data: predictor, calibration, price."""
     from training.fit import fit as fit_router
@@ -94,6 +98,7 @@ def fit(
         target=target,
         cost=cost,
         labels=labels,
+        second_look=second_look,
         say=say,
     )
     result.router.save_pretrained(out)
@@ -104,6 +109,13 @@ def fit(
         [[str(r["scale"]), f"{r['accuracy']:.3f}", f"{r['ece']:.3f}"] for r in here["per_scale"]]
         + [["router", f"{here['accuracy']:.3f}", f"at {here['visual_tokens']:.1f} tokens"]],
     )
+    if (look := result.router.second_look) is not None:
+        facts = look.facts
+        say(
+            f"second look: accuracy {facts['accuracy']:.3f} at {facts['cost']:.4f} of the finest's "
+            f"cost, both looks counted (single look {facts['single_look_cost']:.4f}); "
+            f"{facts['looked_again']:.1%} of the questions are asked twice"
+        )
     for line in result.advice:
         say(line)
     say(f"router {result.router.version} in {out}")
@@ -197,6 +209,7 @@ def retrain(
     target: TargetOption = 0.995,
     cost: CostOption = "tokens",
     workers: WorkersOption = None,
+    second_look: SecondLookOption = False,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
 ) -> None:
     """Collect from the log, fit, evaluate and promote in one go."""
@@ -205,7 +218,7 @@ def retrain(
 
     job = RetrainJob(
         from_log, model_folder(model), out, registry, tuple(oracle or ()),
-        target, cost, workers=workers, force=force,
+        target, cost, second_look=second_look, workers=workers, force=force,
     )  # fmt: skip
     with bar("labelling", "pictures") as move:
         result = learn(job, progress=move, say=say)

@@ -167,6 +167,12 @@ def _sentences(found: Certificate, router: Router, keep_price: bool) -> list[str
             f"the router's own price {router.policy.price:.5g} is above the certified "
             f"{found.rung.price:.5g}: only requests with routing.max_harm are bound"
         )
+    if router.second_look is not None:
+        lines.append(
+            "requests with routing.max_harm get no second look; the others still do"
+            if keep_price
+            else "the router's second look is dropped: it was priced for another target"
+        )
     if above:
         lines.append(f"not shown for these kinds by themselves: {', '.join(above)}")
     return lines

@@ -22,6 +22,7 @@ from training.errors import MixedData, NotEnoughData
 from training.headroom import gaps, oracles
 from training.metrics import non_monotone_share, picked, unsolvable_share
 from training.oracle_data import OracleData
+from training.second_look import judge
 from training.slices import slices
 from training.static_policies import TOLERANCE, cheapest_within, datasets_of, picks_of
 
@@ -109,6 +110,9 @@ def evaluate(
             "share_of_finest_tokens": float(on.tokens[ours.picks].mean() / on.tokens[-1]),
             **cmp.details(ours, on),
         },
+        "second_look": None
+        if router.second_look is None
+        else judge(router.second_look, values["router"], test.confidence, ours, on),
         "curve": lines["router"].points(),
         "visual_tokens_at_router_accuracy": needed,
         "visual_tokens_at": {

@@ -6,19 +6,22 @@ Knows oracle data and routers; does not know how the data came about or where th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
 
 from router.policy import CalibratedPrice, calibrate_price, frontier, token_costs
+from router.predictor import ComplexityPredictor
 from router.router import Router
+from router.second_look import SecondLook
 from training.baselines import Labels, fit_predictor
 from training.calibration_parts import calibration_parts
 from training.errors import NotEnoughData, TrainingError
 from training.metrics import Array, brier, calibration_error
 from training.oracle_data import OracleData
+from training.second_look import fit_gates, price_second_look
 
 Cost = Literal["tokens", "flops"]
 MIN_TRAIN_PICTURES, MIN_TRAIN_QUESTIONS, MIN_CALIBRATION_PICTURES = 10, 30, 4
@@ -40,6 +43,7 @@ def fit(
     target: float = 0.995,
     cost: Cost = "tokens",
     labels: Labels = "auto",
+    second_look: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> FitResult:
     """Return a router fitted on the data.
@@ -49,6 +53,7 @@ def fit(
         target: share of the finest scale's accuracy that the price keeps on calibration pictures.
         cost: what a scale costs: its visual tokens, or the model's operations for a request.
         labels: what the predictor learns, see ``training.baselines.labels_of``.
+        second_look: also fit when to look finer after an answer, for the same target.
         say: called with each step's name.
 
     Raises:
@@ -77,10 +82,18 @@ def fit(
         "calibrated_on": rule,
         **metrics,
     }
-    policy = price.policy(costs, unit)
-    router = Router(predictor, data.schema, policy, metadata=metadata)
-    router = Router(predictor, data.schema, policy, metadata=metadata, card_text=card(router))
-    advice = []
+    policy, advice = price.policy(costs, unit), []
+    look = None
+    if second_look:
+        say("second look")
+        look, found = second_look_of(predictor, fitting, calibration, price, costs, target)
+        metadata["second_look"] = found
+        if look is None:
+            advice.append("no second look costs less than the single one here: none is stored")
+    router = Router(predictor, data.schema, policy, metadata=metadata, second_look=look)
+    router = Router(
+        predictor, data.schema, policy, metadata=metadata, card_text=card(router), second_look=look
+    )
     if data.n_pictures < GOOD_PICTURES:
         advice.append(
             f"{data.n_pictures} pictures are few: expect a clearly better router from "
@@ -92,6 +105,28 @@ def fit(
             "router always takes the finest scale; give more data or a lower --target"
         )
     return FitResult(router, metrics, advice)
+
+
+def second_look_of(
+    predictor: ComplexityPredictor,
+    fitting: OracleData,
+    pricing: OracleData,
+    single: CalibratedPrice,
+    costs: tuple[float, ...],
+    target: float,
+) -> tuple[SecondLook | None, dict[str, Any]]:
+    """Return a second look that costs less than the single one, or None, and how they compare."""
+    values = [
+        np.asarray(predictor.predict_proba(part.features), float) for part in (fitting, pricing)
+    ]
+    gates = fit_gates(values[0], fitting.scores, fitting.confidence, pricing.scales)
+    priced = price_second_look(
+        gates, values[1], pricing.scores, pricing.confidence, pricing.pictures, costs,
+        target=target,
+    )  # fmt: skip
+    worth = priced.feasible and priced.cost < single.cost
+    facts = {**priced.facts(), "target": target, "single_look_cost": single.cost, "kept": worth}
+    return replace(priced.look, facts=facts) if worth else None, facts
 
 
 def costs_of(data: OracleData, cost: Cost) -> tuple[tuple[float, ...], str]:
@@ -187,6 +222,7 @@ cost.
   of the finest scale's accuracy: {here["accuracy"]:.3f} of {here["finest_accuracy"]:.3f} at
   {here["visual_tokens"]:.1f} of {router.scales[-1]} visual tokens on the calibration pictures
   (optimistic, because chosen there).
+- Second look: {_second_look_words(router)}.
 
 | scale | cost | accuracy (calibration) | calibration error |
 | --- | --- | --- | --- |
@@ -197,3 +233,15 @@ from router import Router
 decision = Router.from_pretrained("this/folder").route(features)
 ```
 """
+
+
+def _second_look_words(router: Router) -> str:
+    if router.second_look is None:
+        return "none"
+    facts = router.second_look.facts
+    return (
+        f"starts at price {router.second_look.start_price:.5g}, escalates at price\n  "
+        f"{router.second_look.price:.5g}: accuracy {facts['accuracy']:.3f} at cost "
+        f"{facts['cost']:.4f}, both looks\n  counted, where the single look costs "
+        f"{facts['single_look_cost']:.4f} (also optimistic)"
+    )

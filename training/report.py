@@ -61,6 +61,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"visual tokens; the finest scale {_percent(report['finest_accuracy'])} at "
         f"{report['scales'][-1]}.** Difference {_points(router['difference_from_finest'])}, "
         f"{_percent(router['share_of_finest_tokens'])} of the tokens.",
+        *_second_look(report.get("second_look")),
         "![Accuracy against visual tokens](curve.png)",
         _operating_points(report),
         "## Router against each baseline",
@@ -77,6 +78,19 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['feature_schema']}, data {report['data_hash']}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _second_look(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    against = found["minus_single_look"]
+    return [
+        f"**With its second look: {_percent(found['accuracy'])} right at "
+        f"{_tokens(found['visual_tokens'])} visual tokens, both looks counted;** "
+        f"{_percent(found['looked_again'])} of the questions are answered twice. Difference from "
+        f"the single look {_points(against['accuracy'])}, {_span(against['visual_tokens'], 1)} "
+        "tokens."
+    ]
 
 
 def _operating_points(report: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ class RetrainJob:
     target: float = 0.995
     cost: Cost = "tokens"
     labels: Labels = "auto"
+    second_look: bool = False
     workers: int | None = None
     force: bool = False
 
@@ -71,7 +72,10 @@ def retrain(
     say(f"collecting {len(source)} pictures")
     collect(source, job.model, job.out / "oracle", workers=job.workers, progress=progress)
     data = read_oracle([job.out / "oracle", *job.more_oracle])
-    fitted = fit(data, target=job.target, cost=job.cost, labels=job.labels, say=say)
+    fitted = fit(
+        data, target=job.target, cost=job.cost, labels=job.labels, second_look=job.second_look,
+        say=say,
+    )  # fmt: skip
     for line in fitted.advice:
         say(line)
     folder = fitted.router.save_pretrained(job.out / "router")
