@@ -112,12 +112,12 @@ class SecondLook:
             scale: of the first answer.
             confidence: product of the answer's token probabilities, its end token included.
             costs: (K,) of one look.
-            cap: most visual tokens of one look.
+            cap: most visual tokens of both looks together.
 
         Raises:
             ValueError: ``scale`` is not one of the scales.
         """
-        start, within = self.scales.index(scale), self._within(cap)
+        start, within = self.scales.index(scale), self._within(scale, cap)
         if within <= start + 1:
             return None
         p = self.p_right(np.array([values], float), start, np.array([confidence], float))
@@ -128,12 +128,13 @@ class SecondLook:
         self, values: Sequence[float], scale: int, costs: Sequence[float], cap: int | None = None
     ) -> "OpenLook | None":
         """Return what decides after the answer, or None where no finer scale is left."""
-        if self._within(cap) <= self.scales.index(scale) + 1:
+        if self._within(scale, cap) <= self.scales.index(scale) + 1:
             return None
         return OpenLook(self, tuple(values), scale, tuple(costs), cap)
 
-    def _within(self, cap: int | None) -> int:
-        return sum(cap is None or each <= cap for each in self.scales)
+    def _within(self, first: int, cap: int | None) -> int:
+        """Return how many scales a second look may still read after the first."""
+        return sum(cap is None or first + each <= cap for each in self.scales)
 
     def to_bytes(self) -> bytes:
         """Return the JSON text of second_look.json."""

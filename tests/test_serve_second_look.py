@@ -159,7 +159,7 @@ def test_who_gets_no_second_look(start: Any, ask_body: Body) -> None:
         {"routing": {"scale": 9}},
         {"model": "m3-9"},
         {"detail": "low"},
-        {"routing": {"max_visual_tokens": 8}},  # caps each look: nothing finer is left
+        {"routing": {"max_visual_tokens": 9}},  # caps the sum: nothing finer is left
         {"temperature": 0.7},
         {"seeds": (0, 1)},
         {"seeds": ()},
@@ -173,7 +173,7 @@ def test_who_gets_no_second_look(start: Any, ask_body: Body) -> None:
     decided = running.post(ask_body(routing={"second_look": False})).json()["routing"]
     assert decided["scale"] == 36  # at the router's own price, not the start price
     capped = running.post(ask_body(routing={"max_visual_tokens": 144})).json()["routing"]
-    assert (capped["scale"], capped["visual_tokens"]) == (144, 145)  # each look keeps the cap
+    assert (capped["scale"], capped["visual_tokens"]) == (9, 10)  # 1 + 144 would break the cap
     assert running.post(ask_body(), "/v1/route").json()["routing"]["scale"] == 1
 
 
