@@ -3,7 +3,7 @@
 #   make demo      twelve questions about pictures, answered through Ray Serve
 #   make serve     keep the service running on 127.0.0.1:8000
 #   make test      the whole test suite
-#   make check     lint, types, layers, fast tests: under a minute
+#   make check     lint, types, layers, fast tests: about two minutes
 #   make bench     every benchmark, small
 #   make clean     remove .venv, caches and build output (logs and registry in .m3 stay)
 
