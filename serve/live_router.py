@@ -107,8 +107,10 @@ class LiveRouter:
             except Exception as error:  # whatever is wrong with a file must not end the service
                 self._failed(f"router {folder} is not taken over: {error}")
                 return False
-            before, self.current = self.version, loaded
+            before = self.version
+            # Last of all the router itself: who sees the new one must not read the old complaint.
             self._complaint, self.ok, self._polls_since_failure = "", True, 0
+            self.current = loaded
             self._metrics.count("m3_router_swaps", outcome="ok")
             self._metrics.gauge("m3_router_stale", 0)
             LOG.info("router %s replaces %s", loaded.version, before or "none")

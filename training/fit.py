@@ -58,9 +58,13 @@ def fit(
 
     Raises:
         NotEnoughData: too few training or calibration pictures; says how many are needed.
+        TrainingError: an impossible target, or a second look at the price of operations.
     """
     if not 0.0 < target <= 1.0:
         raise TrainingError(f"--target must be above 0 and at most 1, got {target:g}")
+    if second_look and cost == "flops":
+        # These operations hold the encode, which a second look does not pay again.
+        raise TrainingError("--second-look is priced in visual tokens: leave out --cost flops")
     train, calibration = data.split("train"), data.split("calibration")
     _check_size(data, train, calibration)
     fitting, calibration, rule = calibration_parts(data)
