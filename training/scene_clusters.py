@@ -59,7 +59,7 @@ class Cluster:
         """
         most = 12 if side > 134 else 5
         tagged = bool(rng.random() < 0.6)
-        count = int(log_uniform(rng, 1.0, (6 if tagged else most) + 0.99))
+        count = int(log_uniform(rng, 1.0, (8 if tagged else most) + 0.99))
         shapes, colors = rng.permutation(len(SHAPES)), rng.permutation(len(COLORS))
         # Crowded pictures can be asked about because of these three.
         kinds = [int(k) for k in shapes[:3]] + [int(k) for k in rng.choice(shapes[3:], count)]
@@ -74,7 +74,7 @@ class Cluster:
             spread=tuple(log_uniform(rng, 0.6, 1.7) for _ in range(count)),
             tags=tuple(tags),
             font=int(rng.integers(len(FONT_FILES))),
-            tag_px=round(log_uniform(rng, 9, 27)),
+            tag_px=round(log_uniform(rng, 10, 28)),
             room=log_uniform(rng, 1.7, 7.0),
             stretch=float(rng.uniform(0.75, 1.33)),
             limit=round(0.8 * side),
@@ -124,7 +124,7 @@ class Cluster:
 
     def _px(self, size: float) -> int:
         # Where the cluster had to shrink, its tags shrink too, down to what can be read.
-        return max(9, min(self.tag_px, round(2.5 * size + 4)))
+        return max(10, min(self.tag_px, round(2.5 * size + 4)))
 
     def _gap(self, size: float) -> float:
         # A tag is 2 px from its own shape and at least three times as far from any other.
