@@ -294,10 +294,15 @@ def test_a_second_look_is_fitted_where_asked_for_and_pays(data, fitted, tmp_path
     assert facts["accuracy"] >= 0.98 * facts["finest_accuracy"]
     assert "Second look: starts at" in made.card_text
     judged = evaluate(made, telling, target=0.98, resamples=100)
-    found, one = judged["second_look"], judged["router"]
-    assert found["minus_single_look"]["accuracy"]["mean"] == pytest.approx(
-        found["accuracy"] - one["accuracy"]
-    )
-    tokens = found["minus_single_look"]["visual_tokens"]["mean"]
-    assert tokens == pytest.approx(found["visual_tokens"] - one["visual_tokens"])
-    assert "With its second look" in markdown(judged)
+    found, both = judged["second_look"], judged["router"]
+    plain = evaluate(fitted.router, telling, target=0.98, resamples=100)
+    assert found["single_look"]["visual_tokens"] == plain["router"]["visual_tokens"]
+    for key in ("accuracy", "visual_tokens"):
+        difference = both[key] - plain["router"][key]
+        assert found["minus_single_look"][key]["mean"] == pytest.approx(difference)
+    assert both["visual_tokens"] < plain["router"]["visual_tokens"]
+    assert "Both looks are counted" in markdown(judged)
+    rows = replay([("one", fitted.router), ("two", made)], telling.split("test"), resamples=100)
+    assert [row["visual_tokens"] for row in rows] == [
+        plain["router"]["visual_tokens"], both["visual_tokens"],
+    ]  # fmt: skip

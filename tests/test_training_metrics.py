@@ -64,7 +64,7 @@ def test_harm_and_rescue() -> None:
 
 def test_regret() -> None:
     picks = np.array([2, 0, 0, 2])
-    found = m.regret(SCORES, picks, TOKENS)
+    found = m.regret(SCORES, picks, TOKENS, TOKENS[picks])
     assert found == {
         "under": 0.25,  # question 1
         "over": 0.25,  # question 0 at 36 where 1 was right

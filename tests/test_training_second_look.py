@@ -5,12 +5,15 @@ import pytest
 
 from router.policy import calibrate_price, choose_many
 from router.second_look import Gate, SecondLook
+from training.comparison import Questions
 from training.second_look import (
     after_first,
     ends_of,
     fit_gates,
+    look_line,
     outcome,
     price_second_look,
+    two_looks,
 )
 
 SCALES = (1, 9, 36)
@@ -88,3 +91,33 @@ def test_an_impossible_target_is_not_feasible() -> None:
     assert not found.feasible
     assert found.looked_again == 0.0
     assert found.accuracy == found.finest_accuracy
+
+
+def test_two_looks_by_hand() -> None:
+    # Three questions, scales 1, 9 and 576; gates that repeat the confidence at once.
+    sure = Gate(0.0, 0.0, 1.0, 0.0)
+    look = SecondLook((1, 9, 576), ((sure, Gate(0, 0, 0, 4.0), Gate(0, 0, 0, 5.0)), (sure, sure)),
+                      start_price=1.0, price=0.1)  # fmt: skip
+    values = np.array([[0.9, 0.9, 0.9], [0.9, 0.9, 0.9], [0.0, 0.0, 3.0]])
+    confidence = np.array([[0.99, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]])
+    scores = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    tokens = np.array([1.0, 9.0, 576.0])
+    on = Questions(
+        scores, np.arange(3), tokens, tokens / 576, tokens + 1000.0, tokens + 50.0,
+        resamples=10, encode_flops=1000.0, encode_ms=50.0,
+    )  # fmt: skip
+    did = two_looks("two", look, values, confidence, on)
+    assert did.first.tolist() == [0, 0, 2]
+    assert did.picks.tolist() == [0, 1, 2]
+    assert did.score.tolist() == [1.0, 1.0, 1.0]
+    assert did.spent(tokens).tolist() == [1.0, 10.0, 576.0]
+    summary = did.summary(on)
+    assert summary["visual_tokens"] == pytest.approx(587 / 3)
+    assert summary["flops"] == pytest.approx(587 / 3 + 1000)  # the encode once
+    assert summary["gpu_ms"] == pytest.approx(587 / 3 + 50)
+    line = look_line("two", look, values, confidence, on)
+    here = np.flatnonzero(np.isclose(line.price, 1.0))
+    assert line.mean("gpu_ms") == pytest.approx(line.mean("visual_tokens") + 50)
+    assert all(line.picks[k].tolist() == [0, 1, 2] for k in here)
+    part = line.only(np.array([False, True, False]), on.only(np.array([False, True, False])))
+    assert part.picks.shape == part.first.shape == (len(line.price), 1)

@@ -21,6 +21,7 @@ from training.metrics import (
     brier,
     calibration_error,
     harm_and_rescue,
+    paid,
     picked,
     priced_regret,
     regret,
@@ -33,6 +34,7 @@ class Questions:
     """Test questions as a comparison needs them: n questions, K scales.
 
     ``resamples`` are those of every interval; ``gpu_ms`` is analytic (m3model.cost), not measured.
+    Of ``flops`` and ``gpu_ms`` a second look at the same picture does not pay the encode again.
     """
 
     scores: Array  # (n, K)
@@ -42,6 +44,8 @@ class Questions:
     flops: Array | None  # (K,)
     gpu_ms: Array | None = None  # (K,)
     resamples: int = 2000
+    encode_flops: float = 0.0
+    encode_ms: float = 0.0
 
     @cached_property
     def resampler(self) -> Resampler:
@@ -55,22 +59,39 @@ class Questions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy did: its picks and the score each earned."""
+    """What a policy did: the scale of each answer that counts, and the score it earned.
+
+    ``first`` is the scale of the first answer where there may have been two; both looks are paid.
+    """
 
     name: str
     price: float | None
     picks: Picks
     score: Array
+    first: Picks | None = None
+
+    def spent(self, per_scale: Array, shared: float = 0.0) -> Array:
+        """Return (n,) what the questions took of a resource; see `metrics.paid`."""
+        return paid(per_scale, self.picks, self.first, shared)
+
+    def only(self, mask: NDArray[np.bool_]) -> Outcome:
+        """Return what it did to some of the questions."""
+        first = None if self.first is None else self.first[mask]
+        return replace(self, picks=self.picks[mask], score=self.score[mask], first=first)
 
     def summary(self, on: Questions) -> dict[str, Any]:
         """Return accuracy, mean visual tokens, cost, FLOPs and analytic GPU milliseconds."""
         return {
             "price": self.price,
             "accuracy": float(self.score.mean()),
-            "visual_tokens": float(on.tokens[self.picks].mean()),
-            "cost": float(on.costs[self.picks].mean()),
-            "flops": None if on.flops is None else float(on.flops[self.picks].mean()),
-            "gpu_ms": None if on.gpu_ms is None else float(on.gpu_ms[self.picks].mean()),
+            "visual_tokens": float(self.spent(on.tokens).mean()),
+            "cost": float(self.spent(on.costs).mean()),
+            "flops": None
+            if on.flops is None
+            else float(self.spent(on.flops, on.encode_flops).mean()),
+            "gpu_ms": None
+            if on.gpu_ms is None
+            else float(self.spent(on.gpu_ms, on.encode_ms).mean()),
         }
 
 
@@ -105,12 +126,11 @@ def price_on(
 def paired(first: Outcome, second: Outcome, on: Questions) -> dict[str, Any]:
     """Return the differences first − second in accuracy and tokens, with intervals by picture."""
     accuracy = on.resampler.interval(first.score - second.score)
-    tokens = on.resampler.interval(on.tokens[first.picks] - on.tokens[second.picks])
-    base = float(on.tokens[second.picks].mean())
+    ours, theirs = first.spent(on.tokens), second.spent(on.tokens)
     return {
         "accuracy": accuracy.as_dict(),
-        "visual_tokens": tokens.as_dict(),
-        "token_ratio": float(on.tokens[first.picks].mean()) / base,
+        "visual_tokens": on.resampler.interval(ours - theirs).as_dict(),
+        "token_ratio": float(ours.mean() / theirs.mean()),
     }
 
 
@@ -120,15 +140,15 @@ def difference_from_finest(outcome: Outcome, on: Questions) -> Interval:
 
 
 def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
-    """Return harm, rescue, regret and how often each scale is chosen."""
+    """Return harm, rescue, regret and how often each scale gives the answer that counts."""
     harm, rescue = harm_and_rescue(on.scores, outcome.picks)
     shares = np.bincount(outcome.picks, minlength=len(on.tokens)) / len(outcome.picks)
     return {
         "harm": harm,
         "rescue": rescue,
-        "regret": regret(on.scores, outcome.picks, on.tokens),
+        "regret": regret(on.scores, outcome.picks, on.tokens, outcome.spent(on.tokens)),
         "priced_regret": None
-        if outcome.price is None
+        if outcome.price is None or outcome.first is not None
         else priced_regret(on.scores, outcome.picks, on.costs, outcome.price),
         "share_of_scale": {
             str(int(scale)): float(s) for scale, s in zip(on.tokens, shares, strict=True)
@@ -139,9 +159,11 @@ def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
 def calibration_of(probabilities: Array, outcome: Outcome, on: Questions) -> dict[str, Any]:
     """Return ECE and Brier per scale and at the chosen scale, and the operating-point error.
 
-    At the chosen scale the error is larger: a scale is chosen where its probability came out high.
+    At the chosen scale (of the first answer) the error is larger: a scale is chosen where its
+    probability came out high.
     """
-    chosen = picked(probabilities, outcome.picks)
+    picks = outcome.picks if outcome.first is None else outcome.first
+    chosen, score = picked(probabilities, picks), picked(on.scores, picks)
     return {
         "per_scale": [
             {
@@ -152,8 +174,8 @@ def calibration_of(probabilities: Array, outcome: Outcome, on: Questions) -> dic
             for k, scale in enumerate(on.tokens)
         ],
         "chosen": {
-            "ece": calibration_error(chosen, outcome.score),
-            "brier": brier(chosen, outcome.score),
+            "ece": calibration_error(chosen, score),
+            "brier": brier(chosen, score),
         },
-        "operating_point_error": float(abs(chosen.mean() - outcome.score.mean())),
+        "operating_point_error": float(abs(chosen.mean() - score.mean())),
     }

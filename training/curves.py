@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from router.policy import candidate_prices, choose_many
 from training.comparison import Questions
-from training.metrics import Array, hull
+from training.metrics import Array, hull, paid
 
 Resource = Literal["visual_tokens", "cost", "gpu_ms"]
 RESOURCES: tuple[Resource, ...] = ("visual_tokens", "cost", "gpu_ms")
@@ -28,12 +28,16 @@ Hull = tuple[Array, Array]  # (resource, accuracy), both ascending
 
 @dataclass(frozen=True)
 class Line:
-    """P settings of one policy: ``picks`` (P, n) are the scales it takes, dearest setting first."""
+    """P settings of one policy: ``picks`` (P, n) are the scales it takes, dearest setting first.
+
+    ``first`` (P, n): the scales of the first answers where there may be two.
+    """
 
     name: str
     picks: NDArray[np.int8]
     on: Questions
     price: Array | None = None  # (P,)
+    first: NDArray[np.int8] | None = None
     _hulls: dict[Resource, list[Hull]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -55,7 +59,7 @@ class Line:
 
     def mean(self, resource: Resource) -> Array:
         """Return (P,) the mean of a resource over the questions."""
-        return self._of(resource)[self.picks].mean(axis=1)
+        return self._spent(resource).mean(axis=1)
 
     def known(self, resource: Resource) -> bool:
         """Return whether the data tell what a scale takes of the resource."""
@@ -69,6 +73,16 @@ class Line:
             raise ValueError(f"these data do not tell {resource}")
         return per_scale
 
+    def _spent(self, resource: Resource) -> Array:
+        """Return (P, n)."""
+        shared = self.on.encode_ms if resource == "gpu_ms" else 0.0
+        return paid(self._of(resource), self.picks, self.first, shared)
+
+    def only(self, mask: NDArray[np.bool_], part: Questions) -> Line:
+        """Return the same settings on the questions of a mask, which ``part`` holds."""
+        first = None if self.first is None else self.first[:, mask]
+        return Line(self.name, self.picks[:, mask], part, self.price, first)
+
     def hull(self, resource: Resource) -> Hull:
         """Return the hull over the questions."""
         return hull(self.mean(resource), self.accuracy)
@@ -76,7 +90,7 @@ class Line:
     def hulls(self, resource: Resource) -> list[Hull]:
         """Return the R hulls of the resamples."""
         if resource not in self._hulls:
-            spent = self.on.resampler.means(self._of(resource)[self.picks.T])
+            spent = self.on.resampler.means(self._spent(resource).T)
             both = zip(spent, self._resampled_accuracy, strict=True)
             self._hulls[resource] = [hull(x, y) for x, y in both]
         return self._hulls[resource]

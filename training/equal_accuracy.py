@@ -76,7 +76,7 @@ def token_ratios(
         low, high = percentiles(tokens / theirs)
         needed = line.at_or_best("visual_tokens", float(ours.score.mean()))
         found[name] = {
-            "mean": float(on.tokens[ours.picks].mean()) / needed,
+            "mean": float(ours.spent(on.tokens).mean()) / needed,
             "low": low,
             "high": high,
             "reached": float(reached.mean()),
@@ -103,7 +103,7 @@ def headroom_recovered(
     defined = above - below > 1e-9
     low, high = percentiles((above - tokens)[defined] / (above - below)[defined])
     return {
-        "mean": (high_end - float(on.tokens[ours.picks].mean())) / (high_end - low_end),
+        "mean": (high_end - float(ours.spent(on.tokens).mean())) / (high_end - low_end),
         "low": low,
         "high": high,
         "defined": float(defined.mean()),
@@ -112,6 +112,6 @@ def headroom_recovered(
 
 def _resampled(ours: Outcome, on: Questions) -> tuple[Array, Array]:
     """Return (R,) tokens and (R,) accuracy of an operating point."""
-    both = np.stack([on.tokens[ours.picks], ours.score], axis=1)
+    both = np.stack([ours.spent(on.tokens), ours.score], axis=1)
     tokens, accuracy = on.resampler.means(both).T
     return tokens, accuracy

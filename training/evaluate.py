@@ -22,7 +22,7 @@ from training.errors import MixedData, NotEnoughData
 from training.headroom import gaps, oracles
 from training.metrics import non_monotone_share, picked, unsolvable_share
 from training.oracle_data import OracleData
-from training.second_look import judge
+from training.second_look import look_line, two_looks
 from training.slices import slices
 from training.static_policies import TOLERANCE, cheapest_within, datasets_of, picks_of
 
@@ -69,7 +69,9 @@ def evaluate(
     say("router")
     probabilities = np.asarray(router.predictor.predict_proba(test.features), float)
     values = {"router": np.asarray(router.predict_values(test.features), float)}
-    ours = cmp.run_policy("router", values["router"], router.policy, on)
+    look, told = router.second_look, (values["router"], test.confidence)
+    one = cmp.run_policy("router", values["router"], router.policy, on)
+    ours = one if look is None else two_looks("router", look, *told, on)
     fixed = [cmp.fixed(k, on) for k in range(len(data.scales))]
     accuracy = float(ours.score.mean())
 
@@ -78,6 +80,8 @@ def evaluate(
     if len(train):
         values["dataset_policy"] = dataset_values(train, test)
     lines = {name: line_of(name, v, on) for name, v in values.items()}
+    if look is not None:
+        lines["router"] = look_line("router", look, *told, on)
     lines["fixed_mixture"] = fixed_line(on)
     needed: dict[str, float | None] = dict.fromkeys(NEEDED)
     needed |= {name: line.at("visual_tokens", accuracy) for name, line in lines.items()}
@@ -107,12 +111,21 @@ def evaluate(
             **ours.summary(on),
             "finest_only": router.policy.finest_only,
             "difference_from_finest": cmp.difference_from_finest(ours, on).as_dict(),
-            "share_of_finest_tokens": float(on.tokens[ours.picks].mean() / on.tokens[-1]),
+            "share_of_finest_tokens": float(ours.spent(on.tokens).mean() / on.tokens[-1]),
             **cmp.details(ours, on),
         },
         "second_look": None
-        if router.second_look is None
-        else judge(router.second_look, values["router"], test.confidence, ours, on),
+        if look is None
+        else {
+            "start_price": look.start_price,
+            "price": look.price,
+            "looked_again": float((ours.picks != ours.first).mean()),
+            "single_look": {
+                **one.summary(on),
+                "difference_from_finest": cmp.difference_from_finest(one, on).as_dict(),
+            },
+            "minus_single_look": cmp.paired(ours, one, on),
+        },
         "curve": lines["router"].points(),
         "visual_tokens_at_router_accuracy": needed,
         "visual_tokens_at": {
@@ -158,7 +171,7 @@ def evaluate(
         "gpu_ms": _times(data, ours),
     }
     say("slices")
-    report["slices"] = slices(test.groups, ours, probabilities, values, on, test.repeats)
+    report["slices"] = slices(test.groups, ours, probabilities, lines.values(), on, test.repeats)
     return report
 
 
@@ -186,8 +199,9 @@ def questions_of(data: OracleData, costs: np.ndarray, resamples: int = 2000) -> 
     seconds = data.seconds.get(HARDWARE)
     gpu_ms = None if seconds is None else 1e3 * np.array(seconds, dtype=float)
     return cmp.Questions(
-        data.scores, data.pictures, data.tokens, costs, data.flops, gpu_ms, resamples
-    )
+        data.scores, data.pictures, data.tokens, costs, data.flops, gpu_ms, resamples,
+        encode_flops=data.encode.flops, encode_ms=1e3 * data.encode.seconds.get(HARDWARE, 0.0),
+    )  # fmt: skip
 
 
 def _rivals(
@@ -246,14 +260,18 @@ def _times(data: OracleData, ours: cmp.Outcome) -> dict[str, Any] | None:
     if not data.seconds:
         return None
     per_scale = {name: 1e3 * np.array(seconds) for name, seconds in data.seconds.items()}
+    spent = {
+        name: float(ours.spent(ms, 1e3 * data.encode.seconds.get(name, 0.0)).mean())
+        for name, ms in per_scale.items()
+    }
     return {
         "how": "analytic roofline of m3model.cost.request_seconds, batch 64; not measured",
         "hardware": HARDWARE,
         "per_hardware": {
             name: {
                 "per_scale": ms.tolist(),
-                "router": float(ms[ours.picks].mean()),
-                "router_share_of_finest": float(ms[ours.picks].mean() / ms[-1]),
+                "router": spent[name],
+                "router_share_of_finest": spent[name] / float(ms[-1]),
             }
             for name, ms in per_scale.items()
         },

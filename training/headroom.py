@@ -66,7 +66,7 @@ def gaps(ours: cmp.Outcome, on: cmp.Questions, lines: dict[str, Line]) -> dict[s
     ``fixed_mixture`` is the hull of fixed scales, ``dataset_policy`` one choice per dataset, the
     others are named as their lines.
     """
-    here = (float(on.tokens[ours.picks].mean()), float(ours.score.mean()))
+    here = (float(ours.spent(on.tokens).mean()), float(ours.score.mean()))
     ends = {name: (line.mean("visual_tokens"), line.accuracy) for name, line in lines.items()}
     oracle = oracle_line(on)
     best = oracle.mean("visual_tokens"), oracle.accuracy

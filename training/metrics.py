@@ -23,6 +23,25 @@ def picked(table: Array, picks: Picks) -> Array:
     return np.take_along_axis(table, picks[:, None], axis=1)[:, 0]
 
 
+def paid(
+    per_scale: Array,
+    picks: NDArray[np.integer],
+    first: NDArray[np.integer] | None = None,
+    shared: float = 0.0,
+) -> Array:
+    """Return what every pick takes of a resource, in the shape of the picks.
+
+    Args:
+        per_scale: (K,) of one look.
+        first: where an answer at another scale came before; it is paid as well.
+        shared: the part of a look that two looks pay once (the encode).
+    """
+    spent: Array = per_scale[picks]
+    if first is None:
+        return spent
+    return spent + np.where(first != picks, per_scale[first] - shared, 0.0)
+
+
 def hull(cost: Array, accuracy: Array) -> tuple[Array, Array]:
     """Return (cost, accuracy) of the concave, non-decreasing upper envelope of the points.
 
@@ -116,8 +135,10 @@ def harm_and_rescue(scores: Array, picks: Picks, threshold: float = 0.5) -> tupl
     return float((finest & ~chosen).mean()), float((~finest & chosen).mean())
 
 
-def regret(scores: Array, picks: Picks, tokens: Array, threshold: float = 0.5) -> dict[str, float]:
-    """Return the shares of bad choices and the tokens they wasted.
+def regret(
+    scores: Array, picks: Picks, tokens: Array, spent: Array, threshold: float = 0.5
+) -> dict[str, float]:
+    """Return the shares of bad choices and the tokens they wasted, of (n,) that were spent.
 
     ``under``: wrong though some scale was right. ``over``: right, but a coarser one was right too;
     ``over_tokens`` is the mean (over all questions) of what that wasted. ``unsolvable_tokens``: the
@@ -127,7 +148,6 @@ def regret(scores: Array, picks: Picks, tokens: Array, threshold: float = 0.5) -
     chosen = np.take_along_axis(right, picks[:, None], axis=1)[:, 0]
     solvable = right.any(axis=1)
     cheapest = np.argmax(right, axis=1)
-    spent = tokens[picks]
     over = chosen & (cheapest < picks)
     return {
         "under": float((solvable & ~chosen).mean()),

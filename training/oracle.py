@@ -93,7 +93,7 @@ def collect(
             progress(done, len(source))
         questions, bad = _totals(out, planned)
         totals = {"questions": questions, "bad": len(bad), "shards": len(planned)}
-        derived = {"analytic_seconds": _seconds(model)}
+        derived = _costs(model)
         write_json(out / MANIFEST, {**manifest, "finished": True, **totals, **derived})
     return CollectResult(len(source), questions, bad, done - before)
 
@@ -139,15 +139,23 @@ def _parameters(
     }
 
 
-def _seconds(model: Path) -> dict[str, list[float]]:
-    """Return the analytic time of a request at every scale, by hardware (see m3model.cost)."""
+def _costs(model: Path) -> dict[str, Any]:
+    """Return the analytic time of a request at every scale, by hardware (see m3model.cost), and
+    what of it, and of its operations, is the encode."""
     from m3model import M3Config
-    from m3model.cost import HARDWARE, request_seconds
+    from m3model.cost import HARDWARE, request_cost, request_seconds
 
     config = M3Config.from_pretrained(model)
-    return {
-        name: [request_seconds(config, scale, device).total for scale in config.scales]
+    times = {
+        name: [request_seconds(config, scale, device) for scale in config.scales]
         for name, device in HARDWARE.items()
+    }
+    return {
+        "analytic_seconds": {name: [each.total for each in row] for name, row in times.items()},
+        "encode": {
+            "flops": request_cost(config, config.scales[-1]).encode_flops,
+            "seconds": {name: row[-1].encode for name, row in times.items()},
+        },
     }
 
 

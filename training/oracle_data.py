@@ -25,6 +25,14 @@ Split = Literal["train", "calibration", "test"]
 
 
 @dataclass(frozen=True)
+class EncodeCost:
+    """The part of a request that two looks at a picture pay once; 0 where the data do not tell."""
+
+    flops: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)  # by hardware, analytic
+
+
+@dataclass(frozen=True)
 class OracleData:
     """n questions at K scales, as arrays. Row i of everything is the same question.
 
@@ -51,6 +59,7 @@ class OracleData:
     data_hash: str
     repeats: NDArray[np.float64] | None = None  # (n, R, K) scores of other wordings, else NaN
     seconds: dict[str, list[float]] = field(default_factory=dict)  # hardware: (K,), analytic
+    encode: EncodeCost = EncodeCost()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -91,6 +100,7 @@ class OracleData:
             scales=self.scales, flops=self.flops, schema=self.schema,
             feature_schema=self.feature_schema, model_hash=self.model_hash,
             sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
+            encode=self.encode,
             repeats=None if self.repeats is None else self.repeats[index],
         )  # fmt: skip
 
@@ -212,6 +222,7 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         data_hash=data_hash,
         repeats=again,
         seconds=dict(manifest.get("analytic_seconds") or {}),
+        encode=EncodeCost(**(manifest.get("encode") or {})),
     )
 
 

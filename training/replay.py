@@ -18,8 +18,9 @@ from router.router import Router
 from training import comparison as cmp
 from training.errors import NotEnoughData, TrainingError
 from training.evaluate import check_fits, questions_of
-from training.metrics import picked
+from training.metrics import Array, picked
 from training.oracle_data import OracleData
+from training.second_look import two_looks
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def replay(
     resamples: int = 2000,
 ) -> list[dict[str, Any]]:
     """Return one row per router and policy, each against the first: accuracy, tokens, harm and
-    paired differences. Costs are those of the first router (visual tokens without one).
+    paired differences. A router with a second look pays both looks. Costs are those of the first
+    router (visual tokens without one).
 
     Args:
         routers: (name, router) pairs, each at its own price.
@@ -81,7 +83,7 @@ def replay(
     on = questions_of(data, np.array(costs), resamples)
     values = [np.asarray(router.predict_values(data.features), float) for _, router in routers]
     done = [
-        (router.version, cmp.run_policy(name, predicted, router.policy, on))
+        (router.version, _run(name, router, predicted, data, on))
         for (name, router), predicted in zip(routers, values, strict=True)
     ]
     for spec in policies:
@@ -106,6 +108,15 @@ def replay(
         }
         for version, outcome in done
     ]
+
+
+def _run(
+    name: str, router: Router, values: Array, data: OracleData, on: cmp.Questions
+) -> cmp.Outcome:
+    """Return what a router does as it stands: with its second look, if it has one."""
+    if router.second_look is None:
+        return cmp.run_policy(name, values, router.policy, on)
+    return two_looks(name, router.second_look, values, data.confidence, on)
 
 
 def _fixed(spec: PolicySpec, on: cmp.Questions) -> cmp.Outcome:

@@ -83,13 +83,12 @@ def markdown(report: dict[str, Any]) -> str:
 def _second_look(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    against = found["minus_single_look"]
+    against, single = found["minus_single_look"], found["single_look"]
     return [
-        f"**With its second look: {_percent(found['accuracy'])} right at "
-        f"{_tokens(found['visual_tokens'])} visual tokens, both looks counted;** "
-        f"{_percent(found['looked_again'])} of the questions are answered twice. Difference from "
-        f"the single look {_points(against['accuracy'])}, {_span(against['visual_tokens'], 1)} "
-        "tokens."
+        f"Both looks are counted: {_percent(found['looked_again'])} of the questions are answered "
+        f"twice. With one look: {_percent(single['accuracy'])} right at "
+        f"{_tokens(single['visual_tokens'])} visual tokens; the second look's difference from that "
+        f"{_points(against['accuracy'])}, {_span(against['visual_tokens'], 1)} tokens."
     ]
 
 

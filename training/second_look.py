@@ -2,7 +2,7 @@
 
 The prices are those that cost least, both looks counted, while the answers that count keep the
 target's share of the finest accuracy with the margin that the single look's price must keep too.
-Also judges one on test questions. Knows arrays, routers' values and costs; does not know files or
+Also runs one on test questions. Knows arrays, routers' values and costs; does not know files or
 the service.
 """
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from router.policy import candidate_prices, choose_many
 from router.second_look import Gate, SecondLook, log_odds
 from training.comparison import Outcome, Questions
-from training.metrics import Array, hull
+from training.curves import Line, line_of
+from training.metrics import Array, hull, paid, picked
 
 PRICES = np.concatenate([[0.0], np.geomspace(0.003, 3.0, 24)])  # of escalating
 STARTS = 24  # start prices tried, out of those on the single look's hull
@@ -150,40 +151,33 @@ def outcome(
     scores: Array, starts: NDArray[np.intp], ends: NDArray[np.intp], costs: Sequence[float]
 ) -> tuple[Array, Array]:
     """Return (n,) the scores of the answers that count, and (n,) the cost of every look taken."""
-    paid, rows = np.asarray(costs, dtype=np.float64), np.arange(len(scores))
-    spent = paid[starts] + np.where(ends != starts, paid[ends], 0.0)
-    return scores[rows, ends], spent
+    return picked(scores, ends), paid(np.asarray(costs, dtype=np.float64), ends, starts)
 
 
-def judge(
-    look: SecondLook, values: Array, confidence: Array, single: Outcome, on: Questions
-) -> dict[str, Any]:
-    """Return what two looks do on test questions, and the differences from one look.
-
-    Args:
-        look: priced.
-        values, confidence: (n, K), as for `fit_gates`, of the questions.
-        single: what the router did with one look.
-        on: the questions.
-    """
+def two_looks(
+    name: str, look: SecondLook, values: Array, confidence: Array, on: Questions
+) -> Outcome:
+    """Return what a priced second look does to the questions, given what the router predicts and
+    how confident the answers are, both (n, K)."""
     costs = on.costs.tolist()
     starts = choose_many(values, costs, look.start_price)
     known = after_first(look, values, starts, confidence)
     ends = ends_of(look, known, starts, costs, look.price)
-    score, cost = outcome(on.scores, starts, ends, costs)
-    tokens = outcome(on.scores, starts, ends, on.tokens.tolist())[1]
-    mean = on.resampler.interval
-    return {
-        "accuracy": float(score.mean()),
-        "visual_tokens": float(tokens.mean()),
-        "cost": float(cost.mean()),
-        "looked_again": float((ends != starts).mean()),
-        "difference_from_finest": mean(score - on.scores[:, -1]).as_dict(),
-        "minus_single_look": {
-            "accuracy": mean(score - single.score).as_dict(),
-            "visual_tokens": mean(tokens - on.tokens[single.picks]).as_dict(),
-        },
-    }
+    return Outcome(name, look.start_price, ends, picked(on.scores, ends), starts)
+
+
+def look_line(name: str, look: SecondLook, values: Array, confidence: Array, on: Questions) -> Line:
+    """Return a second look at every start price, its escalation price raised in proportion."""
+    single = line_of(name, values, on)
+    if single.price is None:
+        raise ValueError("a line of values has prices")
+    share = look.price / look.start_price if look.start_price > 0 else None
+    costs, ends = on.costs.tolist(), []
+    for start_price, starts in zip(single.price.tolist(), single.picks, strict=True):
+        price = look.price if share is None else max(0.0, share * start_price)
+        known = after_first(look, values, starts, confidence)
+        ends.append(ends_of(look, known, starts.astype(np.intp), costs, price).astype(np.int8))
+    return Line(name, np.stack(ends), on, single.price, single.picks)
 
 
 def _keeps(gains: Array, pictures: NDArray[np.int64]) -> bool:

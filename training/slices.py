@@ -5,14 +5,14 @@ Knows outcomes, lines and groups; does not know routers or how a report looks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training import comparison as cmp
-from training.curves import RESOURCES, fixed_line, line_of
+from training.curves import RESOURCES, Line
 from training.equal_accuracy import HALF_POINT, SHARES
 from training.headroom import oracles
 from training.metrics import Array, non_monotone_share, unsolvable_share
@@ -22,7 +22,7 @@ def slices(
     groups: NDArray[np.str_],
     ours: cmp.Outcome,
     probabilities: Array,
-    values: Mapping[str, Array],
+    lines: Iterable[Line],
     on: cmp.Questions,
     repeats: Array | None,
 ) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def slices(
         groups: (n,) "dataset/kind".
         ours: the router's outcome.
         probabilities: (n, K) the router's.
-        values: by policy: what it predicts (n, K), the router's under "router".
+        lines: every policy at every price on all n questions; the router's is named "router".
         on: all n questions.
         repeats: (n, R, K) scores of other wordings, or None.
     """
@@ -40,8 +40,7 @@ def slices(
     for group in sorted(set(groups.tolist())):
         mask = groups == group
         part = on.only(mask)
-        here = cmp.Outcome(group, ours.price, ours.picks[mask], ours.score[mask])
-        lines = [line_of(name, v[mask], part) for name, v in values.items()] + [fixed_line(part)]
+        here, there = ours.only(mask), [line.only(mask, part) for line in lines]
         finest = float(part.scores[:, -1].mean())
         wanted = {name: share * finest for name, share in SHARES.items()}
         wanted[HALF_POINT] = finest - 0.005
@@ -52,14 +51,14 @@ def slices(
                 "n_pictures": len(np.unique(part.pictures)),
                 "accuracy_per_scale": part.scores.mean(axis=0).tolist(),
                 "router_accuracy": float(here.score.mean()),
-                "router_visual_tokens": float(on.tokens[here.picks].mean()),
+                "router_visual_tokens": float(here.spent(on.tokens).mean()),
                 "difference_from_finest": cmp.difference_from_finest(here, part).as_dict(),
                 **cmp.details(here, part),
                 "calibration": cmp.calibration_of(probabilities[mask], here, part),
                 "oracle": oracles(part, None if repeats is None else repeats[mask]),
                 "unsolvable_share": unsolvable_share(part.scores),
                 "non_monotone_share": non_monotone_share(part.scores),
-                "curve": next(line.points() for line in lines if line.name == "router"),
+                "curve": next(line.points() for line in there if line.name == "router"),
                 "at_equal_accuracy": {
                     level: {
                         "accuracy": accuracy,
@@ -69,7 +68,7 @@ def slices(
                                 for resource in RESOURCES
                                 if line.known(resource)
                             }
-                            for line in lines
+                            for line in there
                         },
                     }
                     for level, accuracy in wanted.items()
