@@ -196,9 +196,10 @@ def test_draining_waits_for_requests_and_takes_no_more(ask_body: Body) -> None:
         async with client(gateway) as http:
             url = "/v1/chat/completions"
             under_way = asyncio.create_task(http.post(url, json=ask_body(stream=True)))
-            await asyncio.sleep(0.05)
+            while not (await http.get("/health")).json()["inflight"]:
+                await asyncio.sleep(0.005)
             draining = asyncio.create_task(gateway.drain())
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0)
             late = await http.post(url, json=ask_body())
             assert late.status_code == 503
             assert int(late.headers["retry-after"]) > 0

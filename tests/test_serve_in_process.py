@@ -242,9 +242,13 @@ def test_routers_are_exchanged_under_load_without_a_failed_request(
     callers = [threading.Thread(target=load, args=(n,)) for n in range(3)]
     for caller in callers:
         caller.start()
-    for name in ("r9", "r144", "r9", "r144"):
+    for name, scale in (("r9", 9), ("r144", 144), ("r9", 9), ("r144", 144)):
         promote(running.registry, running.registry / name)
-        time.sleep(0.4)
+        before, limit = len(replies), time.monotonic() + 30
+        while time.monotonic() < limit and not any(
+            reply.json()["routing"]["scale"] == scale for reply in replies[before:]
+        ):
+            time.sleep(0.02)
     stop.set()
     for caller in callers:
         caller.join()
