@@ -16,6 +16,9 @@ import openai
 import psutil
 import pytest
 
+from router import Router, SecondLook
+from router.second_look import Gate
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 Body = Callable[..., dict[str, Any]]
 
@@ -178,6 +181,28 @@ def test_user_config_exchanges_the_router_and_never_raises(
     encoder.broadcast("reconfigure", {"router": str(tmp_path / "r144")}).results(timeout_s=30)
     routing = http.post("/v1/chat/completions", json=ask_body()).json()["routing"]
     assert (routing["scale"], routing["router_version"]) == (144, version)
+
+
+def test_a_second_look_pools_the_picture_again(
+    http: Any, make_router: Any, tmp_path: Path, ask_body: Body
+) -> None:
+    from ray import serve
+
+    make_router(tmp_path / "plain", 36)
+    plain = Router.from_pretrained(tmp_path / "plain")
+    # Whatever the answer at 1 token says, 144 is worth a second one.
+    finer = {scale: Gate(0.0, 0.0, 0.0, 2.0 if scale == 144 else -9.0) for scale in plain.scales}
+    rows = tuple(tuple(finer[s] for s in plain.scales[k:]) for k in range(4))
+    look = SecondLook(tuple(plain.scales), rows, start_price=1e6, price=0.01)
+    router = Router(plain.predictor, plain.schema, plain.policy, second_look=look)
+    router.save_pretrained(tmp_path / "looks")
+    encoder = serve.get_deployment_handle("encoder", "m3")
+    encoder.broadcast("reconfigure", {"router": str(tmp_path / "looks")}).results(timeout_s=30)
+    fine = http.post("/v1/chat/completions", json=ask_body(model="m3-144", seeds=(6,))).json()
+    both = http.post("/v1/chat/completions", json=ask_body(seeds=(6,))).json()
+    assert both["choices"] == fine["choices"]
+    assert both["routing"]["second_look"]["from"] == 1
+    assert both["usage"]["prompt_tokens_details"]["image_tokens"] == 145
 
 
 def test_a_caller_who_leaves_frees_the_generator(http: Any, ask_body: Body) -> None:
