@@ -74,7 +74,7 @@ class Cluster:
             spread=tuple(log_uniform(rng, 0.6, 1.7) for _ in range(count)),
             tags=tuple(tags),
             font=int(rng.integers(len(FONT_FILES))),
-            tag_px=round(log_uniform(rng, 10, 28)),
+            tag_px=round(log_uniform(rng, 10, 25)),
             room=log_uniform(rng, 1.7, 7.0),
             stretch=float(rng.uniform(0.75, 1.33)),
             limit=round(0.8 * side),

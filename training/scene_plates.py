@@ -68,7 +68,7 @@ class Sign:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sign:
         """Returns a sign with a random word and font."""
-        word = random_text(rng, 2 + int(rng.choice(4, p=(0.28, 0.3, 0.24, 0.18))))
+        word = random_text(rng, 2 + int(rng.choice(4, p=(0.22, 0.28, 0.28, 0.22))))
         return cls(word, int(rng.integers(len(FONT_FILES))))
 
     def extent(self, size: float) -> tuple[int, int]:

@@ -43,7 +43,7 @@ INSTANCE_SHARE = 0.2  # of a patch that a mark must cover to own it
 TARGET_SHARE = 0.15
 # Chance of being one of the panels, smallest and largest size in px at 192 px (a radius, a font,
 # a digit's height, a chart's height); smallest sizes hold at every picture size.
-PANELS = {"objects": (0.45, 3.5, 44), "sign": (0.36, 10, 42),
+PANELS = {"objects": (0.45, 3.5, 44), "sign": (0.36, 10, 38),
           "number": (0.09, 14, 90), "chart": (0.1, 40, 150)}  # fmt: skip
 PANEL_COUNTS = (0.42, 0.28, 0.18, 0.12)  # chance of one panel, two, three and four
 
