@@ -60,7 +60,8 @@ class TokenEvent:
 class EngineStats:
     """What an engine is doing.
 
-    Requests, tokens in flight (waiting and running), seconds since the last sign of life.
+    Requests, prompt tokens in flight (waiting and running), seconds since the last sign of life;
+    pages of the key-value cache in all, in use, and holding prefixes for later questions.
     """
 
     running: int
@@ -69,6 +70,9 @@ class EngineStats:
     text_tokens: int
     heartbeat_s: float
     alive: bool = True
+    kv_pages: int = 0
+    kv_pages_used: int = 0
+    kv_pages_kept: int = 0
 
 
 class Engine(Protocol):
@@ -90,7 +94,7 @@ class Engine(Protocol):
         ...
 
     def cancel(self, request_id: str) -> bool:
-        """Whether such a request was in flight; it ends within one token."""
+        """Whether such a request was in flight; it ends, and its cache is free, within one step."""
         ...
 
     def stats(self) -> EngineStats:

@@ -6,7 +6,10 @@ It knows the limits of a model's config and one reader's event loop; nothing of 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +17,7 @@ import torch
 from m3model.config import M3Config
 from m3model.engine import Sampling, TokenEvent
 from m3model.errors import BadRequest, EngineError, PromptTooLong
+from m3model.kv_pool import Prefix
 from m3model.pictures import token_counts
 
 
@@ -21,14 +25,17 @@ from m3model.pictures import token_counts
 class EngineRequest:
     """A request in flight.
 
-    `events` is read in the caller's loop; `deliver` may be called from any thread.
+    `prompt_tokens` counts its visual tokens too; `prefix` is None without pictures. `events` is
+    read in the caller's loop; `deliver` may be called from any thread.
     """
 
     request_id: str
     prompt_ids: list[int]
     visual_tokens: list[torch.Tensor]
     sampling: Sampling
+    prompt_tokens: int
     max_new_tokens: int
+    prefix: Prefix | None
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[TokenEvent | EngineError] = field(default_factory=asyncio.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -40,10 +47,26 @@ class EngineRequest:
 
     def deliver(self, item: TokenEvent | EngineError) -> None:
         """Hands one event, or the error that ends the request, to its reader."""
+        deliver_all([(self, item)])
+
+
+def deliver_all(items: Iterable[tuple[EngineRequest, TokenEvent | EngineError]]) -> None:
+    """Hands events of several requests to their readers, waking each event loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[EngineRequest, TokenEvent | EngineError]]]
+    by_loop = {}
+    for job, item in items:
+        by_loop.setdefault(job.loop, []).append((job, item))
+    for loop, ours in by_loop.items():
         try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, item)
+            loop.call_soon_threadsafe(_put, ours)
         except RuntimeError:  # the event loop was closed: nobody is left to read the rest
-            self.cancelled.set()
+            for job, _ in ours:
+                job.cancelled.set()
+
+
+def _put(items: list[tuple[EngineRequest, TokenEvent | EngineError]]) -> None:
+    for job, item in items:
+        job.events.put_nowait(item)
 
 
 def checked_request(
@@ -79,6 +102,27 @@ def checked_request(
         prompt_ids,
         visual_tokens,
         sampling,
+        prompt_tokens=length,
         max_new_tokens=min(sampling.max_new_tokens, max_length - length),
+        prefix=_prefix(prompt_ids, visual_tokens, counts, config.image_token_id),
         loop=asyncio.get_running_loop(),
     )
+
+
+def _prefix(
+    prompt_ids: list[int], pictures: list[torch.Tensor], counts: Sequence[int], image_id: int
+) -> Prefix | None:
+    """What a later question about the same pictures would begin with as well.
+
+    The key holds the first and last token of each picture only: hashing all of a picture takes
+    milliseconds, comparing it, once something looks like a hit, a fraction of one.
+    """
+    if not pictures:
+        return None
+    last = len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
+    digest = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
+    for tokens in pictures:
+        ends = tokens[[0, -1]].detach().cpu().contiguous()
+        digest.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode())
+        digest.update(ends.view(torch.uint8).numpy().tobytes())
+    return Prefix(digest.digest(), last + 1 + sum(counts) - len(pictures), tuple(pictures))

@@ -1,28 +1,26 @@
-"""`LocalEngine`: the `Engine` that answers requests one after another in one worker thread.
+"""`LocalEngine`: the `Engine` of this package. Requests of any granularity share every pass.
 
-The event loop is never blocked: the worker hands over each token with `call_soon_threadsafe`.
-Sampling and stopping are transformers' own.
+A worker thread takes requests in order of arrival as soon as the key-value cache has room for
+them, and runs one pass after another over whatever is there: a next token for each answer, a share
+of each prompt. Requests join and leave between passes. The event loop is never blocked.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 
 from m3model.detokenise import TextStream
-from m3model.drawing import LogprobRecorder, logits_processors
+from m3model.drawing import logits_processors
 from m3model.engine import EngineStats, Sampling, TokenEvent
-from m3model.engine_request import EngineRequest, checked_request
+from m3model.engine_request import EngineRequest, checked_request, deliver_all
+from m3model.engine_rows import Row, next_chunks
 from m3model.errors import (
     BadRequest,
     EngineBusy,
@@ -31,20 +29,30 @@ from m3model.errors import (
     RequestCancelled,
     RequestFailed,
 )
+from m3model.kv_pool import Extent
 from m3model.model import M3ForConditionalGeneration
+from m3model.packed_model import PackedModel
 from m3model.processing import M3Processor
+
+PROMPT_TOKENS_A_STEP = 512
+FAILED_STEPS = 3  # in a row, and the engine gives up: a broken device fails them all
+LOG = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """One model, one worker thread, oldest request first.
+    """One model, one worker thread, many requests at once.
 
     Args:
         model: put into eval mode; shared use with other readers is fine, nothing about a request
             is kept on it.
         processor: for turning tokens into text.
+        max_running: requests that share a pass.
         max_waiting: requests that may wait before `EngineBusy`.
         max_length: longest prompt plus answer; default: the language model's
-            `max_position_embeddings`.
+            `max_position_embeddings`. Never more than the cache holds.
+        kv_tokens: tokens that the key-value cache holds, all requests together; default: four
+            fifths of a GPU's free memory, on a CPU an eighth of the machine's free memory but not
+            more than 64 of the longest requests.
     """
 
     def __init__(
@@ -52,17 +60,23 @@ class LocalEngine:
         model: M3ForConditionalGeneration,
         processor: M3Processor,
         *,
+        max_running: int = 256,
         max_waiting: int = 1024,
         max_length: int | None = None,
+        kv_tokens: int | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.max_running = max_running
         self.max_waiting = max_waiting
-        self.max_length = max_length or int(model.config.text_config.max_position_embeddings)
+        longest = max_length or int(model.config.text_config.max_position_embeddings)
+        self._packed = PackedModel(model, kv_tokens=kv_tokens, longest=longest)
+        self._pool = self._packed.pool
+        self.max_length = min(longest, self._pool.tokens)
         self._end_ids = _end_ids(model)
-        self._wake = threading.Condition()
+        self._wake = threading.Condition()  # guards the two below and the pool's bookkeeping
         self._waiting: deque[EngineRequest] = deque()
-        self._running: EngineRequest | None = None
+        self._rows: list[Row] = []
         self._closing = False
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
@@ -103,7 +117,7 @@ class LocalEngine:
     def cancel(self, request_id: str) -> bool:
         """Whether the request was in flight.
 
-        It ends within one token and its reader gets `RequestCancelled`.
+        Its room is free within one step and its reader gets `RequestCancelled`.
         """
         with self._wake:
             job = next((job for job in self._in_flight() if job.request_id == request_id), None)
@@ -113,36 +127,38 @@ class LocalEngine:
         """The engine's state now."""
         with self._wake:
             jobs = self._in_flight()
+            visual = sum(job.visual_count for job in jobs)
             return EngineStats(
-                running=int(self._running is not None),
+                running=len(self._rows),
                 waiting=len(self._waiting),
-                visual_tokens=sum(job.visual_count for job in jobs),
-                text_tokens=sum(len(job.prompt_ids) - len(job.visual_tokens) for job in jobs),
+                visual_tokens=visual,
+                text_tokens=sum(job.prompt_tokens for job in jobs) - visual,
                 heartbeat_s=time.monotonic() - self._beat,
                 alive=self._thread.is_alive() and not self._closing,
+                kv_pages=self._pool.pages,
+                kv_pages_used=self._pool.pages_used,
+                kv_pages_kept=self._pool.pages_kept,
             )
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Ends the worker; requests in flight get `EngineClosed`. Safe to call twice."""
         with self._wake:
             self._closing = True
-            if self._running is not None:
-                self._running.cancelled.set()
             self._wake.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
     def _in_flight(self) -> list[EngineRequest]:
-        return [*self._waiting, *([self._running] if self._running else [])]
+        return [*self._waiting, *(row.job for row in self._rows)]
 
     def _cancel(self, job: EngineRequest) -> bool:
         job.cancelled.set()
         with self._wake:
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.deliver(RequestCancelled(f"request {job.request_id} was cancelled"))
+                job.deliver(_cancelled(job))
                 return True
-            return job is self._running
+            return any(row.job is job for row in self._rows)
 
     async def _stream(self, job: EngineRequest) -> AsyncIterator[TokenEvent]:
         try:
@@ -158,91 +174,139 @@ class LocalEngine:
             self._cancel(job)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                self._answer(job)
-                end: EngineError | None = (
-                    RequestCancelled(f"request {job.request_id} was cancelled")
-                    if job.cancelled.is_set()
-                    else None
-                )
-            except Exception as error:
-                end = RequestFailed(f"request {job.request_id} failed: {error}")
-                end.__cause__ = error
-            with self._wake:
-                self._running = None
-                closing = self._closing
-            if end is not None:
-                job.deliver(EngineClosed("the engine was closed") if closing else end)
+        end = EngineClosed("the engine was closed")
+        failed = 0
+        try:
+            while (chunks := self._next_step()) is not None:
+                if chunks:
+                    failed = 0 if self._step(chunks) else failed + 1
+                if failed >= FAILED_STEPS:
+                    raise RuntimeError(f"{failed} steps in a row failed")
+        except Exception as error:
+            LOG.exception("the engine died")
+            end = EngineClosed(f"the engine died: {error}")
         with self._wake:
-            left, self._waiting = list(self._waiting), deque()
-        for job in left:
-            job.deliver(EngineClosed("the engine was closed"))
+            self._closing = True
+            left = self._in_flight()
+            self._waiting, self._rows = deque(), []
+        deliver_all((job, end) for job in left)
 
-    def _next(self) -> EngineRequest | None:
+    def _next_step(self) -> list[tuple[Row, int]] | None:
+        """What the next pass reads, waiting for work; None when closing."""
         with self._wake:
-            while not self._waiting and not self._closing:
+            while True:
                 self._beat = time.monotonic()
+                if self._closing:
+                    return None
+                gone = [row for row in self._rows if row.job.cancelled.is_set()]
+                self._leave(gone)
+                deliver_all((row.job, _cancelled(row.job)) for row in gone)
+                admitted = self._admit()
+                if self._rows:
+                    break
                 self._wake.wait(timeout=0.5)
-            if self._closing:
-                return None
-            self._running = self._waiting.popleft()
-            self._beat = time.monotonic()
-            return self._running
+        for row in admitted:
+            self._begin(row)
+        return next_chunks(self._rows, PROMPT_TOKENS_A_STEP)
 
-    @torch.no_grad()
-    def _answer(self, job: EngineRequest) -> None:
-        embeds = self.model.embed_prompt(job.prompt_ids, job.visual_tokens).unsqueeze(0)
-        recorder = LogprobRecorder()
-        step = _Step(self, job, recorder)
-        self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
-            generation_config=GenerationConfig(
-                max_new_tokens=job.max_new_tokens,
-                # Drawing is the last logits processor's work: it has the request's own generator.
-                do_sample=False,
-                eos_token_id=list(self._end_ids) or None,
-                pad_token_id=self.model.generation_config.pad_token_id or 0,
-            ),
-            logits_processor=LogitsProcessorList(
-                [recorder, *logits_processors(job.sampling, embeds.device)]
-            ),
-            stopping_criteria=StoppingCriteriaList([step]),
-        )
+    def _admit(self) -> list[Row]:
+        """Lets the oldest requests in while the next pass and the cache have room for them.
+
+        Strictly in order: what does not fit is never overtaken, so nothing starves. A request
+        gets the room for its longest answer at once, so nothing has to be thrown out later.
+        """
+        admitted: list[Row] = []
+        unread = sum(row.left for row in self._rows)
+        while (
+            self._waiting and len(self._rows) < self.max_running and unread < PROMPT_TOKENS_A_STEP
+        ):
+            job = self._waiting[0]
+            extent = self._pool.reserve(job.prompt_tokens + job.max_new_tokens, job.prefix)
+            if extent is None:
+                break
+            row = self._row(self._waiting.popleft(), extent)
+            unread += row.left
+            admitted.append(row)
+            self._rows.append(row)
+        return admitted
+
+    def _row(self, job: EngineRequest, extent: Extent) -> Row:
+        text = TextStream(self.processor.tokenizer, job.sampling.stop)
+        return Row(job, extent, text, logits_processors(job.sampling, self._pool.keys.device))
+
+    def _begin(self, row: Row) -> None:
+        """Gives a row its prompt's embeddings, and the keys and values that lie ready."""
+        job = row.job
+        try:
+            with torch.no_grad():
+                row.embeds = self.model.embed_prompt(job.prompt_ids, job.visual_tokens)
+            with self._wake:
+                ready = self._ready(row)
+            if ready is not None and job.prefix is not None:
+                self._pool.copy(ready, row.extent, job.prefix.tokens)
+                row.read = job.prefix.tokens
+        except Exception as error:
+            self._fail([row], error)
+
+    def _ready(self, row: Row) -> Extent | None:
+        """Where the row's prefix lies already: kept, or with a row that is running."""
+        wanted = row.job.prefix
+        if wanted is None:
+            return None
+        if (extent := self._pool.kept(wanted)) is not None:
+            return extent
+        for other in self._rows:
+            theirs = other.job.prefix
+            if theirs is not None and other.read >= wanted.tokens and theirs.same(wanted):
+                return other.extent
+        return None
+
+    def _step(self, chunks: Sequence[tuple[Row, int]]) -> bool:
+        """Runs one pass and hands out its tokens; whether it succeeded."""
+        try:
+            said = self._packed.run(chunks)
+        except Exception as error:
+            LOG.warning("a step of %d requests failed: %s", len(chunks), error)
+            self._fail([row for row, _ in chunks], error)
+            return False
+        events: list[tuple[EngineRequest, TokenEvent | EngineError]] = []
+        done: list[Row] = []
+        for row, token_id, logprob in said:
+            if not math.isfinite(logprob):
+                self._fail([row], ArithmeticError("the model's output is not a number"))
+                continue
+            event = row.say(token_id, logprob, self._end_ids)
+            events.append((row.job, event))
+            if event.finish_reason is not None:
+                done.append(row)
+        with self._wake:
+            self._leave(done)
+        deliver_all(events)
+        return True
+
+    def _leave(self, gone: Iterable[Row]) -> None:
+        """Takes rows out; a prefix that was read whole stays for the next question."""
+        for row in gone:
+            self._rows.remove(row)
+            prefix = row.job.prefix
+            if prefix is not None and row.read >= prefix.tokens:
+                self._pool.keep(row.extent, prefix)
+            else:
+                self._pool.release(row.extent)
+
+    def _fail(self, rows: Sequence[Row], cause: Exception) -> None:
+        with self._wake:
+            for row in rows:
+                self._rows.remove(row)
+                self._pool.release(row.extent)
+        for row in rows:
+            error = RequestFailed(f"request {row.job.request_id} failed: {cause}")
+            error.__cause__ = cause
+            row.job.deliver(error)
 
 
-class _Step(StoppingCriteria):
-    """Called after every token: hands it over and says whether the answer is complete."""
-
-    def __init__(self, engine: LocalEngine, job: EngineRequest, recorder: LogprobRecorder) -> None:
-        self.engine, self.job, self.recorder = engine, job, recorder
-        self.text = TextStream(engine.processor.tokenizer, job.sampling.stop)
-        self.count = 0
-        self.over = False
-
-    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
-        self.engine._beat = time.monotonic()
-        if not self.over:
-            self.over = self.job.cancelled.is_set() or self._hand_over(int(input_ids[0, -1]))
-        return torch.full(
-            (input_ids.shape[0],), self.over, dtype=torch.bool, device=input_ids.device
-        )
-
-    def _hand_over(self, token_id: int) -> bool:
-        self.count += 1
-        delta, stopped = self.text.push(token_id)
-        reason = None
-        if stopped or token_id in self.engine._end_ids:
-            reason = "stop"
-        elif self.count >= self.job.max_new_tokens:
-            reason = "length"
-        if reason is not None and not stopped:
-            delta += self.text.flush()
-        self.job.deliver(
-            TokenEvent(token_id, float(self.recorder.logprobs[0, token_id]), delta, reason)
-        )
-        return reason is not None
+def _cancelled(job: EngineRequest) -> RequestCancelled:
+    return RequestCancelled(f"request {job.request_id} was cancelled")
 
 
 def _end_ids(model: M3ForConditionalGeneration) -> frozenset[int]:

@@ -180,7 +180,7 @@ def test_cancelling_ends_within_a_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endless(model, monkeypatch)
-    engine = LocalEngine(model, processor)
+    engine = LocalEngine(model, processor, max_running=1)
 
     async def run() -> None:
         running = engine.submit("running", prompt, [grid], Sampling(max_new_tokens=1000))
@@ -294,7 +294,7 @@ def test_refusals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endless(model, monkeypatch)
-    engine = LocalEngine(model, processor, max_waiting=1, max_length=600)
+    engine = LocalEngine(model, processor, max_running=1, max_waiting=1, max_length=600)
 
     async def run() -> None:
         with pytest.raises(BadRequest, match="2 pictures for 1 image tokens"):

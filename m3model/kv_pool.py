@@ -1,0 +1,194 @@
+"""`KVPool`: one store of keys and values for all requests, handed out in extents of whole pages.
+
+A request reserves its whole extent (prompt and longest answer) before it starts, so nothing that
+runs can run out of memory and nothing is ever preempted. Extents are contiguous: attention reads
+them where they lie. What a finished request leaves may stay as a prefix for the next question
+about the same picture, until the space is wanted. It knows no scheduling and no model code.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import nn
+
+PAGE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Extent:
+    """`pages` pages from page `first` on."""
+
+    first: int
+    pages: int
+
+    @property
+    def start(self) -> int:
+        """Its first token's row in the pool."""
+        return self.first * PAGE_TOKENS
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a prompt, up to the end of its last picture: `tokens` tokens.
+
+    `key` finds it, `pictures` (per picture (n_i, D)) prove that it is the same.
+    """
+
+    key: bytes
+    tokens: int
+    pictures: tuple[torch.Tensor, ...]
+
+    def same(self, other: Prefix) -> bool:
+        """Whether keys and values of one may stand for the other's."""
+        return (self.key, self.tokens) == (other.key, other.tokens) and all(
+            mine is theirs or (mine.dtype == theirs.dtype and torch.equal(mine, theirs))
+            for mine, theirs in zip(self.pictures, other.pictures, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    extent: Extent
+    prefix: Prefix
+
+
+class KVPool:
+    """Keys and values (layers, rows, kv heads, head dim) and who owns which rows.
+
+    Args:
+        layers, heads, head_dim: of the language model (its key and value heads).
+        tokens: capacity; rounded up to whole pages.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        tokens: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if tokens < 1:
+            raise ValueError(f"a pool holds at least one token, not {tokens}")
+        self.pages = -(-tokens // PAGE_TOKENS)
+        shape = (layers, self.pages * PAGE_TOKENS, heads, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self._free: list[tuple[int, int]] = [(0, self.pages)]  # (first, pages), by first
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens fit in all."""
+        return self.pages * PAGE_TOKENS
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return 2 * self.keys[:, 0].numel() * self.keys.element_size()
+
+    @property
+    def pages_kept(self) -> int:
+        """Pages that hold prefixes of finished requests; given up when the space is wanted."""
+        return sum(kept.extent.pages for kept in self._kept.values())
+
+    @property
+    def pages_used(self) -> int:
+        """Pages of requests in flight."""
+        return self.pages - sum(pages for _, pages in self._free) - self.pages_kept
+
+    def reserve(self, tokens: int, prefix: Prefix | None = None) -> Extent | None:
+        """An extent for `tokens` tokens, or None while it does not fit.
+
+        Kept prefixes are given up for it, the longest unused first and `prefix` last.
+        """
+        pages = -(-tokens // PAGE_TOKENS)
+        while (extent := self._first_fit(pages)) is None and self._kept:
+            oldest = next(iter(self._kept))
+            if prefix is not None and oldest == prefix.key and len(self._kept) > 1:
+                self._kept.move_to_end(oldest)
+                continue
+            self.release(self._kept.pop(oldest).extent)
+        return extent
+
+    def release(self, extent: Extent) -> None:
+        """Gives an extent back."""
+        at = bisect_left(self._free, (extent.first, 0))
+        first, end = extent.first, extent.first + extent.pages
+        if at < len(self._free) and self._free[at][0] == end:
+            end += self._free.pop(at)[1]
+        if at and sum(self._free[at - 1]) == first:
+            at -= 1
+            first = self._free.pop(at)[0]
+        self._free.insert(at, (first, end - first))
+
+    def keep(self, extent: Extent, prefix: Prefix) -> None:
+        """Gives an extent back but for the pages of `prefix`, which it begins with."""
+        if prefix.key in self._kept:
+            self.release(extent)
+            return
+        pages = -(-prefix.tokens // PAGE_TOKENS)
+        if pages < extent.pages:
+            self.release(Extent(extent.first + pages, extent.pages - pages))
+        self._kept[prefix.key] = _Kept(Extent(extent.first, pages), prefix)
+
+    def kept(self, prefix: Prefix) -> Extent | None:
+        """Where the same prefix lies ready, if it does."""
+        found = self._kept.get(prefix.key)
+        if found is None or not found.prefix.same(prefix):
+            return None
+        self._kept.move_to_end(prefix.key)
+        return found.extent
+
+    def copy(self, source: Extent, target: Extent, tokens: int) -> None:
+        """Copies the rows of the first `tokens` tokens, in every layer."""
+        for store in (self.keys, self.values):
+            store[:, target.start : target.start + tokens] = store[
+                :, source.start : source.start + tokens
+            ]
+
+    def _first_fit(self, pages: int) -> Extent | None:
+        for at, (first, room) in enumerate(self._free):
+            if room >= pages:
+                self._free[at : at + 1] = [(first + pages, room - pages)] if room > pages else []
+                return Extent(first, pages)
+        return None
+
+
+def pool_for(
+    model: nn.Module, config: object, *, tokens: int | None, longest: int
+) -> KVPool:  # fmt: skip
+    """A pool for a language model, where its weights are and in their dtype.
+
+    Args:
+        model: the language model.
+        config: its Hugging Face text config.
+        tokens: capacity; None: four fifths of a GPU's free memory, or an eighth of the
+            machine's, but no more than 64 x `longest` and no less than one `longest`.
+        longest: the longest prompt plus answer.
+    """
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    layers = int(config.num_hidden_layers)  # type: ignore[attr-defined]
+    attention = int(config.num_attention_heads)  # type: ignore[attr-defined]
+    heads = int(getattr(config, "num_key_value_heads", None) or attention)
+    head_dim = int(
+        getattr(config, "head_dim", None) or config.hidden_size // attention  # type: ignore[attr-defined]
+    )
+    if tokens is None:
+        entry = 2 * layers * heads * head_dim * weight.dtype.itemsize
+        room = _free_bytes(weight.device) // entry
+        tokens = max(longest, min(room, 64 * longest) if weight.device.type == "cpu" else room)
+    return KVPool(layers, heads, head_dim, tokens, dtype=weight.dtype, device=weight.device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available // 8)

@@ -1,0 +1,86 @@
+"""A model and its pool of keys and values: one pass over chunks of rows, one next token for each
+row whose prompt is read. It knows rows; nothing of threads and queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from m3model.engine_rows import Row
+from m3model.kv_pool import pool_for
+from m3model.model import M3ForConditionalGeneration
+from m3model.packed_attention import best_step, packed_language_model
+
+
+class PackedModel:
+    """The language half of an M3 model.
+
+    Args:
+        model: shared with other readers; nothing is kept on it.
+        kv_tokens: capacity of the pool; None: what memory allows (`pool_for`).
+        longest: longest prompt plus answer.
+    """
+
+    def __init__(
+        self, model: M3ForConditionalGeneration, *, kv_tokens: int | None, longest: int
+    ) -> None:
+        text = model.config.text_config
+        self.model = model
+        self.pool = pool_for(model.model.language_model, text, tokens=kv_tokens, longest=longest)
+        self._language = packed_language_model(model.model.language_model)
+        self._step = best_step(self.pool, int(text.num_attention_heads))
+
+    @torch.no_grad()
+    def run(self, chunks: Sequence[tuple[Row, int]]) -> list[tuple[Row, int, float]]:
+        """Reads the chunks; (row, token id, log-probability) of every row whose prompt is read.
+
+        Rows advance only when the whole pass has succeeded.
+        """
+        packed = sorted(chunks, key=lambda item: self._step.order(item[0].chunk(item[1])))
+        step = self._step(self.pool, [row.chunk(new) for row, new in packed])
+        hidden = self._language(
+            inputs_embeds=self._embeds(packed).unsqueeze(0),
+            position_ids=step.positions.unsqueeze(0),
+            use_cache=False,
+            step=step,
+        ).last_hidden_state[0]
+        speaking, last, at = [], [], -1
+        for row, new in packed:
+            at += new
+            if new >= row.left:
+                speaking.append(row)
+                last.append(at)
+        said = self._next_tokens(speaking, hidden[last]) if speaking else []
+        for row, new in packed:
+            row.read += new
+            if not row.left:
+                row.embeds = None
+        return said
+
+    def _embeds(self, packed: Sequence[tuple[Row, int]]) -> torch.Tensor:
+        """(T, D): prompts have theirs, answer tokens are looked up, all in one go."""
+        said = self.model.embed_text([row.ids[-1] for row, _ in packed if not row.left])
+        each = iter(said.split(1))
+        return torch.cat(
+            [
+                next(each) if row.embeds is None else row.embeds[row.read : row.read + new]
+                for row, new in packed
+            ]
+        )
+
+    def _next_tokens(
+        self, rows: Sequence[Row], hidden: torch.Tensor
+    ) -> list[tuple[Row, int, float]]:
+        logits = self.model._mask_added_rows(self.model.lm_head(hidden)).float()
+        ids = logits.argmax(dim=-1)
+        for at, row in enumerate(rows):
+            if row.draw:
+                scores = logits[at : at + 1].clone()
+                before = torch.tensor([row.ids], device=scores.device)
+                for process in row.draw:
+                    scores = process(before, scores)
+                ids[at] = scores.argmax()
+        chosen = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
+        return list(zip(rows, ids.tolist(), chosen.tolist(), strict=True))
