@@ -125,4 +125,5 @@ def _prefix(
         ends = tokens[[0, -1]].detach().cpu().contiguous()
         digest.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode())
         digest.update(ends.view(torch.uint8).numpy().tobytes())
-    return Prefix(digest.digest(), last + 1 + sum(counts) - len(pictures), tuple(pictures))
+    shared = min(last + 1, len(prompt_ids) - 1)  # somebody has to read the last token
+    return Prefix(digest.digest(), shared + sum(counts) - len(pictures), tuple(pictures))

@@ -44,8 +44,8 @@ class Prefix:
     pictures: tuple[torch.Tensor, ...]
 
     def same(self, other: Prefix) -> bool:
-        """Whether keys and values of one may stand for the other's."""
-        return (self.key, self.tokens) == (other.key, other.tokens) and all(
+        """Whether both begin alike: keys and values of one may stand for the other's."""
+        return self.key == other.key and all(
             mine is theirs or (mine.dtype == theirs.dtype and torch.equal(mine, theirs))
             for mine, theirs in zip(self.pictures, other.pictures, strict=True)
         )
@@ -142,7 +142,7 @@ class KVPool:
     def kept(self, prefix: Prefix) -> Extent | None:
         """Where the same prefix lies ready, if it does."""
         found = self._kept.get(prefix.key)
-        if found is None or not found.prefix.same(prefix):
+        if found is None or found.prefix.tokens < prefix.tokens or not found.prefix.same(prefix):
             return None
         self._kept.move_to_end(prefix.key)
         return found.extent

@@ -1,8 +1,8 @@
 """`LocalEngine`: the `Engine` of this package. Requests of any granularity share every pass.
 
-A worker thread takes requests in order of arrival as soon as the key-value cache has room for
-them, and runs one pass after another over whatever is there: a next token for each answer, a share
-of each prompt. Requests join and leave between passes. The event loop is never blocked.
+A worker thread takes requests in order of arrival once the key-value cache has room for them, and
+runs pass after pass: a next token for each answer, a share of each prompt. Requests join and leave
+between passes. The event loop is never blocked.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from m3model.errors import (
     RequestCancelled,
     RequestFailed,
 )
-from m3model.kv_pool import Extent
+from m3model.kv_pool import Extent, Prefix
 from m3model.model import M3ForConditionalGeneration
-from m3model.packed_model import PackedModel
+from m3model.packed_model import PackedModel, end_ids
 from m3model.processing import M3Processor
 
 PROMPT_TOKENS_A_STEP = 512
@@ -50,9 +50,8 @@ class LocalEngine:
         max_waiting: requests that may wait before `EngineBusy`.
         max_length: longest prompt plus answer; default: the language model's
             `max_position_embeddings`. Never more than the cache holds.
-        kv_tokens: tokens that the key-value cache holds, all requests together; default: four
-            fifths of a GPU's free memory, on a CPU an eighth of the machine's free memory but not
-            more than 64 of the longest requests.
+        kv_tokens: tokens that the key-value cache holds, all requests together; default: what
+            memory allows (`pool_for`).
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class LocalEngine:
         self._packed = PackedModel(model, kv_tokens=kv_tokens, longest=longest)
         self._pool = self._packed.pool
         self.max_length = min(longest, self._pool.tokens)
-        self._end_ids = _end_ids(model)
+        self._end_ids = end_ids(model)
         self._wake = threading.Condition()  # guards the two below and the pool's bookkeeping
         self._waiting: deque[EngineRequest] = deque()
         self._rows: list[Row] = []
@@ -217,49 +216,41 @@ class LocalEngine:
         """
         admitted: list[Row] = []
         unread = sum(row.left for row in self._rows)
-        while (
-            self._waiting and len(self._rows) < self.max_running and unread < PROMPT_TOKENS_A_STEP
-        ):
+        while self._waiting and unread < PROMPT_TOKENS_A_STEP:
+            if len(self._rows) >= self.max_running:
+                break
             job = self._waiting[0]
             extent = self._pool.reserve(job.prompt_tokens + job.max_new_tokens, job.prefix)
             if extent is None:
                 break
-            row = self._row(self._waiting.popleft(), extent)
-            unread += row.left
-            admitted.append(row)
-            self._rows.append(row)
+            text = TextStream(self.processor.tokenizer, job.sampling.stop)
+            draw = logits_processors(job.sampling, self._pool.keys.device)
+            admitted.append(Row(self._waiting.popleft(), extent, text, draw))
+            self._rows.append(admitted[-1])
+            unread += admitted[-1].left
         return admitted
-
-    def _row(self, job: EngineRequest, extent: Extent) -> Row:
-        text = TextStream(self.processor.tokenizer, job.sampling.stop)
-        return Row(job, extent, text, logits_processors(job.sampling, self._pool.keys.device))
 
     def _begin(self, row: Row) -> None:
         """Gives a row its prompt's embeddings, and the keys and values that lie ready."""
-        job = row.job
+        prompt, prefix = row.job, row.job.prefix
         try:
             with torch.no_grad():
-                row.embeds = self.model.embed_prompt(job.prompt_ids, job.visual_tokens)
+                row.embeds = self.model.embed_prompt(prompt.prompt_ids, prompt.visual_tokens)
             with self._wake:
-                ready = self._ready(row)
-            if ready is not None and job.prefix is not None:
-                self._pool.copy(ready, row.extent, job.prefix.tokens)
-                row.read = job.prefix.tokens
+                ready = None if prefix is None else self._ready(prefix)
+            if ready is not None and prefix is not None:
+                self._pool.copy(ready, row.extent, prefix.tokens)
+                row.read = prefix.tokens
         except Exception as error:
             self._fail([row], error)
 
-    def _ready(self, row: Row) -> Extent | None:
-        """Where the row's prefix lies already: kept, or with a row that is running."""
-        wanted = row.job.prefix
-        if wanted is None:
-            return None
-        if (extent := self._pool.kept(wanted)) is not None:
-            return extent
+    def _ready(self, wanted: Prefix) -> Extent | None:
+        """Where such a prefix lies already: with a row that is running, or kept."""
         for other in self._rows:
             theirs = other.job.prefix
             if theirs is not None and other.read >= wanted.tokens and theirs.same(wanted):
                 return other.extent
-        return None
+        return self._pool.kept(wanted)
 
     def _step(self, chunks: Sequence[tuple[Row, int]]) -> bool:
         """Runs one pass and hands out its tokens; whether it succeeded."""
@@ -307,12 +298,3 @@ class LocalEngine:
 
 def _cancelled(job: EngineRequest) -> RequestCancelled:
     return RequestCancelled(f"request {job.request_id} was cancelled")
-
-
-def _end_ids(model: M3ForConditionalGeneration) -> frozenset[int]:
-    ends: int | Sequence[int] | None = model.generation_config.eos_token_id
-    if ends is None:
-        ends = model.config.text_config.eos_token_id
-    if ends is None:
-        return frozenset()
-    return frozenset([ends] if isinstance(ends, int) else ends)

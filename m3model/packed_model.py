@@ -84,3 +84,13 @@ class PackedModel:
                 ids[at] = scores.argmax()
         chosen = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
         return list(zip(rows, ids.tolist(), chosen.tolist(), strict=True))
+
+
+def end_ids(model: M3ForConditionalGeneration) -> frozenset[int]:
+    """The tokens that end an answer."""
+    ends: int | Sequence[int] | None = model.generation_config.eos_token_id
+    if ends is None:
+        ends = model.config.text_config.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset([ends] if isinstance(ends, int) else ends)
