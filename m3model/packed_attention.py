@@ -48,12 +48,12 @@ class Step:
 
     def __init__(self, pool: KVPool, chunks: Sequence[Chunk]) -> None:
         device = pool.keys.device
-        positions = torch.cat([torch.arange(c.past, c.past + c.new) for c in chunks])
-        starts = torch.repeat_interleave(
-            torch.tensor([c.start for c in chunks]), torch.tensor([c.new for c in chunks])
-        )
-        self.pool, self.chunks = pool, chunks
-        self.positions, self.rows = positions.to(device), (starts + positions).to(device)
+        start, past, new = torch.tensor([(c.start, c.past, c.new) for c in chunks]).T
+        before = new.cumsum(0) - new
+        positions = torch.repeat_interleave(past - before, new) + torch.arange(int(new.sum()))
+        rows = torch.repeat_interleave(start, new) + positions
+        self.pool = pool
+        self.positions, self.rows = positions.to(device), rows.to(device)
 
     @staticmethod
     def order(chunk: Chunk) -> tuple[int, ...]:
@@ -253,7 +253,7 @@ def _grouped(singles: Sequence[Chunk], device: torch.device) -> list[_Group]:
             end += 1
         lengths = torch.tensor([[c.past + 1] for c in singles[at:end]])
         starts = torch.tensor([[c.start] for c in singles[at:end]])
-        columns = torch.arange(int(lengths.max()))
+        columns = torch.arange(singles[end - 1].past + 1)
         seen = columns < lengths
         # Beyond its own context a row reads its first token again, masked.
         rows = starts + torch.where(seen, columns, 0)
