@@ -2,7 +2,8 @@
 
 One multiply-add is two operations; causal attention counts half; norms, activations and softmax
 are left out. Times are a roofline over named hardware, never measured: they know nothing of
-kernels, launches, schedulers or networks, so read them as a bound.
+kernels, launches, schedulers or networks, so read them as a bound. `m3model.capacity` plans with
+them.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ if TYPE_CHECKING:
     from m3model.config import M3Config
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-_HALF = 2  # bytes of a weight or cache entry in 16 bits, as a GPU serves them
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a device is good for in practice: about 80 % of its datasheet's dense bf16 operations
-    and 90 % of its memory bandwidth."""
+    """What a device is good for in practice: of a GPU about 80 % of its datasheet's dense bf16
+    operations and 85 to 90 % of its memory bandwidth.
+
+    `value_bytes`: of a weight or cache entry as it is served there.
+    """
 
     name: str
     flops_per_second: float
     bytes_per_second: float
+    memory_bytes: float = 0.0
+    value_bytes: int = 2
 
 
 HARDWARE = {
     hardware.name: hardware
     for hardware in (
-        Hardware("NVIDIA H100 SXM", 790e12, 3.0e12),
-        Hardware("NVIDIA H200", 790e12, 4.3e12),
-        Hardware("NVIDIA A100 80GB", 250e12, 1.75e12),
+        Hardware("NVIDIA H100 SXM", 790e12, 3.0e12, 80e9),
+        Hardware("NVIDIA H200", 790e12, 4.3e12, 141e9),
+        Hardware("NVIDIA A100 80GB", 250e12, 1.75e12, 80e9),
+        Hardware("NVIDIA L4", 97e12, 0.27e12, 24e9),
     )
 }
 BATCH = 64  # requests served together, unless told
@@ -127,8 +133,8 @@ def request_seconds(
 ) -> RequestSeconds:
     """The analytic device time of one of `batch` equal requests that are served together.
 
-    A roofline in 16 bits: each part takes the longer of computing and moving bytes. A batch reads
-    the weights once per pass, every request its own cache at each decode step.
+    A roofline: each part takes the longer of computing and moving bytes. A batch reads the weights
+    once per pass, every request its own cache at each decode step.
 
     Args:
         config, visual_tokens, text_tokens, answer_tokens, pictures: as `request_cost` takes them.
@@ -142,15 +148,17 @@ def request_seconds(
     if batch < 1:
         raise ValueError(f"a batch holds at least one request, not {batch}")
     prompt, steps = visual_tokens + text_tokens, max(answer_tokens - 1, 0)
-    weights = _HALF * (_linear_flops(config) + _head_flops(config)) / 2  # two operations a weight
-    entry = 2 * config.text_config.num_hidden_layers * _kv_heads(config) * _head_dim(config) * _HALF
+    weights = language_bytes(config, hardware.value_bytes)
+    entry = kv_entries_per_token(config) * hardware.value_bytes
     read = prompt * steps + steps * (steps + 1) / 2
 
     def seconds(flops: float, bytes_: float) -> float:
         return max(flops / hardware.flops_per_second, bytes_ / hardware.bytes_per_second)
 
     return RequestSeconds(
-        encode=seconds(cost.encode_flops, _encoder_bytes(config) / batch) if pictures else 0.0,
+        encode=seconds(cost.encode_flops, encoder_bytes(config, hardware.value_bytes) / batch)
+        if pictures
+        else 0.0,
         prefill=seconds(cost.prefill_flops, weights / batch),
         decode=seconds(cost.decode_flops, steps * weights / batch + read * entry),
     )
@@ -194,13 +202,23 @@ def kv_bytes_per_token(config: M3Config) -> int:
     dtype = str(
         getattr(config, "dtype", None) or getattr(text, "dtype", None) or "bfloat16"
     ).removeprefix("torch.")
-    return 2 * text.num_hidden_layers * _kv_heads(config) * _head_dim(config) * _BYTES.get(dtype, 2)
+    return kv_entries_per_token(config) * _BYTES.get(dtype, 2)
 
 
-def _encoder_bytes(config: M3Config) -> float:
-    """Weights of the layers up to the feature layer and of the projector, in 16 bits."""
+def kv_entries_per_token(config: M3Config) -> int:
+    """Numbers that the cache holds of one token."""
+    return 2 * int(config.text_config.num_hidden_layers) * _kv_heads(config) * _head_dim(config)
+
+
+def language_bytes(config: M3Config, value_bytes: int) -> float:
+    """Weights of the language model that every pass reads: its layers and its head."""
+    return value_bytes * (_linear_flops(config) + _head_flops(config)) / 2  # two operations each
+
+
+def encoder_bytes(config: M3Config, value_bytes: int) -> float:
+    """Weights of the layers up to the feature layer and of the projector."""
     projector = projector_flops(config) / (2 * config.grid_side**2)
-    return _HALF * (_encoder_layers(config) * _encoder_layer_weights(config) + projector)
+    return value_bytes * (_encoder_layers(config) * _encoder_layer_weights(config) + projector)
 
 
 def _encoder_layers(config: M3Config) -> int:

@@ -1,4 +1,4 @@
-"""`m3-serve up | ask | status`: starts the service, asks it, looks at it.
+"""`m3-serve up | ask | status | plan`: starts the service, asks it, looks at it, sizes it.
 
 Knows options and how to end with one line on stderr; everything else is imported inside the
 commands, so that `--help` is quick.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -158,6 +158,28 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
         print(f"{name:15} {value}")
 
 
+@app.command()
+def plan(
+    mix: Annotated[str, typer.Option(help="Shares by scale, as in 1:30,9:25,36:20,144:15,576:10.")],
+    model: Annotated[str, typer.Option(help="7b, 13b, mini, or a model folder.")] = "7b",
+    hardware: Annotated[
+        str, typer.Option(help="h200, h100, a100, l4, or cpu: this machine, measured.")
+    ] = "h200",
+    text_tokens: Annotated[int, typer.Option(help="Prompt tokens besides.", min=1)] = 40,
+    answer_tokens: Annotated[int, typer.Option(help="Answer tokens.", min=1)] = 16,
+    max_batch: Annotated[int, typer.Option(help="Requests that share a pass.", min=1)] = 256,
+) -> None:
+    """Compute requests a second and memory of one replica, beside reading all at the finest."""
+    from serve.errors import ServeSetupError
+    from serve.plan import lines, make_plan
+
+    try:
+        made = make_plan(model, hardware, mix, text_tokens, answer_tokens, max_batch)
+    except ServeSetupError as error:
+        _end(str(error))
+    print(*lines(made), sep="\n")
+
+
 @contextmanager
 def _client_errors(url: str) -> Iterator[None]:
     from serve.client import APIConnectionError, APIError
@@ -178,7 +200,7 @@ def _progress(what: str) -> None:
     print(f"m3-serve: {what}", file=sys.stderr, flush=True)
 
 
-def _end(message: str) -> None:
+def _end(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise typer.Exit(2)
 

@@ -12,25 +12,13 @@ from m3model.cost import (
     projector_flops,
     request_seconds,
 )
-from m3model.official import CLIP_L_336_VISION
+from m3model.official import llava_shape
 from m3model.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def llava_7b() -> M3Config:
-    return M3Config(
-        vision_config={**CLIP_L_336_VISION, "model_type": "clip_vision_model"},
-        text_config={
-            "model_type": "llama",
-            "vocab_size": 32001,
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-        },
-        image_token_index=32000,
-        text_vocab_size=32000,
-    )
+    return llava_shape("7b")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+"""`m3-serve plan`: what one replica serves, as a table.
+
+Knows the words of the command line; the computing is `m3model.capacity`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve.errors import ServeSetupError
+
+if TYPE_CHECKING:
+    from m3model import M3Config
+    from m3model.capacity import Plan
+    from m3model.cost import Hardware
+
+HARDWARE = {
+    "h200": "NVIDIA H200",
+    "h100": "NVIDIA H100 SXM",
+    "a100": "NVIDIA A100 80GB",
+    "l4": "NVIDIA L4",
+}
+
+
+def parsed_mix(words: str) -> dict[int, float]:
+    """Return the shares in `"1:30,9:25,..."`, by scale.
+
+    Raises:
+        ServeSetupError: anything else.
+    """
+    mix: dict[int, float] = {}
+    for word in words.split(","):
+        try:
+            scale, share = word.split(":")
+            number = int(scale)
+            value = float(share.removesuffix("%"))
+        except ValueError:
+            raise ServeSetupError(
+                f"--mix wants SCALE:SHARE,SCALE:SHARE as in 1:30,9:25,36:20,144:15,576:10; "
+                f"{word!r} is not SCALE:SHARE"
+            ) from None
+        if number in mix:
+            raise ServeSetupError(f"--mix names scale {number} twice")
+        mix[number] = value
+    return mix
+
+
+def shape_of(model: str) -> M3Config:
+    """Return the shape of `7b`, `13b`, `mini` or of a model folder.
+
+    Raises:
+        ServeSetupError: neither.
+    """
+    from m3model import M3Config, default_model_path
+    from m3model.official import VICUNA, llava_shape
+
+    if model in VICUNA:
+        return llava_shape(model)
+    folder = default_model_path() if model == "mini" else Path(model)
+    if not (folder / "config.json").is_file():
+        raise ServeSetupError(
+            f"--model {model}: no such folder with a config.json; or say {', '.join(VICUNA)}, mini"
+        )
+    try:
+        config: M3Config = M3Config.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ServeSetupError(f"--model {model}: {error}") from error
+    return config
+
+
+def hardware_of(name: str) -> Hardware:
+    """Return the named hardware; `cpu` is measured here and now.
+
+    Raises:
+        ServeSetupError: an unknown name.
+    """
+    from m3model.capacity import measured_cpu
+    from m3model.cost import HARDWARE as KNOWN
+
+    if name == "cpu":
+        return measured_cpu()
+    if name not in HARDWARE:
+        raise ServeSetupError(f"--hardware {name} is not one of {', '.join(HARDWARE)}, cpu")
+    return KNOWN[HARDWARE[name]]
+
+
+def make_plan(
+    model: str, hardware: str, mix: str, text_tokens: int, answer_tokens: int, max_batch: int
+) -> Plan:
+    """Return the plan that the command line asks for.
+
+    Raises:
+        ServeSetupError: something in it is wrong; the sentence says what.
+    """
+    from m3model.capacity import plan
+
+    shares, config = parsed_mix(mix), shape_of(model)
+    try:
+        return plan(
+            config, hardware_of(hardware), shares,
+            text_tokens=text_tokens, answer_tokens=answer_tokens, max_batch=max_batch,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ServeSetupError(str(error)) from error
+
+
+def lines(plan: Plan) -> list[str]:
+    """Return the plan as a person reads it."""
+    rows = [
+        (f"  {name:36}", *(f"{value(load):12.{digits}f}" for load in (plan.load, plan.finest)))
+        for name, digits, value in (
+            ("requests/s, every picture encoded", 1, lambda load: load.with_encode),
+            ("requests/s, features cached", 1, lambda load: load.features_cached),
+            ("requests that share a pass", 0, lambda load: load.batch),
+            ("requests that fit in memory", 0, lambda load: load.fits),
+            ("ms a decode step", 2, lambda load: 1e3 * load.step_seconds),
+            ("ms a prompt", 2, lambda load: 1e3 * load.prefill_seconds),
+        )
+    ]
+    weights, workspace, cache = (
+        f"{size / 1e9:.2f} GB" for size in (plan.weight_bytes, plan.workspace_bytes, plan.kv_bytes)
+    )
+    return [
+        f"{plan.hardware.name}: one replica that encodes and answers",
+        f"  {f'{plan.mean_visual_tokens:.0f} visual tokens a request':36}"
+        f"{'this mix':>12}{'all finest':>12}",
+        *("".join(row) for row in rows),
+        f"  {plan.ratio:.2f} x the requests of reading every picture at the finest scale",
+        f"  memory: weights {weights}, workspace {workspace}, cache {cache} "
+        f"({plan.load.kv_bytes / 2**20:.1f} MiB a request, {plan.finest.kv_bytes / 2**20:.1f} MiB "
+        "at the finest scale)",
+        "A roofline, computed and not measured: no scheduler, network or kernel launch is in it.",
+    ]
