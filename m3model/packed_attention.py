@@ -1,25 +1,20 @@
-"""One pass of a language model over tokens of many requests, packed end to end without padding.
+"""Attention over tokens of many requests, packed end to end without padding.
 
-Linear layers see one row per token that is really there. Attention reads every request's own
-extent of the `KVPool`. It knows rows and extents; nothing of requests, sampling or text.
+Every request reads its own extent of the `KVPool`. It knows rows and extents; nothing of models,
+requests or sampling.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from m3model.kv_pool import KVPool
 
-NAME = "m3_packed"
 COPIED_BYTES = 1 << 17  # of one context's keys; measured on CPUs with 4 to 32 heads
 LOG = logging.getLogger(__name__)
 
@@ -206,42 +201,6 @@ def best_step(pool: KVPool, heads: int) -> type[Step]:
             LOG.info("attention: no variable-length attention here (%s)", error)
     LOG.info("attention: scaled_dot_product_attention, grouped by length")
     return SdpaStep
-
-
-def packed_language_model(language_model: nn.Module) -> nn.Module:
-    """A twin that shares every weight and buffer but reads a `Step` instead of a cache.
-
-    Call it with `inputs_embeds` (1, T, D), `position_ids` (1, T), `use_cache=False` and `step`.
-    The given model's own configuration stays as it is.
-
-    Raises:
-        ValueError: a model with sliding windows.
-    """
-    if getattr(language_model.config, "sliding_window", None) is not None:
-        raise ValueError("language models with sliding-window attention are not supported")
-    AttentionInterface.register(NAME, _attention)
-    tensors = [*language_model.parameters(), *language_model.buffers()]
-    twin = copy.deepcopy(language_model, {id(tensor): tensor for tensor in tensors})
-    twin.config._attn_implementation = NAME
-    return twin.eval()
-
-
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: object,
-    *,
-    scaling: float,
-    step: Step,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    out = step.attend(
-        layer, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), scaling
-    )
-    return out.unsqueeze(0), None
 
 
 def _grouped(singles: Sequence[Chunk], device: torch.device) -> list[_Group]:

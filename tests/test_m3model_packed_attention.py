@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m3model import packed_attention
 from m3model.kv_pool import KVPool
 from m3model.packed_attention import Chunk, SdpaStep, Step, VarlenStep, best_step
-from m3model.packed_attention import packed_language_model as twin_of
+from m3model.packed_model import packed_language_model as twin_of
 from m3model.tiny import tiny_config
 
 DIM, ROWS = 8, 512

@@ -1,0 +1,256 @@
+"""The engine beside static batches: exactness, throughput, latency under load, memory.
+
+    python benchmarks/engine.py
+    python benchmarks/engine.py --quick
+
+A small LLaVA with random weights (cost does not depend on values), one torch thread; 200 requests,
+30/25/20/15/10 % of them at 1/9/36/144/576 visual tokens, questions of 20-60 tokens, answers of
+5-60. Pictures come encoded, as in the service. With a CUDA device the shape of LLaVA-1.5-7B is
+measured there as well. Throughput is the median of interleaved repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from _engine_baselines import (
+    Served,
+    poisson,
+    requests_per_second,
+    serve_engine,
+    serve_static,
+)
+from _engine_device import device_figures
+from _engine_exactness import bf16_agreement, exactness
+from _engine_workload import ANSWER_TOKENS, MIX, QUESTION_TOKENS, build_model, draw_requests
+
+from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling
+from m3model.capacity import measured_cpu, plan
+from m3model.cost import kv_bytes_per_token
+from m3model.kv_pool import PAGE_TOKENS
+
+RESULTS = Path(__file__).parent / "results" / "engine.json"
+BATCH = 16
+
+
+def fresh(model: M3ForConditionalGeneration, processor: M3Processor) -> LocalEngine:
+    """An engine with as many slots as the static batches have rows, and no prefixes kept."""
+    return LocalEngine(model, processor, max_running=BATCH)
+
+
+def throughput(
+    model: M3ForConditionalGeneration, processor: M3Processor, count: int, repeats: int
+) -> dict[str, Any]:
+    """Requests a second of every way, all requests at once."""
+    mixed = draw_requests(model, count, 1)
+    uniform = {scale: draw_requests(model, count, 1, scale=scale) for scale in (9, 576)}
+    rates: dict[str, list[float]] = {}
+
+    def note(name: str, served: dict[str, Served]) -> None:
+        rates.setdefault(name, []).append(requests_per_second(served))
+
+    for _ in range(repeats):
+        for name, asks in (
+            ("engine", mixed), ("engine, all at 576", uniform[576]),
+            ("engine, all at 9", uniform[9]),
+        ):  # fmt: skip
+            engine = fresh(model, processor)
+            note(name, serve_engine(engine, asks))
+            engine.close()
+        note("static, one scale a batch", serve_static(model, mixed, batch=BATCH, mixed=False))
+        note("static, mixed and left-padded", serve_static(model, mixed, batch=BATCH, mixed=True))
+    note(
+        "static, all at 576",
+        serve_static(model, uniform[576], batch=BATCH, mixed=False),
+    )
+    return {name: statistics.median(each) for name, each in rates.items()}
+
+
+def under_load(
+    model: M3ForConditionalGeneration,
+    processor: M3Processor,
+    count: int,
+    rate: float,
+    seeds: int,
+    *,
+    static: bool = True,
+) -> dict[str, Any]:
+    """Seconds to the first token and to the end, Poisson arrivals at `rate` a second."""
+    seen: dict[str, list[Served]] = {"engine": []}
+    for seed in range(seeds):
+        asks, arrivals = draw_requests(model, count, 10 + seed), poisson(count, rate, seed)
+        engine = fresh(model, processor)
+        seen["engine"] += serve_engine(engine, asks, arrivals).values()
+        engine.close()
+        if static:
+            served = serve_static(model, asks, batch=BATCH, mixed=False, arrivals=arrivals)
+            seen.setdefault("static, one scale a batch", []).extend(served.values())
+
+    def figures(served: list[Served], streams: bool) -> dict[str, float]:
+        total = np.array([s.done - s.asked for s in served])
+        first = np.array([s.first - s.asked for s in served]) if streams else total
+        return {
+            "ttft_mean_s": float(first.mean()),
+            "ttft_p95_s": float(np.percentile(first, 95)),
+            "latency_mean_s": float(total.mean()),
+            "latency_p95_s": float(np.percentile(total, 95)),
+        }
+
+    out: dict[str, Any] = {"engine": figures(seen["engine"], True)}
+    if static:
+        rest = seen["static, one scale a batch"]
+        out["static, one scale a batch"] = figures(rest, False)
+        out["static, if it streamed"] = figures(rest, True)
+    return out
+
+
+def kv_bytes(model: M3ForConditionalGeneration, processor: M3Processor) -> dict[str, int]:
+    """Cache of sixteen requests in flight: what the pool holds, and what the formula says."""
+    asks = draw_requests(model, 20, 3)[:BATCH]
+    engine = fresh(model, processor)
+    pool = engine._pool
+    page = (pool.keys.nbytes + pool.values.nbytes) // pool.pages
+
+    async def run() -> int:
+        streams = [
+            engine.submit(ask.name, list(ask.ids), [ask.visual_tokens], Sampling(200))
+            for ask in asks
+        ]
+        for stream in streams:
+            await anext(stream)
+        used = engine.stats().kv_pages_used
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+        return used
+
+    measured = asyncio.run(run()) * page
+    engine.close()
+    tokens = [len(ask.ids) - 1 + ask.scale + 200 for ask in asks]
+    pages = sum(-(-n // PAGE_TOKENS) * PAGE_TOKENS for n in tokens)
+    return {
+        "measured": measured,
+        "computed": pages * kv_bytes_per_token(model.config),
+        "computed_without_page_rounding": sum(tokens) * kv_bytes_per_token(model.config),
+    }
+
+
+def growth(model: M3ForConditionalGeneration, processor: M3Processor, count: int) -> dict[str, Any]:
+    """Memory of the process after a tenth of many short requests and after all of them."""
+    engine = LocalEngine(model, processor, max_running=64, kv_tokens=8192)
+    process, rss = psutil.Process(), list[float]()
+    asks = draw_requests(model, 200, 4, scale=9)
+    draw = torch.Generator().manual_seed(0)
+
+    async def run() -> None:
+        slots = asyncio.Semaphore(128)
+
+        async def one(i: int) -> None:
+            async with slots:
+                ask = asks[i % len(asks)]
+                tokens = ask.visual_tokens + torch.randn(1, generator=draw)  # a new picture
+                events = engine.submit(str(i), list(ask.ids), [tokens], Sampling(2))
+                assert len([event async for event in events]) == 2
+                if i + 1 in (count // 10, count):
+                    rss.append(process.memory_info().rss / 2**20)
+
+        await asyncio.gather(*(one(i) for i in range(count)))
+
+    asyncio.run(run())
+    stats = engine.stats()
+    engine.close()
+    return {
+        "requests": count,
+        "rss_mib_after_a_tenth": rss[0],
+        "rss_mib_after_all": rss[1],
+        "kv_pages_used_at_the_end": stats.kv_pages_used,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
+    parser.add_argument("--quick", action="store_true", help="few requests, nothing written")
+    options = parser.parse_args()
+    quick = options.quick
+    torch.set_num_threads(1)
+    model, processor = build_model(*((64, 2) if quick else ()))
+    count, repeats, seeds = (20, 1, 1) if quick else (200, 3, 2)
+
+    exact = exactness(model, processor, draw_requests(model, count, 0, questions_a_picture=2))
+    print(f"exact: {exact}")
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    exact["bf16"] = bf16_agreement(half, processor, draw_requests(model, count, 0)[:60])
+    print(f"bf16: {exact['bf16']}")
+
+    rates = throughput(model, processor, count, repeats)
+    print(*(f"{name:32}{rate:8.2f} requests/s" for name, rate in rates.items()), sep="\n")
+
+    # A load that static batches can hold as well; they set it.
+    rate = 0.8 * min(rates["engine"], rates["static, one scale a batch"])
+    load = under_load(model, processor, count, rate, seeds)
+    own = 0.8 * rates["engine"]
+    load["engine, at 80 % of its own capacity"] = under_load(
+        model, processor, count, own, seeds, static=False
+    )["engine"]
+    for name, figures in load.items():
+        print(f"{name:36}" + "  ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    ours, static, streamed = (
+        load[name] for name in ("engine", "static, one scale a batch", "static, if it streamed")
+    )
+
+    text = sum(QUESTION_TOKENS) // 2 - 1
+    cpu = measured_cpu(1)
+    analytic = plan(
+        model.config, cpu, MIX,
+        text_tokens=text, answer_tokens=sum(ANSWER_TOKENS) // 2, max_batch=BATCH,
+    )  # fmt: skip
+    result: dict[str, Any] = {
+        "benchmark": "engine",
+        "command": "python benchmarks/engine.py",
+        "quick": quick,
+        "requests": count,
+        "model": "random weights, language model 256 wide, 4 layers, 24x24 grid, fp32, one thread",
+        "exact": exact,
+        "requests_per_second": rates,
+        "throughput_ratio": {
+            "vs_left_padded": rates["engine"] / rates["static, mixed and left-padded"],
+            "vs_per_scale": rates["engine"] / rates["static, one scale a batch"],
+        },
+        "poisson": {
+            "ttft_ratio_vs_per_scale": ours["ttft_mean_s"] / static["ttft_mean_s"],
+            "p95_ratio_vs_per_scale": ours["latency_p95_s"] / static["latency_p95_s"],
+            "ttft_ratio_vs_per_scale_if_it_streamed": ours["ttft_mean_s"]
+            / streamed["ttft_mean_s"],
+            "requests_per_second": rate,
+            "seconds": load,
+        },
+        "routed_vs_finest": {
+            "measured": rates["engine"] / rates["engine, all at 576"],
+            "analytic": analytic.load.features_cached / analytic.finest.features_cached,
+            "hardware": {"name": cpu.name, "gflops": cpu.flops_per_second / 1e9,
+                         "gbytes_per_second": cpu.bytes_per_second / 1e9},
+            "analytic_requests_per_second": analytic.load.features_cached,
+        },
+        "kv_bytes": kv_bytes(model, processor),
+        "growth": growth(model, processor, 300 if quick else 10_000),
+        "gpu": device_figures() if torch.cuda.is_available() else None,
+    }  # fmt: skip
+    for key in ("throughput_ratio", "routed_vs_finest", "kv_bytes", "growth", "gpu"):
+        print(f"{key}: {result[key]}")
+    print(f"poisson: { ({k: v for k, v in result['poisson'].items() if k != 'seconds'}) }")
+    if not quick:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"written to {options.json}")
+
+
+if __name__ == "__main__":
+    main()
