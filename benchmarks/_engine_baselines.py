@@ -37,7 +37,9 @@ class _OwnLengths(StoppingCriteria):
         self.first = 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-        self.first = self.first or time.perf_counter()
+        if not self.first:
+            input_ids.cpu()  # a device works behind: wait until the token is there
+            self.first = time.perf_counter()
         self.steps += 1
         return (self.lengths <= self.steps).to(input_ids.device)
 

@@ -78,7 +78,8 @@ def draw_requests(
     config = model.config
     for i, at in enumerate(torch.randperm(len(scales), generator=random).tolist()):
         if i % questions_a_picture == 0:
-            grids.append(torch.randn(576, config.hidden_size, generator=random))
+            grid = torch.randn(576, config.hidden_size, generator=random)
+            grids.append(grid.to(model.get_input_embeddings().weight.dtype))
         words = torch.randint(
             8, config.text_vocab_size, (between(*QUESTION_TOKENS) - 1,), generator=random
         )

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import rms_norm
 from transformers import AttentionInterface
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from m3model.engine_rows import Row
 from m3model.kv_pool import pool_for
@@ -123,15 +120,7 @@ def packed_language_model(language_model: nn.Module) -> nn.Module:
     tensors = [*language_model.parameters(), *language_model.buffers()]
     twin = copy.deepcopy(language_model, {id(tensor): tensor for tensor in tensors})
     twin.config._attn_implementation = NAME
-    for module in twin.modules():
-        if isinstance(module, LlamaRMSNorm):
-            module.forward = partial(_rms_norm, module)
     return twin.eval()
-
-
-def _rms_norm(norm: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
-    """The same in one kernel instead of six, and in 16 bits with one rounding instead of two."""
-    return rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _attention(
