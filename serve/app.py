@@ -61,8 +61,8 @@ class GeneratorReplica(Generator):
             settings.model_path(), half="generator", device=settings.device,
             threads=settings.torch_threads,
         )  # fmt: skip
-        engine = LocalEngine(checkpoint.model, checkpoint.processor)
-        super().__init__(engine, checkpoint.processor, settings)
+        engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
+        super().__init__(engine, checkpoint.processor, settings, RayMetrics())
 
 
 class GatewayReplica:

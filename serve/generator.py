@@ -15,6 +15,7 @@ from m3model.engine import Engine, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
 from serve.errors import BadRequest, NotReady, QueueFull, ServiceError
+from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages import AnswerPart, GenerateRequest, GeneratorStatus
 
@@ -32,10 +33,14 @@ class Generator:
         engine: generates.
         processor: of the same checkpoint.
         settings: of the service.
+        metrics: where the engine's load goes.
     """
 
-    def __init__(self, engine: Engine, processor: M3Processor, settings: ServeSettings) -> None:
+    def __init__(
+        self, engine: Engine, processor: M3Processor, settings: ServeSettings, metrics: Metrics
+    ) -> None:
         self._engine, self._processor, self._settings = engine, processor, settings
+        self._metrics = metrics
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
         """Yield the parts of the answer, the last with its finish reason.
@@ -55,6 +60,7 @@ class Generator:
         try:
             # The engine's id is our own: callers may repeat theirs.
             events = self._engine.submit(uuid.uuid4().hex, prompt, tokens, self._sampling(request))
+            self._note_load()
             async with aclosing(cast(Any, events)) as stream:
                 async for event in stream:
                     pending.add(event)
@@ -70,11 +76,16 @@ class Generator:
             raise NotReady() from error
         except RequestFailed as error:
             raise ServiceError("The model failed on this request. Try again.") from error
+        finally:
+            self._note_load()
 
     async def status(self) -> GeneratorStatus:
         """Return the state of this replica."""
         stats = self._engine.stats()
-        return GeneratorStatus(stats.running, stats.waiting, stats.visual_tokens, stats.heartbeat_s)
+        return GeneratorStatus(
+            stats.running, stats.waiting, stats.visual_tokens, stats.heartbeat_s,
+            stats.text_tokens, stats.kv_pages, stats.kv_pages_used,
+        )  # fmt: skip
 
     async def check_health(self) -> None:
         """Return if the loop runs and the engine's worker is alive.
@@ -89,6 +100,14 @@ class Generator:
     def close(self) -> None:
         """Stop the engine."""
         self._engine.close()
+
+    def _note_load(self) -> None:
+        stats = self._engine.stats()
+        self._metrics.gauge("m3_engine_running", stats.running)
+        self._metrics.gauge("m3_engine_waiting", stats.waiting)
+        self._metrics.gauge(
+            "m3_engine_kv_share", stats.kv_pages_used / stats.kv_pages if stats.kv_pages else 0.0
+        )
 
     def _sampling(self, request: GenerateRequest) -> Sampling:
         return Sampling(

@@ -64,8 +64,8 @@ def compose(settings: ServeSettings) -> Service:
         text_encoder=settings.text_encoder,
     )  # fmt: skip
     encoder = Encoder(checkpoint, settings, metrics)
-    engine = LocalEngine(checkpoint.model, checkpoint.processor)
-    generator = Generator(engine, checkpoint.processor, settings)
+    engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
+    generator = Generator(engine, checkpoint.processor, settings, metrics)
     request_log = RequestLog(log, settings, card.scales)
     gateway = Gateway(encoder, generator, card, settings, metrics, request_log)
     return Service(create_api(gateway), gateway, encoder, generator)

@@ -107,6 +107,13 @@ class ServeSettings(BaseModel):
         None, description="Scale of image details low, high, original; None: 9, 144, the finest."
     )
 
+    kv_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens that an engine's key-value cache holds, all requests together; None: "
+        "four fifths of the GPU memory that is free when it starts, or on a CPU an eighth of the "
+        "machine's, at most 64 of the longest requests.",
+    )
     encoder_batch: int = Field(8, ge=1, description="Pictures in one pass of the vision tower.")
     encoder_cache_bytes: int = Field(
         512_000_000, ge=0, description="Encoded pictures kept for further questions."

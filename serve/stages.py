@@ -97,12 +97,18 @@ class EncoderStatus:
 
 @dataclass(frozen=True)
 class GeneratorStatus:
-    """What a generator replica says about itself; ``heartbeat_s`` is the silence of its worker."""
+    """What a generator replica says about itself; ``heartbeat_s`` is the silence of its worker.
+
+    Tokens are those of prompts in flight; pages those of the key-value cache, in all and in use.
+    """
 
     running: int
     waiting: int
     visual_tokens: int
     heartbeat_s: float
+    text_tokens: int = 0
+    kv_pages: int = 0
+    kv_pages_used: int = 0
 
 
 class EncoderStage(Protocol):

@@ -199,6 +199,11 @@ def test_looks_from_outside(running: Any, ask_body: Body) -> None:
         metrics = http.get("/metrics").text
         assert 'm3_decisions_total{reason="predicted",scale="36"}' in metrics
         assert "m3_request_latency_ms_bucket" in metrics
+        engine = health["engine"]
+        assert (engine["running"], engine["kv_pages_used"]) == (0, 0)
+        assert engine["kv_pages"] > 2048 // 16
+        assert "m3_engine_running 0.0" in metrics
+        assert "m3_engine_kv_share 0.0" in metrics
         schema = http.get("/openapi.json").json()
         body = schema["paths"]["/v1/chat/completions"]["post"]["requestBody"]
         reference = body["content"]["application/json"]["schema"]["$ref"].split("/")[-1]
