@@ -6,7 +6,7 @@ caller's affair. `m3model.local_engine` holds the implementation; importing this
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -82,7 +82,7 @@ class Engine(Protocol):
         self,
         request_id: str,
         prompt_ids: list[int],
-        visual_tokens: list[torch.Tensor],
+        visual_tokens: torch.Tensor | Sequence[torch.Tensor],
         sampling: Sampling,
     ) -> AsyncIterator[TokenEvent]:
         """The answer's tokens as they come; leaving the iteration cancels the request.

@@ -74,7 +74,7 @@ def checked_request(
     max_length: int,
     request_id: str,
     prompt_ids: list[int],
-    visual_tokens: list[torch.Tensor],
+    visual_tokens: torch.Tensor | Sequence[torch.Tensor] | None,
     sampling: Sampling,
 ) -> EngineRequest:
     """The request, bound to the running event loop; its answer ends where the context does.
@@ -83,6 +83,9 @@ def checked_request(
         BadRequest: ids outside the vocabulary, or pictures that do not fit the prompt or model.
         PromptTooLong: no room for even one answer token.
     """
+    if isinstance(visual_tokens, torch.Tensor):
+        visual_tokens = [visual_tokens]
+    visual_tokens = list(visual_tokens or ())
     rows = int(config.text_config.vocab_size)
     outside = [i for i in prompt_ids if not 0 <= i < rows]
     if outside or not prompt_ids:

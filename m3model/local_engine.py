@@ -85,21 +85,21 @@ class LocalEngine:
         self,
         request_id: str,
         prompt_ids: list[int],
-        visual_tokens: list[torch.Tensor] | None = None,
+        visual_tokens: torch.Tensor | Sequence[torch.Tensor] | None = None,
         sampling: Sampling | None = None,
     ) -> AsyncIterator[TokenEvent]:
         """The answer's tokens; see `Engine.submit`. To be called where an event loop runs.
 
         Args:
             prompt_ids: one image token per picture (`M3Processor.prompt_ids`).
-            visual_tokens: per picture (n_i, D), pooled already, any n_i and float dtype.
+            visual_tokens: per picture (n_i, D), or one (n, D); pooled already, any n, any float.
         """
         job = checked_request(
             self.model.config,
             self.max_length,
             request_id,
             list(prompt_ids),
-            list(visual_tokens or ()),
+            visual_tokens,
             sampling or Sampling(),
         )
         with self._wake:

@@ -120,6 +120,9 @@ def test_text_only_and_two_pictures(
         two = [prompt[0], prompt[1], *prompt[1:]]
         tokens = [pool_visual_tokens(grid, 1).half(), pool_visual_tokens(grid, 36)]
         assert await collect(engine.submit("b", two, tokens, Sampling(3)))
+        bare = await collect(engine.submit("c", prompt, tokens[1], Sampling(3)))
+        listed = await collect(engine.submit("d", prompt, tokens[1:], Sampling(3)))
+        assert [event.token_id for event in bare] == [event.token_id for event in listed]
 
     asyncio.run(run())
 
