@@ -64,14 +64,18 @@ def exactness(
     finally:
         KVPool.copy = real  # type: ignore[method-assign]
         engine.close()
-    engine = LocalEngine(model, processor, max_running=16)
+    engine = LocalEngine(model, processor, max_running=len(asks))
     try:
+        together = serve_engine(engine, asks)
         wrong = serve_engine(engine, [replace(ask, grid=ask.grid.roll(1, dims=1)) for ask in asks])
     finally:
         engine.close()
     return {
         "equal": sum(got[name] == ids for name, ids in wanted.items()),
         "of": len(wanted),
+        "equal_when_all_share_every_pass": sum(
+            together[name].ids == ids for name, ids in wanted.items()
+        ),
         "cancelled_neighbours": sum(ask.name in got for ask in leaving),
         "prefixes_reused": copies,
         "most_waiting_for_memory": most_waiting,

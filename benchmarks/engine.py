@@ -1,6 +1,6 @@
 """The engine beside static batches: exactness, throughput, latency under load, memory.
 
-    python benchmarks/engine.py
+    python benchmarks/engine.py --json benchmarks/results/engine.json
     python benchmarks/engine.py --quick
 
 A small LLaVA with random weights (cost does not depend on values), one torch thread; 200 requests,
@@ -40,7 +40,6 @@ from m3model.cost import Hardware, kv_bytes_per_token
 from m3model.kv_pool import PAGE_TOKENS
 from m3model.tiny import tiny_config
 
-RESULTS = Path(__file__).parent / "results" / "engine.json"
 BATCH = 16
 
 
@@ -61,6 +60,9 @@ def throughput(
         rates.setdefault(name, []).append(requests_per_second(served))
 
     for _ in range(repeats):
+        engine = LocalEngine(model, processor, max_running=256)
+        note("engine, 256 slots", serve_engine(engine, mixed))
+        engine.close()
         for name, asks in (
             ("engine", mixed), ("engine, all at 576", uniform[576]),
             ("engine, all at 9", uniform[9]),
@@ -209,8 +211,8 @@ def growth(model: M3ForConditionalGeneration, processor: M3Processor, count: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
-    parser.add_argument("--quick", action="store_true", help="few requests, nothing written")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--quick", action="store_true", help="few requests, a smaller model")
     options = parser.parse_args()
     quick = options.quick
     torch.set_num_threads(1)
@@ -242,7 +244,7 @@ def main() -> None:
     cpu = measured_cpu(1)
     result: dict[str, Any] = {
         "benchmark": "engine",
-        "command": "python benchmarks/engine.py",
+        "command": "python benchmarks/engine.py --json benchmarks/results/engine.json",
         "quick": quick,
         "requests": count,
         "model": "random weights, language model 256 wide, 4 layers, 24x24 grid, fp32, one thread",
@@ -275,7 +277,8 @@ def main() -> None:
     for key in ("throughput_ratio", "routed_vs_finest", "kv_bytes", "growth", "gpu"):
         print(f"{key}: {result[key]}")
     print(f"poisson: { ({k: v for k, v in result['poisson'].items() if k != 'seconds'}) }")
-    if not quick:
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"written to {options.json}")
 

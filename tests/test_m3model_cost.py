@@ -47,11 +47,15 @@ def test_encode(llava_7b: M3Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "tera_flops"), [(576, 8.0), (144, 2.2), (36, 0.9), (9, 0.5), (1, 0.4)]
+    ("scale", "printed", "computed"),
+    [(576, 8.0, 8.04), (144, 2.2, 2.27), (36, 0.9, 0.86), (9, 0.5, 0.51), (1, 0.4, 0.40)],
 )
-def test_the_papers_table(llava_7b: M3Config, scale: int, tera_flops: float) -> None:
-    # The paper prints one digit after the point, with 30 text tokens.
-    assert prefill_flops(llava_7b, scale + 30) == pytest.approx(tera_flops * 1e12, abs=0.08e12)
+def test_the_papers_table(llava_7b: M3Config, scale: int, printed: float, computed: float) -> None:
+    """Table 9, 30 text tokens: the paper prints one digit after the point; the other figure was
+    computed outside this repository and rounds to it."""
+    flops = prefill_flops(llava_7b, scale + 30)
+    assert flops == pytest.approx(computed * 1e12, rel=0.03)
+    assert flops == pytest.approx(printed * 1e12, abs=0.08e12)
 
 
 def test_decode_adds_up_step_by_step(llava_7b: M3Config) -> None:
