@@ -7,6 +7,7 @@ requests or sampling.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Chunk:
     new: int
 
 
-class Step:
+class Step(ABC):
     """The layout of one pass.
 
     Args:
@@ -51,9 +52,9 @@ class Step:
         self.positions, self.rows = positions.to(device), rows.to(device)
 
     @staticmethod
+    @abstractmethod
     def order(chunk: Chunk) -> tuple[int, ...]:
         """Sorting key of the packed order."""
-        raise NotImplementedError
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
@@ -64,10 +65,10 @@ class Step:
         values.index_copy_(0, self.rows, value)
         return self._read(query, keys, values, scale)
 
+    @abstractmethod
     def _read(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        raise NotImplementedError
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
