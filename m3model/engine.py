@@ -37,6 +37,8 @@ class Sampling:
                 f"temperature must be >= 0 and top_p within (0, 1], "
                 f"got {self.temperature} and {self.top_p}"
             )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise BadRequest(f"seed must fit 64 bits, got {self.seed}")
         if isinstance(self.stop, str) or any(not stop for stop in self.stop):
             raise BadRequest(f"stop is a tuple of non-empty strings, got {self.stop!r}")
 

@@ -29,7 +29,7 @@ class Row:
     job: EngineRequest
     extent: Extent
     text: TextStream
-    draw: Sequence[LogitsProcessor]
+    draw: Sequence[LogitsProcessor] = ()
     embeds: torch.Tensor | None = None
     read: int = 0
     ids: list[int] = field(default_factory=list)

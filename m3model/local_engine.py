@@ -224,8 +224,7 @@ class LocalEngine:
             if extent is None:
                 break
             text = TextStream(self.processor.tokenizer, job.sampling.stop)
-            draw = logits_processors(job.sampling, self._pool.keys.device)
-            admitted.append(Row(self._waiting.popleft(), extent, text, draw))
+            admitted.append(Row(self._waiting.popleft(), extent, text))
             self._rows.append(admitted[-1])
             unread += admitted[-1].left
         return admitted
@@ -234,6 +233,7 @@ class LocalEngine:
         """Gives a row its prompt's embeddings, and the keys and values that lie ready."""
         prompt, prefix = row.job, row.job.prefix
         try:
+            row.draw = logits_processors(prompt.sampling, self._pool.keys.device)
             with torch.no_grad():
                 row.embeds = self.model.embed_prompt(prompt.prompt_ids, prompt.visual_tokens)
             with self._wake:

@@ -341,6 +341,8 @@ def test_refusals(
         {"temperature": float("nan")},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"seed": 2**64},
+        {"seed": -(2**63) - 1},
         {"stop": ("",)},
         {"stop": "text"},
     ],
