@@ -95,13 +95,9 @@ class LocalEngine:
             visual_tokens: per picture (n_i, D), or one (n, D); pooled already, any n, any float.
         """
         job = checked_request(
-            self.model.config,
-            self.max_length,
-            request_id,
-            list(prompt_ids),
-            visual_tokens,
+            self.model.config, self.max_length, request_id, list(prompt_ids), visual_tokens,
             sampling or Sampling(),
-        )
+        )  # fmt: skip
         with self._wake:
             if self._closing or not self._thread.is_alive():
                 raise EngineClosed("the engine is closed")
@@ -263,10 +259,13 @@ class LocalEngine:
         events: list[tuple[EngineRequest, TokenEvent | EngineError]] = []
         done: list[Row] = []
         for row, token_id, logprob in said:
-            if not math.isfinite(logprob):
-                self._fail([row], ArithmeticError("the model's output is not a number"))
+            try:
+                if not math.isfinite(logprob):
+                    raise ArithmeticError("the model's output is not a number")
+                event = row.say(token_id, logprob, self._end_ids)
+            except Exception as error:
+                self._fail([row], error)
                 continue
-            event = row.say(token_id, logprob, self._end_ids)
             events.append((row.job, event))
             if event.finish_reason is not None:
                 done.append(row)

@@ -157,7 +157,7 @@ class Gateway:
         status = "stopping" if self._draining else "ok"
         if encoder is None or generator is None:
             status = "unavailable"
-        elif silent_s > self.settings.heartbeat_limit_s:
+        elif silent_s > self.settings.heartbeat_limit_s or not generator.alive:
             status = "stalled"
         return {
             "status": status,

@@ -84,7 +84,7 @@ class Generator:
         stats = self._engine.stats()
         return GeneratorStatus(
             stats.running, stats.waiting, stats.visual_tokens, stats.heartbeat_s,
-            stats.text_tokens, stats.kv_pages, stats.kv_pages_used,
+            stats.text_tokens, stats.kv_pages, stats.kv_pages_used, stats.alive,
         )  # fmt: skip
 
     async def check_health(self) -> None:
@@ -94,7 +94,9 @@ class Generator:
             NotReady: the worker has been silent for too long.
         """
         stats = self._engine.stats()
-        if not stats.alive or stats.heartbeat_s > self._settings.heartbeat_limit_s:
+        if not stats.alive:
+            raise NotReady("the engine is dead or closed")
+        if stats.heartbeat_s > self._settings.heartbeat_limit_s:
             raise NotReady(f"the engine's worker is silent for {stats.heartbeat_s:.0f} s")
 
     def close(self) -> None:

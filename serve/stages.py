@@ -97,7 +97,8 @@ class EncoderStatus:
 
 @dataclass(frozen=True)
 class GeneratorStatus:
-    """What a generator replica says about itself; ``heartbeat_s`` is the silence of its worker.
+    """What a generator replica says about itself; ``heartbeat_s`` is the silence of its worker,
+    and a replica whose engine is not ``alive`` answers nothing any more.
 
     Tokens are those of prompts in flight; pages those of the key-value cache, in all and in use.
     """
@@ -109,6 +110,7 @@ class GeneratorStatus:
     text_tokens: int = 0
     kv_pages: int = 0
     kv_pages_used: int = 0
+    alive: bool = True
 
 
 class EncoderStage(Protocol):

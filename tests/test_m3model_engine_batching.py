@@ -358,6 +358,28 @@ def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
     asyncio.run(run())
 
 
+def test_an_answer_whose_text_fails_fails_alone(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start()
+    asked, real = questions(model, 2), Row.say
+
+    def say(row: Row, *args: Any) -> TokenEvent:
+        return real(row, *args) if row.job.request_id == "r1" else row.missing
+
+    monkeypatch.setattr(Row, "say", say)
+
+    async def run() -> None:
+        answers = (collect(ask(engine, f"r{i}", question)) for i, question in enumerate(asked))
+        failed, ids = await asyncio.gather(*answers, return_exceptions=True)
+        assert (type(failed), ids) == (RequestFailed, alone(model, asked[1]))
+
+    asyncio.run(run())
+    assert (engine.stats().alive, engine.stats().kv_pages_used) == (True, 0)
+
+
 def test_an_answer_that_is_not_a_number_fails_alone(
     model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
 ) -> None:

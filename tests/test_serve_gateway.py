@@ -61,7 +61,7 @@ class PlainGenerator:
     def __init__(self, deaths: int = 0, at: int = 0, wait_s: float = 0.0) -> None:
         self.calls, self.deaths, self.at, self.wait_s = 0, deaths, at, wait_s
         self.closed = 0
-        self.heartbeat_s = 0.0
+        self.heartbeat_s, self.alive = 0.0, True
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
         self.calls += 1
@@ -80,7 +80,7 @@ class PlainGenerator:
             self.closed += 1
 
     async def status(self) -> GeneratorStatus:
-        return GeneratorStatus(0, 0, 0, self.heartbeat_s)
+        return GeneratorStatus(0, 0, 0, self.heartbeat_s, alive=self.alive)
 
 
 class ListLog:
@@ -318,6 +318,8 @@ def test_a_silent_worker_shows_in_health() -> None:
 
     assert asyncio.run(health()).status_code == 200
     generator.heartbeat_s = 99.0
+    assert asyncio.run(health()).json()["status"] == "stalled"
+    generator.heartbeat_s, generator.alive = 0.0, False
     assert asyncio.run(health()).json()["status"] == "stalled"
 
     class Gone(PlainEncoder):
