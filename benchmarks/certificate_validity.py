@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.guarantee import (
+from router.certificate.proof import (
     Loss,
     clopper_pearson,
     log_capital,
@@ -175,8 +175,8 @@ def worlds(oracle: list[Path], router: Path) -> tuple[dict[Loss, World], dict[st
     """Return the population under each loss: calibration and test pictures the router never saw."""
     from router import Router
     from router.policy import choose_many
-    from training.calibration_parts import certifying
-    from training.oracle_data import read_oracle
+    from training.fitting.calibration_parts import certifying
+    from training.oracle.data import read_oracle
 
     data, shipped = read_oracle(oracle), Router.from_pretrained(router)
     names = {*certifying(data).picture_ids.tolist(), *data.split("test").picture_ids.tolist()}

@@ -23,21 +23,21 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from _engine_baselines import (
+from _engine.baselines import (
     Served,
     poisson,
     requests_per_second,
     serve_engine,
     serve_static,
 )
-from _engine_device import device_figures
-from _engine_exactness import bf16_agreement, exactness
-from _engine_workload import ANSWER_TOKENS, MIX, QUESTION_TOKENS, build_model, draw_requests
+from _engine.device import device_figures
+from _engine.exactness import bf16_agreement, exactness
+from _engine.workload import ANSWER_TOKENS, MIX, QUESTION_TOKENS, build_model, draw_requests
 
 from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling
 from m3model.capacity import measured_cpu, plan
 from m3model.cost import Hardware, kv_bytes_per_token
-from m3model.kv_pool import PAGE_TOKENS
+from m3model.engine.kv_pool import PAGE_TOKENS
 from m3model.tiny import tiny_config
 
 BATCH = 16

@@ -2,6 +2,7 @@
 
     python benchmarks/m3_mini.py --json benchmarks/results/m3_mini.json     # 2,000 scenes
     python benchmarks/m3_mini.py --quick
+    python benchmarks/m3_mini.py --compare DIR DIR DIR     # training seeds, on validation scenes
 
 Scenes are synthetic and of namespace "heldout": their seeds, handwritten digits and photographs
 were never seen in training. An answer counts when it equals the reference; intervals are 95 %,
@@ -20,13 +21,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from m3model import default_model_path
-from training.metrics import clustered_interval
-from training.oracle import collect
-from training.oracle_data import OracleData, read_oracle
-from training.sources import SceneSource
+from training.figures.metrics import clustered_interval
+from training.oracle.collection import collect
+from training.oracle.data import OracleData, read_oracle
+from training.sources.scenes import SceneSource
 
 SEED = 0
 SIZE_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -108,19 +110,22 @@ def references_by_kind(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def run(model: Path, scenes: int, folder: Path, console: Console) -> dict[str, Any]:
-    """Return the whole report; labelled scenes stay in ``folder``."""
-    from rich.progress import Progress
-
+def answered(model: Path, namespace: str, scenes: int, out: Path, console: Console) -> OracleData:
+    """Return the outcomes of one model on generated scenes."""
     with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("answering at every scale", total=scenes)
+        task = bar.add_task(f"{model.name} at every scale", total=scenes)
         collect(
-            SceneSource(scenes, SEED, namespace="heldout"),
+            SceneSource(scenes, SEED, namespace=namespace),
             model,
-            folder,
+            out,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    data = read_oracle([folder])
+    return read_oracle([out])
+
+
+def run(model: Path, scenes: int, folder: Path, console: Console) -> dict[str, Any]:
+    """Return the whole report; labelled scenes stay in ``folder``."""
+    data = answered(model, "heldout", scenes, folder, console)
     overall = accuracies(data, np.ones(len(data), bool))
     kinds = by_kind(data, references_by_kind(folder))
     return {
@@ -161,23 +166,78 @@ def show(report: dict[str, Any], console: Console) -> None:
             console.print(f"{'met   ' if bound['met'] else 'MISSED'}  {name}: {bound['value']:.3f}")
 
 
+def compare(models: list[Path], scenes: int, console: Console) -> dict[str, Any]:
+    """Return accuracy by scale of every model, the mean over scales first."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = [
+            answered(model, "validation", scenes, Path(folder) / str(number), console)
+            for number, model in enumerate(models)
+        ]
+    _, pictures = np.unique(found[0].picture_ids, return_inverse=True)
+    rows = [
+        {
+            "model": model.name,
+            "model_hash": data.model_hash,
+            "mean_over_scales": float(data.scores.mean()),
+            "accuracy": [
+                {"scale": scale, **clustered_interval(data.scores[:, k], pictures).as_dict()}
+                for k, scale in enumerate(data.scales)
+            ],
+            "finest_minus_first_model": clustered_interval(
+                data.scores[:, -1] - found[0].scores[:, -1], pictures
+            ).as_dict(),
+        }
+        for model, data in zip(models, found, strict=True)
+    ]
+    return {
+        "what": "exact-match accuracy on SYNTHETIC validation scenes, one row a training seed",
+        "n_pictures": found[0].n_pictures,
+        "n_questions": len(found[0]),
+        "models": rows,
+        "best": max(rows, key=lambda row: row["mean_over_scales"])["model"],
+    }
+
+
+def show_models(report: dict[str, Any], console: Console) -> None:
+    """Print the table a person reads."""
+    scales = [row["scale"] for row in report["models"][0]["accuracy"]]
+    table = Table(title=f"{report['n_questions']} questions, {report['n_pictures']} scenes")
+    for name in ("model", *map(str, scales), "mean", "576 less 144", "576 less 36"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for row in report["models"]:
+        mean = {at["scale"]: at["mean"] for at in row["accuracy"]}
+        steps = (mean[scales[-1]] - mean[scale] for scale in (scales[-2], scales[-3]))
+        table.add_row(
+            row["model"],
+            *(f"{mean[scale]:.3f}" for scale in scales),
+            f"{row['mean_over_scales']:.3f}",
+            *(f"{step:+.3f}" for step in steps),
+        )
+    console.print(table)
+    console.print(f"best on validation (mean over scales): {report['best']}")
+
+
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=default_model_path(), help="model folder")
-    parser.add_argument("--scenes", type=int, default=2000)
-    parser.add_argument("--quick", action="store_true", help="100 scenes")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", metavar="DIR",
+        help="models of several training seeds instead, on validation scenes",
+    )  # fmt: skip
+    parser.add_argument("--scenes", type=int, help="2,000; 800 to compare")
+    parser.add_argument("--quick", action="store_true", help="100 scenes; 40 to compare")
     parser.add_argument("--json", type=Path, help="write the report here")
     options = parser.parse_args()
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(
-            options.model,
-            100 if options.quick else options.scenes,
-            Path(folder) / "oracle",
-            console,
-        )
-    show(report, console)
+    if options.compare:
+        report = compare(options.compare, options.scenes or (40 if options.quick else 800), console)
+        show_models(report, console)
+    else:
+        scenes = options.scenes or (100 if options.quick else 2000)
+        with tempfile.TemporaryDirectory() as folder:
+            report = run(options.model, scenes, Path(folder) / "oracle", console)
+        show(report, console)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _peer_avg import fit_avg, log_probabilities
-from _peer_families import (
+from _peers.avg import fit_avg, log_probabilities
+from _peers.families import (
     Family,
     by_price,
     by_threshold,
@@ -29,15 +29,15 @@ from _peer_families import (
     precise_thresholds,
     two_scales,
 )
-from _peer_models import MultiLayer, Neighbours, wins
-from _peer_pictures import Encoded, Encoder, embeddings, encode, rows_in
-from _predictor_chained import ALL_KINDS
-from _predictor_kinds import SETTINGS
-from _predictor_splits import Splits, part_of, summary
+from _peers.models import MultiLayer, Neighbours, wins
+from _peers.pictures import Encoded, Encoder, embeddings, encode, rows_in
+from _predictors.chained import ALL_KINDS
+from _predictors.kinds import SETTINGS
+from _predictors.splits import Splits, part_of, summary
 from predictors import oracle_data
 
-from training.metrics import Array, picked
-from training.oracle_data import OracleData
+from training.figures.metrics import Array, picked
+from training.oracle.data import OracleData
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 OURS = ("heads, soft labels, chained",)

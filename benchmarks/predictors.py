@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _predictor_chained import ALL_KINDS
-from _predictor_kinds import SETTINGS, Fit
-from _predictor_splits import (
+from _predictors.chained import ALL_KINDS
+from _predictors.kinds import SETTINGS, Fit
+from _predictors.splits import (
     SHARES,
     TARGET,
     WATCHED,
@@ -35,8 +35,8 @@ from _predictor_splits import (
     summary,
 )
 
-from training.metrics import accuracy_at_cost, cost_at_accuracy
-from training.oracle_data import OracleData, read_oracle
+from training.figures.metrics import accuracy_at_cost, cost_at_accuracy
+from training.oracle.data import OracleData, read_oracle
 
 RESULTS = Path(__file__).parent / "results" / "predictors.json"
 SIZES = (100, 250, 500, 1000, 2000, 4000, 8000)
@@ -52,8 +52,8 @@ def oracle_data(folder: Path | None, quick: bool) -> Iterator[tuple[OracleData, 
         yield read_oracle([folder]), folder
         return
     from m3model import default_model_path
-    from training.oracle import collect
-    from training.sources import SceneSource
+    from training.oracle.collection import collect
+    from training.sources.scenes import SceneSource
 
     with tempfile.TemporaryDirectory() as scratch:
         source = SceneSource(QUICK_SCENES if quick else SCENES, SCENE_SEED)

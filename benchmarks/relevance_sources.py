@@ -21,18 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from _peer_pictures import Encoded, Encoder, encode
-from _predictor_kinds import KINDS
-from _predictor_splits import SHARES, part_of, resampled
+from _peers.pictures import Encoded, Encoder, encode
+from _predictors.kinds import KINDS
+from _predictors.splits import SHARES, part_of, resampled
 from numpy.typing import NDArray
 from predictors import oracle_data, rows_of
 
 from m3model import RelevanceReadout
-from m3model.relevance_sources import ReadoutRelevance, RelevanceSource, relevance_sources
-from router.features import picture_features, question_features
-from training.oracle_data import OracleData
-from training.readout import distil_readout
-from training.sources import SceneSource
+from m3model.relevance.choice import ReadoutRelevance, relevance_sources
+from m3model.relevance.source import RelevanceSource
+from router.features.vector import picture_features, question_features
+from training.finetune.readout import distil_readout
+from training.oracle.data import OracleData
+from training.sources.scenes import SceneSource
 
 RESULTS = Path(__file__).parent / "results" / "relevance_sources.json"
 PICTURES = {"train": 1200, "calibration": 500, "test": 800}

@@ -27,9 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from router.decision import Constraints
-from router.features import FeatureSchema, feature_schema, picture_features, question_features
+from router.features.vector import (
+    FeatureSchema,
+    feature_schema,
+    picture_features,
+    question_features,
+)
 from router.policy import Policy, token_costs
-from router.predictor import ComplexityPredictor
+from router.predictor.chain import ComplexityPredictor
 from router.router import Router
 
 SCALES, GRID_SIDE, EMBEDDING_DIM = (1, 9, 36, 144, 576), 24, 192

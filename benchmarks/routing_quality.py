@@ -28,10 +28,10 @@ def measure(
     from rich.progress import Progress
 
     from router import Router
-    from training.evaluate import evaluate
-    from training.oracle import collect
-    from training.oracle_data import read_oracle
-    from training.sources import SceneSource
+    from training.evaluation.evaluate import evaluate
+    from training.oracle.collection import collect
+    from training.oracle.data import read_oracle
+    from training.sources.scenes import SceneSource
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, Progress() as progress:

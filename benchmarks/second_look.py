@@ -18,27 +18,26 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from _second_look_costs import Cost, costs
+from _operating_paths import Draws, Runs, Walk, interval_of
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from m3model import default_model_path
+from m3model import M3Config, default_model_path, request_cost
+from m3model.convert.official import CLIP_L_336_VISION
 from router import Router, default_router_path
-from router.calibration import fit_calibration
 from router.policy import candidate_prices, choose_many
-from router.predictor import ComplexityPredictor
+from router.predictor.calibration import fit_calibration
+from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
-from training.baselines import labels_of
-from training.calibration_parts import calibration_parts
-from training.evaluate import check_fits
-from training.operating_paths import Draws, Runs, Walk, interval_of
-from training.oracle import collect
-from training.oracle_data import OracleData, read_oracle
-from training.second_look import after_first, fit_gates
-from training.sources import SceneSource
+from training.fitting.calibration_parts import calibration_parts
+from training.fitting.fit import labels_of
+from training.fitting.second_look import after_first, fit_gates
+from training.oracle.collection import collect
+from training.oracle.data import OracleData, check_fits, read_oracle
+from training.sources.scenes import SceneSource
 
 RESULTS = Path(__file__).parent / "results" / "second_look.json"
 SHARES = (0.95, 0.98, 0.99, 0.995)  # of the finest accuracy
@@ -47,6 +46,38 @@ FAST: Any = {"n_estimators": 150, "learning_rate": 0.08, "n_folds": 0, "calibrat
 PRICES = np.concatenate([[0.0], np.geomspace(0.003, 3.0, 24)])  # of escalating
 THRESHOLDS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.997)
 Array = NDArray[np.float64]
+
+
+class Cost(NamedTuple):
+    """What one look costs at each scale (K,), and the encode once; the finest request is 1."""
+
+    look: NDArray[np.float64]
+    encode: float
+
+
+def costs() -> dict[str, Cost]:
+    """Return the ways of counting, at 40 tokens of text and 8 of answer; 7B is LLaVA-1.5's."""
+    mini = M3Config.from_pretrained(default_model_path())
+    text = {
+        "model_type": "llama", "vocab_size": 32001, "hidden_size": 4096, "num_hidden_layers": 32,
+        "intermediate_size": 11008, "num_attention_heads": 32,
+    }  # fmt: skip
+    seven = M3Config(
+        vision_config={**CLIP_L_336_VISION, "model_type": "clip_vision_model"},
+        text_config=text, image_token_index=32000, text_vocab_size=32000,
+    )  # fmt: skip
+
+    def operations(config: M3Config) -> Cost:
+        asked = [request_cost(config, s) for s in config.scales]
+        look = np.array([c.prefill_flops + c.decode_flops for c in asked])
+        return Cost(look / asked[-1].flops, asked[-1].encode_flops / asked[-1].flops)
+
+    tokens = np.array(mini.scales, float)
+    return {
+        "visual tokens": Cost(tokens / tokens[-1], 0.0),
+        "operations, m3-mini": operations(mini),
+        "operations, 7B": operations(seven),
+    }
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def step(way: str, model: Any, batch: dict[str, Any]) -> float:
     """Return the loss of one step of forward and backward passes."""
     import torch
 
-    from training.finetune import multi_scale_backward, multi_scale_loss
+    from training.finetune.train import multi_scale_backward, multi_scale_loss
 
     model.zero_grad(set_to_none=True)
     if way == WAYS[0]:

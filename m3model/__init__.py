@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m3model.config import M3Config
     from m3model.cost import RequestCost, request_cost
-    from m3model.engine import Engine, Sampling, TokenEvent
+    from m3model.engine.interface import Engine, Sampling, TokenEvent
+    from m3model.engine.local import LocalEngine
     from m3model.errors import CheckpointMismatch
-    from m3model.local_engine import LocalEngine
     from m3model.model import M3ForConditionalGeneration
     from m3model.pooling import pool_visual_tokens
     from m3model.processing import M3Processor
-    from m3model.relevance import RelevanceReadout
+    from m3model.relevance.readout import RelevanceReadout
 
 _HOME = {
     "CheckpointMismatch": "m3model.errors",
     "Engine": "m3model.engine",
-    "LocalEngine": "m3model.local_engine",
+    "LocalEngine": "m3model.engine.local",
     "M3Config": "m3model.config",
     "M3ForConditionalGeneration": "m3model.model",
     "M3Processor": "m3model.processing",

@@ -7,10 +7,12 @@ scale: that is an argument of every call.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import field
 from math import isqrt
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, LlavaConfig
@@ -106,3 +108,14 @@ def _divides(scale: object, grid_side: int) -> bool:
 
 
 AutoConfig.register(M3Config.model_type, M3Config, exist_ok=True)
+
+
+def hash_model(model: Path) -> str:
+    """Return 16 hex digits that change with a model folder's weights, config or readout."""
+    digest = hashlib.sha256()
+    for path in sorted([model / "config.json", *model.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]

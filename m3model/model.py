@@ -18,9 +18,9 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from m3model.config import M3Config
+from m3model.errors import refuse_mismatch
 from m3model.expansion import ExpandedRows, expand_rows, holds_token, text_positions
-from m3model.pictures import Scale, pool_pictures, refuse_foreign_pictures, token_counts
-from m3model.strict_loading import refuse_mismatch
+from m3model.pooling import Scale, pool_pictures, refuse_foreign_pictures, token_counts
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from router.certificate import Certificate
+    from router.certificate.promise import Certificate
     from router.decision import (
         Constraints,
         Reason,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         UnknownScale,
     )
     from router.explain import Explanation
-    from router.features import (
+    from router.features.vector import (
         FeatureSchema,
         PictureFeatures,
         feature_schema,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         question_features,
     )
     from router.policy import Policy, calibrate_price, choose, frontier
-    from router.predictor import ComplexityPredictor
+    from router.predictor.chain import ComplexityPredictor
     from router.records import (
         DecisionRecord,
         FeedbackRecord,

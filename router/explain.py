@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from router.features.schema import FeatureSchema
 from router.policy import Policy
-from router.schema import FeatureSchema
 
 GROUP_NAMES = {
     "picture": "picture detail",

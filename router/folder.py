@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
-from router.calibration import Calibration
 from router.errors import RouterFileError
-from router.features import FeatureSchema, feature_schema
+from router.features.vector import FeatureSchema, feature_schema
 from router.policy import Policy
-from router.predictor import ComplexityPredictor
+from router.predictor.calibration import Calibration
+from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
 
 CONFIG_FILE = "config.json"

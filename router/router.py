@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from router.certificate import CERTIFICATE_FILE, Certificate
-from router.certified import HeldCertificate
+from router.certificate.held import HeldCertificate
+from router.certificate.promise import CERTIFICATE_FILE, Certificate
 from router.decision import (
     Constraints,
     Reason,
@@ -27,7 +27,7 @@ from router.decision import (
 )
 from router.errors import FeatureMismatch, RouterFileError, UnknownScale
 from router.explain import Explanation, explain
-from router.features import FeatureSchema, checked_rows
+from router.features.vector import FeatureSchema, checked_rows
 from router.folder import (
     CARD_FILE,
     SECOND_LOOK_FILE,
@@ -41,7 +41,7 @@ from router.folder import (
 )
 from router.hub import local_folder, upload
 from router.policy import Policy
-from router.predictor import ComplexityPredictor
+from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
 
 

@@ -61,8 +61,8 @@ def up(
 ) -> None:
     """Start the service; it is ready when GET /health answers 200. SIGTERM drains and ends it."""
     from serve.errors import ServeSetupError
-    from serve.listening import bind, url_of
     from serve.settings import DeploymentSettings, ServeSettings
+    from serve.web.listening import bind, url_of
 
     logging.basicConfig(format="m3-serve: %(levelname)s: %(message)s")
     logging.getLogger("serve").setLevel(logging.INFO)
@@ -92,7 +92,7 @@ def up(
             _progress("loading the model")
             one_process.run(settings, listening, ready)
         else:
-            from serve import ray_service
+            from serve.on_ray import service as ray_service
 
             listening.close()  # Ray's proxy opens it again
             ray_service.run(settings, host, port, _progress, ready, verbose=verbose)

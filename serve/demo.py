@@ -187,7 +187,7 @@ def _missing(model: Path | None) -> str | None:
             f"m3-train fit --oracle .m3/oracle --out {folder}"
         )
     if not (PICTURES / "questions.json").is_file():
-        return f"no pictures in {PICTURES}; make them: python -m training.demo_pictures"
+        return f"no pictures in {PICTURES}; make them: python -m training.scenes.demo_pictures"
     return None
 
 

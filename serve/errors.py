@@ -13,6 +13,8 @@ replicas, so they pickle through their five plain fields.
 
 from __future__ import annotations
 
+from router.errors import BudgetTooSmall, NotCertified, RoutingError, UnknownScale
+
 
 class ServiceError(Exception):
     """An answer with an error status.
@@ -124,3 +126,24 @@ class ReplicaDied(NotReady):
 
 class ServeSetupError(ValueError):
     """The service cannot start with these settings; the message is one line and says why."""
+
+
+def no_second_look(why: str) -> BadRequest:
+    """Return what the caller is told who asked for a second look that cannot be had."""
+    return BadRequest(
+        f"No second look can follow: {why}. Leave out routing.second_look, or set it to false.",
+        "routing.second_look", "no_second_look",
+    )  # fmt: skip
+
+
+def refusal(error: RoutingError) -> BadRequest:
+    """Return what the caller is told of a wish that cannot be met."""
+    param, code = "routing", "invalid_value"
+    if isinstance(error, UnknownScale):
+        param, code = "routing.scale", "unknown_scale"
+    elif isinstance(error, BudgetTooSmall):
+        param, code = "routing.max_visual_tokens", "budget_too_small"
+    elif isinstance(error, NotCertified):
+        param, code = "routing.max_harm", error.code
+    text = str(error)
+    return BadRequest(f"{text[:1].upper()}{text[1:]}.", param, code)

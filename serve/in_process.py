@@ -15,14 +15,14 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.checkpoint import ModelCard, load_checkpoint
-from serve.encoder import Encoder
-from serve.gateway import Gateway
-from serve.generator import Generator
-from serve.http_api import create_api
+from serve.gateway.gateway import Gateway
+from serve.gateway.request_log import RequestLog
 from serve.metrics import LocalMetrics
-from serve.request_log import RequestLog
 from serve.settings import ServeSettings
+from serve.stages.checkpoint import ModelCard, load_checkpoint
+from serve.stages.encoder import Encoder
+from serve.stages.generator import Generator
+from serve.web.api import create_api
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def compose(settings: ServeSettings) -> Service:
         ServeSetupError: the settings name something that is not there.
     """
     from m3model import LocalEngine
-    from serve.decision_log import DecisionLog
+    from serve.log.decisions import DecisionLog
 
     folder = settings.model_path()
     card = ModelCard.read(folder)

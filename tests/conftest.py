@@ -129,8 +129,8 @@ def running(
     import uvicorn
 
     from serve.in_process import compose
-    from serve.listening import bind
     from serve.settings import ServeSettings
+    from serve.web.listening import bind
 
     folder = tmp_path_factory.mktemp("service")
     version = make_router(folder / "router", 36)
@@ -168,8 +168,8 @@ def ray_service(
     tiny_model: Path, make_router: Callable[[Path, int], str], tmp_path_factory: Any
 ) -> Iterator[RunningService]:
     """The service on a local Ray cluster, shared by the whole test run; two generators."""
-    from serve.ray_cluster import local_cluster
-    from serve.ray_service import deploy, wait_until_running
+    from serve.on_ray.cluster import local_cluster
+    from serve.on_ray.service import deploy, wait_until_running
     from serve.settings import DeploymentSettings, ServeSettings
 
     folder = tmp_path_factory.mktemp("ray")

@@ -1,0 +1,5 @@
+"""`python -m m3model.convert`."""
+
+from m3model.convert.checkpoint import app
+
+app()

@@ -1,0 +1,298 @@
+"""`LocalEngine`: the `Engine` of this package. Requests of any granularity share every pass.
+
+A worker thread takes requests in order of arrival once the key-value cache has room for them, and
+runs pass after pass: a next token for each answer, a share of each prompt. Requests join and leave
+between passes. The event loop is never blocked.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import torch
+
+from m3model.engine.detokenise import TextStream
+from m3model.engine.forward import PackedModel, end_ids
+from m3model.engine.interface import EngineStats, Sampling, TokenEvent
+from m3model.engine.kv_pool import Extent, Prefix
+from m3model.engine.request import EngineRequest, Row, checked_request, deliver_all, next_chunks
+from m3model.engine.sampling import logits_processors
+from m3model.errors import (
+    BadRequest,
+    EngineBusy,
+    EngineClosed,
+    EngineError,
+    RequestCancelled,
+    RequestFailed,
+)
+from m3model.model import M3ForConditionalGeneration
+from m3model.processing import M3Processor
+
+PROMPT_TOKENS_A_STEP = 512
+FAILED_STEPS = 3  # in a row, and the engine gives up: a broken device fails them all
+LOG = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """One model, one worker thread, many requests at once.
+
+    Args:
+        model: put into eval mode; shared use with other readers is fine, nothing about a request
+            is kept on it.
+        processor: for turning tokens into text.
+        max_running: requests that share a pass.
+        max_waiting: requests that may wait before `EngineBusy`.
+        max_length: longest prompt plus answer; default: the language model's
+            `max_position_embeddings`. Never more than the cache holds.
+        kv_tokens: tokens that the key-value cache holds, all requests together; default: what
+            memory allows (`pool_for`).
+    """
+
+    def __init__(
+        self,
+        model: M3ForConditionalGeneration,
+        processor: M3Processor,
+        *,
+        max_running: int = 256,
+        max_waiting: int = 1024,
+        max_length: int | None = None,
+        kv_tokens: int | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        longest = max_length or int(model.config.text_config.max_position_embeddings)
+        self._packed = PackedModel(model, kv_tokens=kv_tokens, longest=longest)
+        self._pool = self._packed.pool
+        self.max_length = min(longest, self._pool.tokens)
+        self._end_ids = end_ids(model)
+        self._wake = threading.Condition()  # guards the two below and the pool's bookkeeping
+        self._waiting: deque[EngineRequest] = deque()
+        self._rows: list[Row] = []
+        self._closing = False
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        visual_tokens: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        sampling: Sampling | None = None,
+    ) -> AsyncIterator[TokenEvent]:
+        """The answer's tokens; see `Engine.submit`. To be called where an event loop runs.
+
+        Args:
+            prompt_ids: one image token per picture (`M3Processor.prompt_ids`).
+            visual_tokens: per picture (n_i, D), or one (n, D); pooled already, any n, any float.
+        """
+        job = checked_request(
+            self.model.config, self.max_length, request_id, list(prompt_ids), visual_tokens,
+            sampling or Sampling(),
+        )  # fmt: skip
+        with self._wake:
+            if self._closing or not self._thread.is_alive():
+                raise EngineClosed("the engine is closed")
+            if len(self._waiting) >= self.max_waiting:
+                raise EngineBusy(len(self._waiting))
+            if any(other.request_id == request_id for other in self._in_flight()):
+                raise BadRequest(f"request id {request_id!r} is in flight already")
+            self._waiting.append(job)
+            self._wake.notify()
+        return self._stream(job)
+
+    def cancel(self, request_id: str) -> bool:
+        """Whether the request was in flight.
+
+        Its room is free within one step and its reader gets `RequestCancelled`.
+        """
+        with self._wake:
+            job = next((job for job in self._in_flight() if job.request_id == request_id), None)
+        return job is not None and self._cancel(job)
+
+    def stats(self) -> EngineStats:
+        """The engine's state now."""
+        with self._wake:
+            jobs = self._in_flight()
+            visual = sum(job.visual_count for job in jobs)
+            return EngineStats(
+                running=len(self._rows),
+                waiting=len(self._waiting),
+                visual_tokens=visual,
+                text_tokens=sum(job.prompt_tokens for job in jobs) - visual,
+                heartbeat_s=time.monotonic() - self._beat,
+                alive=self._thread.is_alive() and not self._closing,
+                kv_pages=self._pool.pages,
+                kv_pages_used=self._pool.pages_used,
+                kv_pages_kept=self._pool.pages_kept,
+            )
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Ends the worker; requests in flight get `EngineClosed`. Safe to call twice."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    def _in_flight(self) -> list[EngineRequest]:
+        return [*self._waiting, *(row.job for row in self._rows)]
+
+    def _cancel(self, job: EngineRequest) -> bool:
+        job.cancelled.set()
+        with self._wake:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.deliver(_cancelled(job))
+                return True
+            return any(row.job is job for row in self._rows)
+
+    async def _stream(self, job: EngineRequest) -> AsyncIterator[TokenEvent]:
+        try:
+            while True:
+                item = await job.events.get()
+                if isinstance(item, EngineError):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            # A reader who leaves early needs no more tokens; after the end this does nothing.
+            self._cancel(job)
+
+    def _work(self) -> None:
+        end = EngineClosed("the engine was closed")
+        failed = 0
+        try:
+            while (chunks := self._next_step()) is not None:
+                if chunks:
+                    failed = 0 if self._step(chunks) else failed + 1
+                if failed >= FAILED_STEPS:
+                    raise RuntimeError(f"{failed} steps in a row failed")
+        except Exception as error:
+            LOG.exception("the engine died")
+            end = EngineClosed(f"the engine died: {error}")
+        with self._wake:
+            self._closing = True
+            left = self._in_flight()
+            self._waiting, self._rows = deque(), []
+        deliver_all((job, end) for job in left)
+
+    def _next_step(self) -> list[tuple[Row, int]] | None:
+        """What the next pass reads, waiting for work; None when closing."""
+        with self._wake:
+            while True:
+                self._beat = time.monotonic()
+                if self._closing:
+                    return None
+                gone = [row for row in self._rows if row.job.cancelled.is_set()]
+                self._leave(gone)
+                deliver_all((row.job, _cancelled(row.job)) for row in gone)
+                admitted = self._admit()
+                if self._rows:
+                    break
+                self._wake.wait(timeout=0.5)
+        for row in admitted:
+            self._begin(row)
+        return next_chunks(self._rows, PROMPT_TOKENS_A_STEP)
+
+    def _admit(self) -> list[Row]:
+        """Lets the oldest requests in while the next pass and the cache have room for them.
+
+        Strictly in order: what does not fit is never overtaken, so nothing starves. A request
+        gets the room for its longest answer at once, so nothing has to be thrown out later.
+        """
+        admitted: list[Row] = []
+        unread = sum(row.left for row in self._rows)
+        while self._waiting and unread < PROMPT_TOKENS_A_STEP:
+            if len(self._rows) >= self.max_running:
+                break
+            job = self._waiting[0]
+            extent = self._pool.reserve(job.prompt_tokens + job.max_new_tokens, job.prefix)
+            if extent is None:
+                break
+            text = TextStream(self.processor.tokenizer, job.sampling.stop)
+            admitted.append(Row(self._waiting.popleft(), extent, text))
+            self._rows.append(admitted[-1])
+            unread += admitted[-1].left
+        return admitted
+
+    def _begin(self, row: Row) -> None:
+        """Gives a row its prompt's embeddings, and the keys and values that lie ready."""
+        prompt, prefix = row.job, row.job.prefix
+        try:
+            row.draw = logits_processors(prompt.sampling, self._pool.keys.device)
+            with torch.no_grad():
+                row.embeds = self.model.embed_prompt(prompt.prompt_ids, prompt.visual_tokens)
+            with self._wake:
+                ready = None if prefix is None else self._ready(prefix)
+            if ready is not None and prefix is not None:
+                self._pool.copy(ready, row.extent, prefix.tokens)
+                row.read = prefix.tokens
+        except Exception as error:
+            self._fail([row], error)
+
+    def _ready(self, wanted: Prefix) -> Extent | None:
+        """Where such a prefix lies already: with a row that is running, or kept."""
+        for other in self._rows:
+            theirs = other.job.prefix
+            if theirs is not None and other.read >= wanted.tokens and theirs.same(wanted):
+                return other.extent
+        return self._pool.kept(wanted)
+
+    def _step(self, chunks: Sequence[tuple[Row, int]]) -> bool:
+        """Runs one pass and hands out its tokens; whether it succeeded."""
+        try:
+            said = self._packed.run(chunks)
+        except Exception as error:
+            LOG.warning("a step of %d requests failed: %s", len(chunks), error)
+            self._fail([row for row, _ in chunks], error)
+            return False
+        events: list[tuple[EngineRequest, TokenEvent | EngineError]] = []
+        done: list[Row] = []
+        for row, token_id, logprob in said:
+            try:
+                if not math.isfinite(logprob):
+                    raise ArithmeticError("the model's output is not a number")
+                event = row.say(token_id, logprob, self._end_ids)
+            except Exception as error:
+                self._fail([row], error)
+                continue
+            events.append((row.job, event))
+            if event.finish_reason is not None:
+                done.append(row)
+        with self._wake:
+            self._leave(done)
+        deliver_all(events)
+        return True
+
+    def _leave(self, gone: Iterable[Row]) -> None:
+        """Takes rows out; a prefix that was read whole stays for the next question."""
+        for row in gone:
+            self._rows.remove(row)
+            prefix = row.job.prefix
+            if prefix is not None and row.read >= prefix.tokens:
+                self._pool.keep(row.extent, prefix)
+            else:
+                self._pool.release(row.extent)
+
+    def _fail(self, rows: Sequence[Row], cause: Exception) -> None:
+        with self._wake:
+            for row in rows:
+                self._rows.remove(row)
+                self._pool.release(row.extent)
+        for row in rows:
+            error = RequestFailed(f"request {row.job.request_id} failed: {cause}")
+            error.__cause__ = cause
+            row.job.deliver(error)
+
+
+def _cancelled(job: EngineRequest) -> RequestCancelled:
+    return RequestCancelled(f"request {job.request_id} was cancelled")

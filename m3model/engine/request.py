@@ -1,0 +1,192 @@
+"""One request inside an engine: checked against the model, and the way its tokens go back.
+
+It knows the limits of a model's config and one reader's event loop; nothing of generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from array import array
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import LogitsProcessor
+
+from m3model.config import M3Config
+from m3model.engine.attention import Chunk
+from m3model.engine.detokenise import TextStream
+from m3model.engine.interface import Sampling, TokenEvent
+from m3model.engine.kv_pool import Extent, Prefix
+from m3model.errors import BadRequest, EngineError, PromptTooLong
+from m3model.pooling import token_counts
+
+
+@dataclass(eq=False)
+class EngineRequest:
+    """A request in flight.
+
+    `prompt_tokens` counts its visual tokens too; `prefix` is None without pictures. `events` is
+    read in the caller's loop; `deliver` may be called from any thread.
+    """
+
+    request_id: str
+    prompt_ids: list[int]
+    visual_tokens: list[torch.Tensor]
+    sampling: Sampling
+    prompt_tokens: int
+    max_new_tokens: int
+    prefix: Prefix | None
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[TokenEvent | EngineError] = field(default_factory=asyncio.Queue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def visual_count(self) -> int:
+        """Visual tokens of all its pictures."""
+        return sum(len(tokens) for tokens in self.visual_tokens)
+
+    def deliver(self, item: TokenEvent | EngineError) -> None:
+        """Hands one event, or the error that ends the request, to its reader."""
+        deliver_all([(self, item)])
+
+
+def deliver_all(items: Iterable[tuple[EngineRequest, TokenEvent | EngineError]]) -> None:
+    """Hands events of several requests to their readers, waking each event loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[EngineRequest, TokenEvent | EngineError]]]
+    by_loop = {}
+    for job, item in items:
+        by_loop.setdefault(job.loop, []).append((job, item))
+    for loop, ours in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_put, ours)
+        except RuntimeError:  # the event loop was closed: nobody is left to read the rest
+            for job, _ in ours:
+                job.cancelled.set()
+
+
+def _put(items: list[tuple[EngineRequest, TokenEvent | EngineError]]) -> None:
+    for job, item in items:
+        job.events.put_nowait(item)
+
+
+def checked_request(
+    config: M3Config,
+    max_length: int,
+    request_id: str,
+    prompt_ids: list[int],
+    visual_tokens: torch.Tensor | Sequence[torch.Tensor] | None,
+    sampling: Sampling,
+) -> EngineRequest:
+    """The request, bound to the running event loop; its answer ends where the context does.
+
+    Raises:
+        BadRequest: ids outside the vocabulary, or pictures that do not fit the prompt or model.
+        PromptTooLong: no room for even one answer token.
+    """
+    if isinstance(visual_tokens, torch.Tensor):
+        visual_tokens = [visual_tokens]
+    visual_tokens = list(visual_tokens or ())
+    rows = int(config.text_config.vocab_size)
+    outside = [i for i in prompt_ids if not 0 <= i < rows]
+    if outside or not prompt_ids:
+        raise BadRequest(f"prompt ids must lie in 0..{rows - 1}, got {outside[:5] or 'none'}")
+    marks = prompt_ids.count(config.image_token_id)
+    if marks != len(visual_tokens):
+        raise BadRequest(f"{len(visual_tokens)} pictures for {marks} image tokens in the prompt")
+    try:
+        counts = token_counts(config, visual_tokens)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    length = len(prompt_ids) - marks + sum(counts)
+    if length >= max_length:
+        raise PromptTooLong(length, max_length - 1)
+    return EngineRequest(
+        request_id,
+        prompt_ids,
+        visual_tokens,
+        sampling,
+        prompt_tokens=length,
+        max_new_tokens=min(sampling.max_new_tokens, max_length - length),
+        prefix=_prefix(prompt_ids, visual_tokens, counts, config.image_token_id),
+        loop=asyncio.get_running_loop(),
+    )
+
+
+def _prefix(
+    prompt_ids: list[int], pictures: list[torch.Tensor], counts: Sequence[int], image_id: int
+) -> Prefix | None:
+    """What a later question about the same pictures would begin with as well.
+
+    The key holds the first and last token of each picture only: hashing all of a picture takes
+    milliseconds, comparing it, once something looks like a hit, a fraction of one.
+    """
+    if not pictures:
+        return None
+    last = len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
+    digest = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
+    for tokens in pictures:
+        ends = tokens[[0, -1]].detach().cpu().contiguous()
+        digest.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode())
+        digest.update(ends.view(torch.uint8).numpy().tobytes())
+    shared = min(last + 1, len(prompt_ids) - 1)  # somebody has to read the last token
+    return Prefix(digest.digest(), shared + sum(counts) - len(pictures), tuple(pictures))
+
+
+@dataclass(eq=False)
+class Row:
+    """One request with room in the pool.
+
+    `read` tokens have their keys and values there; `draw` turns logits into scores whose argmax is
+    the next token. `embeds` (prompt, D) are there while the prompt is being read.
+    """
+
+    job: EngineRequest
+    extent: Extent
+    text: TextStream
+    draw: Sequence[LogitsProcessor] = ()
+    embeds: torch.Tensor | None = None
+    read: int = 0
+    ids: list[int] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Prompt tokens not read yet."""
+        return max(self.job.prompt_tokens - self.read, 0)
+
+    def chunk(self, new: int) -> Chunk:
+        """The next `new` tokens as attention needs them."""
+        return Chunk(self.extent.start, self.read, new)
+
+    def say(self, token_id: int, logprob: float, end_ids: Collection[int]) -> TokenEvent:
+        """Takes the next token; the event has a finish reason when it is the last."""
+        self.ids.append(token_id)
+        delta, stopped = self.text.push(token_id)
+        reason = None
+        if stopped or token_id in end_ids:
+            reason = "stop"
+        elif len(self.ids) >= self.job.max_new_tokens:
+            reason = "length"
+        if reason is not None and not stopped:
+            delta += self.text.flush()
+        return TokenEvent(token_id, logprob, delta, reason)
+
+
+def next_chunks(rows: Sequence[Row], prompt_budget: int) -> list[tuple[Row, int]]:
+    """How many tokens each row reads in the next pass.
+
+    Every row that has begun to answer reads its last token: no prompt holds up an answer. Prompts
+    share `prompt_budget` tokens, first come first served; what does not fit waits for a later pass.
+    """
+    chunks = []
+    for row in rows:
+        if row.left:
+            new = min(row.left, prompt_budget)
+            prompt_budget -= new
+        else:
+            new = 1
+        if new:
+            chunks.append((row, new))
+    return chunks

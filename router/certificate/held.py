@@ -1,0 +1,78 @@
+"""The certificate a router holds, whether it may be used, and the policy that keeps its bounds.
+
+Knows certificates and policies; knows nothing of predictors, features or requests. A certificate
+that is damaged or has expired never stops a router: it is put aside with the reason, and only
+requests that ask for a bound are refused, with that reason.
+"""
+
+from dataclasses import dataclass, replace
+
+from router.certificate.promise import Certificate
+from router.decision import NOTHING_LOST, AppliedBound
+from router.errors import NotCertified, RouterFileError
+from router.policy import Policy
+
+
+@dataclass(frozen=True)
+class HeldCertificate:
+    """A certificate in use, or the reason why there is none.
+
+    Attributes:
+        certificate: None where none may be used.
+        refused: why; "" where the certificate is used.
+    """
+
+    certificate: Certificate | None = None
+    refused: str = "the router in force holds no certificate"
+
+    @classmethod
+    def read(cls, content: bytes | None, **facts: str | None) -> "HeldCertificate":
+        """Return what the content of a certificate file amounts to; None: there is no file.
+
+        Args:
+            **facts: what the certificate must have been made for, see `Certificate.why_not_for`.
+        """
+        if content is None:
+            return cls()
+        try:
+            return cls(Certificate.from_bytes(content), "").checked(**facts)
+        except RouterFileError as error:
+            return cls(None, str(error))
+
+    def checked(self, **facts: str | None) -> "HeldCertificate":
+        """Return itself, or without its certificate where that was made for something else."""
+        reason = None if self.certificate is None else self.certificate.why_not_for(**facts)
+        return self if reason is None else HeldCertificate(None, reason)
+
+    def policy(
+        self, policy: Policy, max_harm: float, n_pictures: int = 1
+    ) -> tuple[Policy, AppliedBound]:
+        """Return the policy that keeps the bound, never dearer to lose under than ``policy``.
+
+        Raises:
+            NotCertified: no certificate, one that bounds something else, a bound tighter than
+                any that is certified, or several pictures.
+        """
+        found = self.certificate
+        advice = "leave out max_harm, or pin the finest scale, which loses nothing"
+        if found is None:
+            raise NotCertified(
+                f"max_harm={max_harm:g} cannot be kept: {self.refused}; {advice}", "no_certificate"
+            )
+        if found.loss != "harm":
+            raise NotCertified(
+                f"max_harm={max_harm:g} cannot be kept: the certificate bounds the {found.loss} "
+                f"({found.bounds}), in which rescued answers offset lost ones; {advice}",
+                "not_certified",
+            )
+        if n_pictures != 1:
+            raise NotCertified(
+                f"max_harm is certified for requests with one picture, this one has {n_pictures}; "
+                f"{advice}",
+                "not_certified",
+            )
+        rung = found.rung_for(max_harm)
+        price = None if policy.finest_only else found.price_below(rung, policy.price)
+        if price is None:
+            return replace(policy, finest_only=True), NOTHING_LOST
+        return replace(policy, price=price), AppliedBound(rung.bound, found.delta, price)

@@ -1,0 +1,288 @@
+"""`ComplexityPredictor`: features of a question about a picture to P(scale suffices), per scale.
+
+Knows feature matrices and labels; knows nothing of what a column means, of costs or of pictures.
+Notation: n rows, F features, K scales ascending, Y[i, k] in [0, 1] whether (or how probably)
+scale k suffices for row i. Monotonicity is never forced.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+
+from router.errors import FeatureMismatch
+from router.predictor.boosting import Rows, train
+from router.predictor.calibration import Calibration, constant, fit_calibration
+from router.predictor.trees import table_of
+
+if TYPE_CHECKING:
+    import lightgbm
+
+
+class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  # untyped
+    """One LightGBM booster per scale, each followed by a calibration.
+
+    Boosters are fitted on folds first, rows of one group (picture) always together: that tells how
+    many trees serve unseen pictures, and gives every row a score by a booster that has not seen
+    its picture, on which the calibration is fitted. Then each scale is fitted on all rows.
+    Fitting is deterministic: the same rows and parameters give the same text, byte for byte.
+
+    Args:
+        n_estimators: most trees per scale.
+        learning_rate, num_leaves, min_child_samples, feature_fraction, reg_lambda, max_bin: as
+            LightGBM names them.
+        early_stopping_rounds: trees without improvement on a fold's own groups before stopping.
+        n_folds: folds over groups; fewer than 2 means no early stopping and no calibration.
+            Without calibration only the first fold is needed and fitted.
+        calibration: "platt" keeps the order of the scores; "isotonic" fits any monotone shape but
+            makes ties; "none".
+        chained: each scale's booster corrects the log odds of the next coarser scale, so that what
+            is alike in neighbours is learnt once; otherwise scales are fitted independently.
+        seed: of the folds and of LightGBM.
+        num_threads: threads of fitting.
+
+    Attributes:
+        model_texts_: K LightGBM texts, what is saved.
+        boosters_: K raw ``lightgbm.Booster``, read back from the texts.
+        table_: their trees as arrays, which predict; None where a `TreeTable` cannot hold them,
+            and the boosters predict themselves.
+        calibrations_: K `Calibration`.
+        probe_row_: (F,) float32 row within the range of the data that is nobody's own; with its
+            probabilities it shows later that a saved predictor still says the same.
+        n_features_in_, n_scales_: F and K.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_estimators: int = 600,
+        learning_rate: float = 0.05,
+        num_leaves: int = 15,
+        min_child_samples: int = 40,
+        feature_fraction: float = 0.5,
+        reg_lambda: float = 5.0,
+        max_bin: int = 63,
+        early_stopping_rounds: int = 40,
+        n_folds: int = 4,
+        calibration: Literal["none", "platt", "isotonic"] = "platt",
+        chained: bool = False,
+        seed: int = 0,
+        num_threads: int = 1,
+    ) -> None:
+        self.n_estimators = n_estimators
+        self.learning_rate = learning_rate
+        self.num_leaves = num_leaves
+        self.min_child_samples = min_child_samples
+        self.feature_fraction = feature_fraction
+        self.reg_lambda = reg_lambda
+        self.max_bin = max_bin
+        self.early_stopping_rounds = early_stopping_rounds
+        self.n_folds = n_folds
+        self.calibration = calibration
+        self.chained = chained
+        self.seed = seed
+        self.num_threads = num_threads
+
+    def fit(
+        self,
+        X: np.ndarray,
+        Y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | Sequence[str] | None = None,
+    ) -> "ComplexityPredictor":
+        """Return self, fitted.
+
+        Args:
+            X: (n, F) finite features.
+            Y: (n, K) labels in [0, 1], bool or soft, columns coarsest to finest.
+            sample_weight: (n,) not negative.
+            groups: (n,) picture of each row; None takes every row as its own.
+
+        Raises:
+            ValueError: shapes that do not fit, values that are not finite or not in [0, 1].
+        """
+        X = _features(X)
+        Y = np.asarray(Y, dtype=np.float64)
+        if Y.ndim != 2 or len(Y) != len(X) or Y.shape[1] == 0:
+            raise ValueError(f"expected ({len(X)}, K) labels, got {Y.shape}")
+        if not np.isfinite(Y).all() or Y.min() < 0.0 or Y.max() > 1.0:
+            raise ValueError("labels must lie in [0, 1]")
+        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        if weight is not None and (weight.shape != (len(X),) or not (weight >= 0).all()):
+            raise ValueError(f"expected ({len(X)},) weights that are not negative")
+        folds = self._folds(len(X), groups)
+        said = np.zeros((len(folds) + 1, len(X)))
+        fitted = [self._fit_scale(Rows(X, y, weight), folds, said) for y in Y.T]
+        self.calibrations_ = [calibration for _, calibration in fitted]
+        self.n_features_in_ = X.shape[1]
+        self.adopt([text for text, _ in fitted])
+        levels = np.random.default_rng(0).random(X.shape[1])
+        low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
+        self.probe_row_ = np.asarray(low + levels * (high - low), dtype=np.float32)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return (n, K) calibrated P(scale suffices) of features (n, F).
+
+        Raises:
+            FeatureMismatch: another number of features than fitted.
+            ValueError: a feature is NaN or infinite.
+        """
+        raw = self.raw_scores(X)
+        columns = [calibration(raw[:, k]) for k, calibration in enumerate(self.calibrations_)]
+        return np.stack(columns, axis=1)
+
+    def raw_scores(self, X: np.ndarray) -> np.ndarray:
+        """Return (n, K) log odds before calibration; raises as `predict_proba` does."""
+        X = self._checked(X)
+        if len(X) == 0:
+            return np.zeros((0, self.n_scales_))
+        return self.unchecked_scores(X)
+
+    def unchecked_scores(self, X: np.ndarray) -> np.ndarray:
+        """Return `raw_scores` of rows that are known to be float32, finite and of the right width.
+
+        Rows are independent: one row gives to the last bit what it gives within a batch.
+        """
+        if self.table_ is not None:
+            return self._summed(self.table_(X))
+        columns = [b.predict(X, raw_score=True, num_threads=1) for b in self.boosters_]
+        return self._summed(np.stack([np.asarray(c, dtype=np.float64) for c in columns], axis=1))
+
+    def contributions(self, X: np.ndarray) -> np.ndarray:
+        """Return (n, K, F+1) TreeSHAP contributions to the raw scores; the last is the base.
+
+        Their sum over the last axis is the raw score. Slow (milliseconds a row): for explanations.
+        Raises as `predict_proba` does.
+        """
+        X = self._checked(X)
+        parts = [b.predict(X, pred_contrib=True, num_threads=1) for b in self.boosters_]
+        return self._summed(np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1))
+
+    def _summed(self, scores: np.ndarray) -> np.ndarray:
+        """Return (n, K, ...) log odds of what the boosters say."""
+        return scores.cumsum(axis=1) if self.chained else scores
+
+    def adopt(self, texts: Sequence[str]) -> None:
+        """Take over K boosters from LightGBM texts, which must be known to be whole."""
+        self.model_texts_ = list(texts)
+        self.boosters_ = [booster_of(text) for text in self.model_texts_]
+        self.table_ = table_of(self.model_texts_)
+        self.n_scales_ = len(self.model_texts_)
+
+    def score(self, X: np.ndarray, Y: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
+        """Return minus the mean log loss over rows and scales, so that greater is better."""
+        p = np.clip(self.predict_proba(X), 1e-6, 1.0 - 1e-6)
+        y = np.asarray(Y, dtype=np.float64)
+        rows = (y * np.log(p) + (1.0 - y) * np.log(1.0 - p)).mean(axis=1)
+        return float(np.average(rows, weights=sample_weight))
+
+    def _checked(self, X: np.ndarray) -> np.ndarray:
+        if not hasattr(self, "boosters_"):
+            raise NotFittedError("this ComplexityPredictor is not fitted yet; call fit first")
+        X = _features(X)
+        if X.shape[1] != self.n_features_in_:
+            raise FeatureMismatch(
+                f"got {X.shape[1]} features, the predictor was fitted on {self.n_features_in_}"
+            )
+        return X
+
+    def _folds(self, n: int, groups: np.ndarray | Sequence[str] | None) -> list[np.ndarray]:
+        """Return row indices of each fold, no group in two; none where there are too few groups."""
+        keys = np.arange(n) if groups is None else np.asarray(groups)
+        if keys.shape != (n,):
+            raise ValueError(f"expected ({n},) groups, got {keys.shape}")
+        _, members = np.unique(keys, return_inverse=True)
+        n_groups = int(members.max()) + 1
+        if self.n_folds < 2 or n_groups < 2 * self.n_folds:
+            return []
+        fold_of_group = np.random.default_rng(self.seed).permutation(n_groups) % self.n_folds
+        return [np.flatnonzero(fold_of_group[members] == fold) for fold in range(self.n_folds)]
+
+    def _fit_scale(
+        self, rows: Rows, folds: list[np.ndarray], said: np.ndarray
+    ) -> tuple[str, Calibration]:
+        """Return the text of one scale's booster, fitted on all rows, and its calibration.
+
+        ``said`` (folds + 1, n) holds what the coarser scales' boosters add up to: those of each
+        fold, which have not seen its rows, and those fitted on all rows. It is brought up to date.
+        """
+        y = rows.y
+        if float(np.ptp(y)) == 0.0:
+            # Nothing to learn. One tree that cannot split keeps the folder complete, and says
+            # nothing to finer scales; the calibration holds the constant itself.
+            flat = np.full(len(y), 0.5) if self.chained else y
+            text = train(Rows(rows.X, flat), self._parameters(), 1).model_to_string()
+            return text, constant(float(y[0]))
+        if self.calibration == "none":
+            folds = folds[:1]
+        tried = []
+        for fold, held in enumerate(folds):
+            here = self._onwards(rows, said[fold])
+            kept = here.take(np.setdiff1d(np.arange(len(y)), held))
+            if float(np.ptp(kept.y)) > 0.0:
+                most, watched = self.n_estimators, here.take(held)
+                patience = self.early_stopping_rounds
+                made = train(kept, self._parameters(), most, watched, patience)
+                tried.append((fold, held, made))
+        n_trees = self.n_estimators
+        if tried:
+            n_trees = max(1, round(float(np.mean([made.best_iteration for *_, made in tried]))))
+        whole = train(self._onwards(rows, said[-1]), self._parameters(), n_trees)
+        raw = [
+            made.predict(rows.X, raw_score=True, num_iteration=n_trees, num_threads=1)
+            for made in (*(made for *_, made in tried), whole)
+        ]
+        for fold, add in zip([*(fold for fold, *_ in tried), -1], raw, strict=True):
+            said[fold] = said[fold] + add if self.chained else add
+        text = whole.model_to_string()
+        if self.calibration == "none" or not tried:
+            return text, Calibration("none")
+        unseen = np.concatenate([held for _, held, _ in tried])
+        scores = np.concatenate([said[fold][held] for fold, held, _ in tried])
+        part = None if rows.weight is None else rows.weight[unseen]
+        return text, fit_calibration(self.calibration, scores, y[unseen], part)
+
+    def _onwards(self, rows: Rows, said: np.ndarray) -> Rows:
+        """Return the rows, for a chained scale that is not the first with where it starts."""
+        return replace(rows, start=said) if self.chained and said.any() else rows
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            # cross_entropy, not binary: it takes soft labels, and for hard ones it is the same.
+            "objective": "cross_entropy",
+            "learning_rate": self.learning_rate,
+            "num_leaves": self.num_leaves,
+            "min_data_in_leaf": self.min_child_samples,
+            "feature_fraction": self.feature_fraction,
+            "lambda_l2": self.reg_lambda,
+            "max_bin": self.max_bin,
+            "seed": self.seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": self.num_threads,
+            "verbosity": -1,
+        }
+
+
+def booster_of(text: str) -> "lightgbm.Booster":
+    """Return the booster of a LightGBM text; the text must be known to be whole."""
+    import lightgbm
+
+    return lightgbm.Booster(model_str=text)
+
+
+def _features(X: np.ndarray) -> np.ndarray:
+    X = np.ascontiguousarray(X, dtype=np.float32)
+    if X.ndim != 2 or X.shape[1] == 0:
+        raise ValueError(f"expected (n, F) features, got {X.shape}")
+    if not np.isfinite(X).all():
+        rows, columns = np.nonzero(~np.isfinite(X))
+        raise ValueError(
+            f"features must be finite: row {rows[0]}, column {columns[0]} is "
+            f"{X[rows[0], columns[0]]} ({len(rows)} such values)"
+        )
+    return X

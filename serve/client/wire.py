@@ -1,0 +1,268 @@
+"""What the client sends and what it makes of replies: pure functions and values.
+
+Knows the wire format; knows no connection, so both clients share every line of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+import httpx2
+
+from serve.client.errors import APIConnectionError, APIError, status_error
+from serve.client.explain import RouteExplanation, parse_explanation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    Picture: TypeAlias = str | Path | bytes | Image | np.ndarray[Any, Any]
+else:
+    Picture: TypeAlias = Any  # Pillow and numpy load only when a picture of their kind is sent
+Pictures: TypeAlias = "Picture | list[Picture] | tuple[Picture, ...] | None"
+
+CHAT, ROUTE, FEEDBACK = "/v1/chat/completions", "/v1/route", "/v1/feedback"
+DEFAULT_URL = "http://127.0.0.1:8000"
+MAGIC = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+
+
+@dataclass(frozen=True)
+class Route:
+    """The scale chosen for a request, and why.
+
+    ``p_suffices`` maps each scale to P(its answer suffices); it is None where the router was not
+    asked (a pinned scale, no picture, a fallback). ``latency_ms`` is the decision alone.
+    ``certified`` is the bound that was kept where ``max_harm`` asked for one. ``second_look`` tells
+    the first scale ("from") and its answer's confidence where the answer was asked for again.
+    """
+
+    scale: int
+    visual_tokens: int
+    reason: str
+    p_suffices: dict[int, float] | None = None
+    router_version: str | None = None
+    latency_ms: float | None = None
+    explain: RouteExplanation | None = None
+    certified: dict[str, Any] | None = None
+    second_look: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Answer(Route):
+    """An answer with the decision it was given under.
+
+    ``request_id`` is what `feedback` wants; ``total_ms`` is measured here, retries included.
+    """
+
+    text: str = ""
+    request_id: str | None = None
+    model: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_ms: float = 0.0
+
+
+class AskOptions(TypedDict, total=False):
+    """What may be said about a question besides the picture and the text."""
+
+    scale: int | None  # pin this scale
+    max_visual_tokens: int | None  # cap over all pictures of the request
+    max_harm: float | None  # share of right answers that may be lost: certified or refused
+    second_look: bool | None  # False: keep the first answer; True: refuse if none can follow
+    explain: bool  # also say why: values, costs, contributions, what would change the choice
+    detail: str  # "auto" (the router decides), "low", "high", "original"
+    max_tokens: int  # of the answer; 64
+    temperature: float  # 0: greedy
+    model: str  # "m3-auto", or a pinned id such as "m3-144"
+
+
+def http_settings(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
+    """Return the arguments that both kinds of HTTP client share."""
+    return {
+        "base_url": base_url.rstrip("/").removesuffix("/v1"),  # the openai SDK's base_url works too
+        "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
+        "timeout": httpx2.Timeout(timeout, connect=min(timeout, 5.0)),
+    }
+
+
+def data_url(picture: Picture) -> str:
+    """Return the picture as a data URL: files and bytes as they are, PIL and numpy as PNG.
+
+    A string is a path unless it already is a ``data:`` or ``http(s):`` URL.
+    """
+    if isinstance(picture, str) and picture.startswith(("data:", "http://", "https://")):
+        return picture
+    if isinstance(picture, str | Path):
+        payload = Path(picture).expanduser().read_bytes()
+    elif isinstance(picture, bytes | bytearray | memoryview):
+        payload = bytes(picture)
+    else:
+        payload = _png(picture)
+    kind = next((name for magic, name in MAGIC.items() if payload.startswith(magic)), None)
+    mime = f"image/{kind}" if kind else "application/octet-stream"
+    return f"data:{mime};base64,{base64.b64encode(payload).decode('ascii')}"
+
+
+def _png(picture: Image | np.ndarray[Any, Any]) -> bytes:
+    from PIL import Image as pillow
+
+    if not isinstance(picture, pillow.Image):
+        if not hasattr(picture, "__array_interface__"):
+            raise TypeError(
+                "a picture is a path, bytes, a PIL image or a (H, W, 3) uint8 array, "
+                f"not {type(picture).__name__}"
+            )
+        if str(picture.dtype) != "uint8":
+            raise TypeError(f"a picture array must be uint8 in 0..255, not {picture.dtype}")
+        picture = pillow.fromarray(picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def chat_body(
+    picture: Pictures, question: str, options: AskOptions, stream: bool = False
+) -> dict[str, Any]:
+    """Return the JSON body of POST /v1/chat/completions (and of /v1/route)."""
+    known = AskOptions.__annotations__.keys()
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"unknown option {unknown[0]!r}; known are {', '.join(known)}")
+    if picture is None:
+        pictures: Sequence[Picture] = ()
+    else:
+        pictures = picture if isinstance(picture, list | tuple) else (picture,)
+    detail = options.get("detail", "auto")
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": data_url(each), "detail": detail}}
+        for each in pictures
+    ]
+    content.append({"type": "text", "text": question})
+    body: dict[str, Any] = {
+        "model": options.get("model", "m3-auto"),
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": options.get("max_tokens", 64),
+        "temperature": options.get("temperature", 0),
+    }
+    routing = {
+        "scale": options.get("scale"),
+        "max_visual_tokens": options.get("max_visual_tokens"),
+        "max_harm": options.get("max_harm"),
+        "second_look": options.get("second_look"),
+        "explain": options.get("explain") or None,
+    }
+    if routing := {key: value for key, value in routing.items() if value is not None}:
+        body["routing"] = routing
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body
+
+
+def feedback_body(request_id: str, reference: str | None, score: float | None) -> dict[str, Any]:
+    """Return the JSON body of POST /v1/feedback."""
+    if reference is None and score is None:
+        raise ValueError("feedback needs a reference answer or a score")
+    said = {"request_id": request_id, "reference": reference, "score": score}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _route_fields(routing: Mapping[str, Any]) -> dict[str, Any]:
+    p_suffices = routing.get("p_suffices")
+    return {
+        "scale": int(routing.get("scale", 0)),
+        "visual_tokens": int(routing.get("visual_tokens", 0)),
+        "reason": str(routing.get("reason", "")),
+        "p_suffices": p_suffices and {int(scale): float(p) for scale, p in p_suffices.items()},
+        "router_version": routing.get("router_version"),
+        "latency_ms": routing.get("latency_ms"),
+        "explain": parse_explanation(routing.get("explain")),
+        "certified": routing.get("certified"),
+        "second_look": routing.get("second_look"),
+    }
+
+
+def parse_route(body: Mapping[str, Any]) -> Route:
+    """Return the decision in a reply of /v1/route."""
+    return Route(**_route_fields(body["routing"]))
+
+
+def parse_health(status: int, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return the state in a reply of /health, also when it is not "ok" (503).
+
+    Raises:
+        APIStatusError: something else than the service answered.
+    """
+    with suppress(ValueError):
+        state = json.loads(body)
+        if isinstance(state, dict) and isinstance(state.get("status"), str):
+            return state
+    raise status_error(status, body, headers)
+
+
+def parse_answer(body: Mapping[str, Any], headers: Mapping[str, str], started: float) -> Answer:
+    """Return the answer in a ``chat.completion`` body; ``started`` is a `time.perf_counter`."""
+    choice, usage = body["choices"][0], body.get("usage") or {}
+    return Answer(
+        **_route_fields(body.get("routing") or {}),
+        text=choice["message"]["content"] or "",
+        request_id=headers.get("x-request-id") or body.get("id"),
+        model=body.get("model"),
+        finish_reason=choice.get("finish_reason"),
+        prompt_tokens=usage.get("prompt_tokens", 0),
+        completion_tokens=usage.get("completion_tokens", 0),
+        total_ms=(time.perf_counter() - started) * 1000.0,
+    )
+
+
+@dataclass
+class StreamedAnswer:
+    """Collects the events of one stream; `answer` is the same value `ask` would have returned."""
+
+    pieces: list[str] = field(default_factory=list)
+    body: dict[str, Any] = field(default_factory=dict)
+    finish_reason: str | None = None
+    begun: bool = False
+    done: bool = False
+
+    def feed(self, data: str) -> str:
+        """Return the text in one event's data, often empty.
+
+        Raises:
+            APIError: the service reports that it failed after the stream had begun.
+        """
+        self.begun = True
+        if data == "[DONE]":
+            self.done = True
+            return ""
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise APIError(chunk["error"].get("message") or "the service failed while answering")
+        self.body |= {
+            key: chunk[key] for key in ("id", "model", "routing", "usage") if chunk.get(key)
+        }
+        piece = ""
+        for choice in chunk.get("choices") or ():
+            piece += (choice.get("delta") or {}).get("content") or ""
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self.pieces.append(piece)
+        return piece
+
+    def answer(self, headers: Mapping[str, str], started: float) -> Answer:
+        """Return the whole answer.
+
+        Raises:
+            APIConnectionError: the closing event never came, so the text may be cut short.
+        """
+        if not self.done:
+            raise APIConnectionError("the stream broke off before its end")
+        message = {"content": "".join(self.pieces)}
+        choices = [{"message": message, "finish_reason": self.finish_reason}]
+        return parse_answer({**self.body, "choices": choices}, headers, started)

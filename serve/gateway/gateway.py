@@ -1,0 +1,293 @@
+"""One request from parsed body to logged decision: admission, the two stages, retries, the reply.
+
+Knows the protocol, the two stages and the log; knows neither HTTP nor Ray nor torch. A picture is
+encoded once: a generator replica that dies costs another try with the tokens already here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
+from serve.gateway import replies
+from serve.gateway.escalation import looked_again
+from serve.gateway.question import ParsedRequest, needs_second_look, parse_request
+from serve.gateway.request_log import RequestLog
+from serve.gateway.request_trace import Trace
+from serve.metrics import Metrics
+from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, RouteReply
+from serve.settings import ServeSettings
+from serve.stages.checkpoint import ModelCard
+from serve.stages.messages import (
+    AnswerPart,
+    Encoded,
+    EncodeRequest,
+    EncoderStage,
+    GenerateRequest,
+    GeneratorStage,
+    PoolRequest,
+)
+
+LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
+RETRY_WAIT_S = 0.2
+STATUS_WAIT_S = 3.0
+
+
+class Gateway:
+    """One gateway replica.
+
+    Args:
+        encoder, generator: the two stages, here or elsewhere.
+        card: of the model.
+        settings: of the service.
+        metrics: where measurements go.
+        log: where requests are written down.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderStage,
+        generator: GeneratorStage,
+        card: ModelCard,
+        settings: ServeSettings,
+        metrics: Metrics,
+        log: RequestLog,
+    ) -> None:
+        self.card, self.settings, self.metrics = card, settings, metrics
+        self._encoder, self._generator, self.log = encoder, generator, log
+        self._inflight, self._inflight_bytes = 0, 0
+        self._draining = False
+        self.started_at = int(time.time())
+
+    @contextmanager
+    def _admitted(self, n_bytes: int) -> Iterator[None]:
+        """Count a request in while the context lasts.
+
+        Raises:
+            QueueFull: as many requests, or bytes, are here as the settings allow.
+            NotReady: the service is stopping.
+        """
+        if self._draining:
+            raise NotReady("The service is stopping. Try again after the seconds in Retry-After.")
+        full = self._inflight >= self.settings.max_inflight_requests
+        if full or self._inflight_bytes + n_bytes > self.settings.max_inflight_bytes:
+            raise QueueFull()
+        self._inflight += 1
+        self._inflight_bytes += n_bytes
+        self.metrics.gauge("m3_inflight_requests", self._inflight)
+        try:
+            yield
+        finally:
+            self._inflight -= 1
+            self._inflight_bytes -= n_bytes
+            self.metrics.gauge("m3_inflight_requests", self._inflight)
+
+    async def complete(
+        self, body: ChatRequest, request_id: str, n_bytes: int = 0
+    ) -> ChatCompletion:
+        """Return the whole answer.
+
+        Raises:
+            ServiceError: what went wrong, for the caller.
+        """
+        trace = Trace(request_id, "chat", body)
+        with self._recorded(trace), self._admitted(n_bytes):
+            async with aclosing(self._answer(trace, tokens_per_part=None)) as parts:
+                async for part in parts:
+                    trace.add(part)
+            return replies.completion(trace)
+
+    async def stream(
+        self, body: ChatRequest, request_id: str, n_bytes: int = 0
+    ) -> AsyncGenerator[ChatChunk]:
+        """Yield the answer's chunks; the first comes only when there is something to say.
+
+        Raises:
+            ServiceError: what went wrong; before the first chunk nothing was sent yet.
+        """
+        trace = Trace(request_id, "chat", body)
+        with self._recorded(trace), self._admitted(n_bytes):
+            async with aclosing(self._answer(trace, self.settings.tokens_per_part)) as parts:
+                first = True
+                async for part in parts:
+                    trace.add(part)
+                    if first:
+                        yield replies.first_chunk(trace)
+                        first = False
+                    if part.text:
+                        yield replies.text_chunk(trace, part.text)
+            yield replies.last_chunk(trace)
+            if body.stream_options is not None and body.stream_options.include_usage:
+                yield replies.usage_chunk(trace)
+
+    def refused(self, request_id: str, error: ServiceError) -> None:
+        """Count and write down a request whose body could not even be read."""
+        status = error.code or type(error).__name__
+        self.metrics.count("m3_requests", endpoint="any", status=status)
+        self.log.write_unread(request_id, status)
+
+    async def route(self, body: ChatRequest, request_id: str, n_bytes: int = 0) -> RouteReply:
+        """Return the decision without an answer.
+
+        Raises:
+            ServiceError: what went wrong, for the caller.
+        """
+        trace = Trace(request_id, "route", body)
+        with self._recorded(trace), self._admitted(n_bytes):
+            await self._encode(trace, decide_only=True)
+            return replies.route_reply(trace)
+
+    async def health(self) -> dict[str, Any]:
+        """Return the state of the service; ``status`` is "ok" when every part answers."""
+        encoder, generator = await asyncio.gather(
+            _answered(self._encoder.status()), _answered(self._generator.status())
+        )
+        silent_s = max((part.heartbeat_s for part in (encoder, generator) if part), default=0.0)
+        status = "stopping" if self._draining else "ok"
+        if encoder is None or generator is None:
+            status = "unavailable"
+        elif silent_s > self.settings.heartbeat_limit_s or not generator.alive:
+            status = "stalled"
+        return {
+            "status": status,
+            "model": self.card.name,
+            "scales": list(self.card.scales),
+            "router_version": None if encoder is None else encoder.router_version or None,
+            "router_ok": encoder is not None and encoder.router_ok,
+            "inflight": self._inflight,
+            "encoder": encoder and asdict(encoder),
+            "engine": generator and asdict(generator),
+        }
+
+    async def drain(self) -> bool:
+        """Take no further requests; return whether all in flight ended in time."""
+        self._draining = True
+        deadline = time.monotonic() + self.settings.drain_s
+        while self._inflight and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await self.log.settle()
+        return self._inflight == 0
+
+    async def _encode(self, trace: Trace, *, decide_only: bool) -> Encoded:
+        # Base64 and headers of many megabytes would hold up every other request.
+        parsed = trace.parsed = await asyncio.to_thread(
+            parse_request, trace.body, self.card.scales, self.settings
+        )
+        request = EncodeRequest(
+            parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
+            needs_second_look=needs_second_look(trace.body),
+        )  # fmt: skip
+        encoded = trace.encoded = await self._of_encoder(
+            trace, lambda: self._encoder.encode_and_route(request)
+        )
+        decision = encoded.decision
+        self.metrics.count("m3_decisions", scale=str(decision.scale), reason=decision.reason.value)
+        if not decide_only:
+            finest = self.card.scales[-1] * len(parsed.pictures)
+            self.metrics.count("m3_visual_tokens", decision.visual_tokens)
+            self.metrics.count("m3_visual_tokens_finest", finest)
+        return encoded
+
+    async def _of_encoder(self, trace: Trace, call: Callable[[], Awaitable[Result]]) -> Result:
+        attempt = 0
+        while True:
+            try:
+                return await self._in_time(trace, call())
+            except ReplicaDied:
+                if attempt == self.settings.retries:
+                    raise
+                self.metrics.count("m3_encoder_retries")
+                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+                attempt += 1
+
+    async def _answer(
+        self, trace: Trace, tokens_per_part: int | None
+    ) -> AsyncGenerator[AnswerPart]:
+        """Yield the parts of the answer that counts, after one look or two."""
+        encoded = await self._encode(trace, decide_only=False)
+        request, parsed = trace.generate_request(tokens_per_part), cast(ParsedRequest, trace.parsed)
+
+        def pool(scale: int) -> Awaitable[NDArray[np.float16]]:
+            wanted = PoolRequest(encoded.picture_ids[0], parsed.pictures[0], scale)
+            return self._of_encoder(trace, lambda: self._encoder.pool(wanted))
+
+        if (look := encoded.decision.open_look) is None:
+            parts = self._parts(request, trace)
+        else:
+            ask = partial(self._parts, trace=trace)
+            parts = looked_again(request, look, trace, ask, pool, self.metrics)
+        async with aclosing(parts):
+            async for part in parts:
+                if not trace.text_tokens:  # nothing was handed out yet
+                    self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
+                yield part
+
+    async def _parts(self, request: GenerateRequest, trace: Trace) -> AsyncGenerator[AnswerPart]:
+        """Yield the parts; a replica that dies before the first one costs a further try."""
+        for attempt in range(self.settings.retries + 1):
+            begun = False
+            try:
+                async with aclosing(cast(Any, self._generator.generate(request))) as parts:
+                    while (part := await self._in_time(trace, anext(parts, None))) is not None:
+                        begun = True
+                        yield part
+                return
+            except ReplicaDied:
+                if begun or attempt == self.settings.retries:
+                    raise
+                self.metrics.count("m3_generator_retries")
+                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+
+    async def _in_time(self, trace: Trace, work: Awaitable[Result]) -> Result:
+        left_s = self.settings.request_timeout_s - trace.elapsed_ms / 1000.0
+        try:
+            async with asyncio.timeout(left_s):
+                return await work
+        except TimeoutError as error:
+            raise TimedOut(
+                f"The request took longer than {self.settings.request_timeout_s:g} s. "
+                "Ask for fewer tokens, or try again when the service is less busy."
+            ) from error
+
+    @contextmanager
+    def _recorded(self, trace: Trace) -> Iterator[None]:
+        """Turn surprises into errors for the caller; write the request down whatever happens."""
+        try:
+            yield
+            trace.status = "ok"
+        except ServiceError as error:
+            trace.status = error.code or type(error).__name__
+            raise
+        except Exception as error:
+            trace.status = "internal_error"
+            LOG.exception("request %s failed", trace.request_id)
+            raise ServiceError(
+                "The service failed on this request. Try again; if it happens again, report the "
+                f"request id {trace.request_id}."
+            ) from error
+        finally:
+            self.metrics.count("m3_requests", endpoint=trace.endpoint, status=trace.status)
+            self.metrics.count("m3_completion_tokens", trace.completion_tokens)
+            self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
+            if trace.endpoint == "chat":
+                self.log.write(trace)
+
+
+async def _answered(status: Awaitable[Result]) -> Result | None:
+    """Return a part's state, or None if it does not give one soon."""
+    try:
+        return await asyncio.wait_for(status, STATUS_WAIT_S)
+    except Exception as error:  # whatever it is, the part did not answer
+        LOG.warning("a part of the service does not give its state: %r", error)
+        return None

@@ -1,0 +1,229 @@
+"""A chat request taken apart: the conversation, its pictures as bytes, the question, the wishes.
+
+Knows the wire types and what makes a request impossible; knows nothing of models, queues or HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from router.decision import Constraints, resolve_constraints
+from router.errors import RoutingError
+from serve.errors import BadRequest, UnknownModel, no_second_look, refusal
+from serve.pictures import bytes_of_data_url, check_header
+from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids
+from serve.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    """What encoder and generator need of a request.
+
+    Attributes:
+        messages: as the processor takes them, ``{"type": "image"}`` for each picture.
+        pictures: bytes as they came, in order.
+        question: text of the last message; what the router looks at.
+        constraints: what binds the scale.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    pictures: tuple[bytes, ...]
+    question: str
+    constraints: Constraints
+
+
+def parse_request(
+    request: ChatRequest, scales: tuple[int, ...], settings: ServeSettings
+) -> ParsedRequest:
+    """Return the request's parts; picture headers are read, nothing is decoded.
+
+    Raises:
+        BadRequest: a knob that is not honoured, a bad picture, no question, an impossible wish.
+        UnknownModel: the model id is none of this checkpoint's.
+    """
+    if (refused := refused_knob(request)) is not None:
+        field, sentence = refused
+        raise BadRequest(sentence, field, "unsupported_parameter")
+    ids = model_ids(scales)
+    if request.model not in ids:
+        raise UnknownModel(
+            f"The model '{request.model}' does not exist here. Choose one of {', '.join(ids)}.",
+            "model",
+        )
+    places = _places_of_pictures(request.messages)
+    if len(places) > settings.max_pictures:
+        raise BadRequest(
+            f"The request has {len(places)} pictures; at most {settings.max_pictures} are "
+            "accepted. Split it.", "messages", "too_many_images",
+        )  # fmt: skip
+    question = _question(request.messages)
+    constraints = _constraints(request, ids[request.model], places, scales, settings)
+    pictures = []
+    for param, part in places:
+        data = bytes_of_data_url(part.image_url.url, param)
+        check_header(data, settings.pictures, param)
+        pictures.append(data)
+    messages = tuple(_as_processor_takes_it(message) for message in request.messages)
+    return ParsedRequest(messages, tuple(pictures), question, constraints)
+
+
+def _places_of_pictures(messages: list[Message]) -> list[tuple[str, ImagePart]]:
+    places = []
+    for i, message in enumerate(messages):
+        if isinstance(message.content, str):
+            continue
+        for j, part in enumerate(message.content):
+            if isinstance(part, TextPart):
+                continue
+            param = f"messages.{i}.content.{j}.image_url.url"
+            if message.role != "user":
+                raise BadRequest(
+                    f"A picture stands in a message of the role '{message.role}'. "
+                    "Put pictures into user messages.", param,
+                )  # fmt: skip
+            places.append((param, part))
+    return places
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+def _question(messages: list[Message]) -> str:
+    last = len(messages) - 1
+    if messages[last].role != "user":
+        raise BadRequest(
+            "The last message must be the user's: it holds the question.", f"messages.{last}.role"
+        )
+    question = _text(messages[last]).strip()
+    if not question:
+        raise BadRequest(
+            "The last message has no text. Add the question as text.",
+            f"messages.{last}.content", "empty_question",
+        )  # fmt: skip
+    return question
+
+
+def _constraints(
+    request: ChatRequest,
+    model_scale: int | None,
+    places: list[tuple[str, ImagePart]],
+    scales: tuple[int, ...],
+    settings: ServeSettings,
+) -> Constraints:
+    wishes = request.routing
+    try:
+        constraints = resolve_constraints(
+            scales=scales,
+            model_scale=model_scale,
+            detail=_detail(places),
+            routing_scale=None if wishes is None else wishes.scale,
+            max_visual_tokens=None if wishes is None else wishes.max_visual_tokens,
+            n_pictures=len(places),
+            detail_map=settings.detail_scales,
+            explain=wishes is not None and wishes.explain,
+            max_harm=None if wishes is None else wishes.max_harm,
+        )
+    except RoutingError as error:
+        raise refusal(error) from error
+    wanted = None if wishes is None else wishes.second_look
+    obstacle = _against_second_look(request, constraints, len(places))
+    if wanted and obstacle is not None:
+        raise no_second_look(obstacle)
+    return replace(constraints, second_look=obstacle is None and wanted is not False)
+
+
+def needs_second_look(request: ChatRequest) -> bool:
+    """Return whether a request is to be refused where no second look can follow."""
+    return request.routing is not None and request.routing.second_look is True
+
+
+def _against_second_look(
+    request: ChatRequest, constraints: Constraints, n_pictures: int
+) -> str | None:
+    if n_pictures != 1:
+        return "it needs a request with exactly one picture"
+    if constraints.pinned is not None:
+        return "the scale is pinned"
+    if constraints.max_harm is not None:
+        return "max_harm is certified for the first answer"
+    if request.temperature:
+        return "only greedy answers (temperature 0) say how sure the model is"
+    return None
+
+
+def _detail(places: list[tuple[str, ImagePart]]) -> str | None:
+    """Return the one detail asked for; all pictures of a request share a scale."""
+    asked = {part.image_url.detail: param for param, part in places}
+    asked.pop(None, None)
+    asked.pop("auto", None)
+    if len(asked) > 1:
+        raise BadRequest(
+            f"The pictures ask for different details ({', '.join(sorted(map(str, asked)))}), but "
+            "all pictures of a request are read at one scale. Give one detail, or split the "
+            "request.",
+            next(iter(asked.values())).replace(".url", ".detail"), "conflicting_detail",
+        )  # fmt: skip
+    return next(iter(asked), None)
+
+
+def _as_processor_takes_it(message: Message) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    parts = [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+        for part in message.content
+    ]
+    return {"role": role, "content": parts}
+
+
+# Fields that never change an answer: accepted, and that is all.
+HARMLESS = frozenset(
+    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
+)
+# Fields that are not honoured, with the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "tool_choice": (None, "none"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+
+
+def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
+    """Return (field, sentence) for the first field that would be ignored, or None."""
+    for field, value in (request.model_extra or {}).items():
+        if field in HARMLESS:
+            continue
+        if field not in NEUTRAL:
+            return field, f"Unknown field '{field}'. Remove it."
+        # `1 == True` in Python, not in JSON: compare the types as well.
+        if not any(value == ok and isinstance(value, bool) == isinstance(ok, bool)
+                   for ok in NEUTRAL[field]):  # fmt: skip
+            return field, f"'{field}' is not supported by this service. Remove it."
+    if request.stream_options is not None and not request.stream:
+        return "stream_options", "'stream_options' needs 'stream': true. Remove one of the two."
+    both = request.max_tokens, request.max_completion_tokens
+    if None not in both and both[0] != both[1]:
+        return "max_tokens", "'max_tokens' and 'max_completion_tokens' differ. Send one of them."
+    return None

@@ -1,0 +1,113 @@
+"""What the gateway writes down: a record of every request, pictures where asked for, feedback.
+
+Knows the decision log and what may be stored; knows nothing of stages, retries or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from router.records import DecisionRecord, FeedbackRecord
+from serve.errors import BadRequest, NotReady, ServiceError
+from serve.gateway.replies import ID_PREFIX
+from serve.gateway.request_trace import Trace
+from serve.pictures import decode_picture
+from serve.protocol import FeedbackRequest
+from serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from serve.log.decisions import DecisionLog
+
+LOG = logging.getLogger(__name__)
+
+
+class RequestLog:
+    """Writes into a decision log, or nowhere when there is none. Nothing here makes a caller wait.
+
+    Args:
+        log: of this process, or None.
+        settings: of the service.
+        scales: of the model, ascending.
+    """
+
+    def __init__(
+        self, log: DecisionLog | None, settings: ServeSettings, scales: tuple[int, ...]
+    ) -> None:
+        self._log, self._settings, self._scales = log, settings, scales
+        self._decoding: set[asyncio.Task[None]] = set()
+
+    def write(self, trace: Trace) -> None:
+        """Write a request down; its pictures are decoded again in the background if kept."""
+        if self._log is None:
+            return
+        record = trace.decision_record(self._settings, self._scales)
+        pictures = () if trace.parsed is None else trace.parsed.pictures
+        if pictures and self._settings.log_images and record.audited and record.status == "ok":
+            task = asyncio.create_task(self._append_with_pictures(self._log, record, pictures))
+            self._decoding.add(task)
+            task.add_done_callback(self._decoding.discard)
+        else:
+            self._log.append(record)
+
+    def write_unread(self, request_id: str, status: str) -> None:
+        """Write a request down whose body could not be read."""
+        if self._log is not None:
+            self._log.append(
+                DecisionRecord(
+                    request_id=request_id, time_utc=datetime.now(UTC), picture_ids=(), model="",
+                    scale=0, visual_tokens=0, reason="", status=status,
+                )
+            )  # fmt: skip
+
+    def feedback(self, body: FeedbackRequest) -> None:
+        """Write feedback down.
+
+        Raises:
+            BadRequest: it says nothing.
+            NotReady: there is no log.
+        """
+        if body.reference is None and body.score is None:
+            raise BadRequest(
+                "The feedback says nothing. Send the right answer as 'reference', or a 'score' "
+                "from 0 to 1.", "reference", "empty_feedback",
+            )  # fmt: skip
+        if self._log is None:
+            raise NotReady(
+                "This service keeps no decision log, so feedback cannot be stored. "
+                "Start it with a log folder.", code="no_log",
+            )  # fmt: skip
+        self._log.feedback(
+            FeedbackRecord(
+                # Callers may know the id of the reply or the x-request-id header: same thing.
+                request_id=body.request_id.removeprefix(ID_PREFIX),
+                time_utc=datetime.now(UTC),
+                reference=body.reference,
+                score=body.score,
+            )
+        )
+
+    async def settle(self) -> None:
+        """Return when everything so far is on disk, or after some seconds."""
+        if self._decoding:
+            await asyncio.wait(self._decoding, timeout=5.0)
+        if self._log is not None:
+            await asyncio.to_thread(self._log.flush)
+
+    def close(self) -> None:
+        """Write what waits and stop."""
+        if self._log is not None:
+            self._log.close()
+
+    async def _append_with_pictures(
+        self, log: DecisionLog, record: DecisionRecord, pictures: tuple[bytes, ...]
+    ) -> None:
+        limits = self._settings.pictures
+        try:
+            rgb = [await asyncio.to_thread(decode_picture, data, limits) for data in pictures]
+        except ServiceError:
+            LOG.exception("the pictures of request %s are not logged", record.request_id)
+            rgb = []
+        log.append(record, rgb)

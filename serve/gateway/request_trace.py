@@ -1,0 +1,135 @@
+"""What is known about one request while it is worked on, and the record it leaves behind.
+
+Knows the stages' values and the decision record; knows nothing of queues, retries or HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import cast
+
+from router.records import DecisionRecord
+from serve.gateway.question import ParsedRequest
+from serve.protocol import ChatRequest
+from serve.settings import ServeSettings
+from serve.stages.messages import AnswerPart, Encoded, GenerateRequest
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """The answer that a second look replaced: its scale, confidence and tokens."""
+
+    scale: int
+    confidence: float
+    text_tokens: int
+    completion_tokens: int
+
+
+@dataclass
+class Trace:
+    """What is known about one request so far; becomes its decision record."""
+
+    request_id: str
+    endpoint: str
+    body: ChatRequest
+    started: float = field(default_factory=time.perf_counter)
+    created: int = field(default_factory=lambda: int(time.time()))
+    parsed: ParsedRequest | None = None
+    encoded: Encoded | None = None
+    first: FirstLook | None = None
+    text: str = ""
+    text_tokens: int = 0
+    completion_tokens: int = 0
+    logprob: float = 0.0
+    finish_reason: str | None = None
+    status: str = "cancelled"
+
+    def add(self, part: AnswerPart) -> None:
+        """Take a part of the answer in."""
+        self.text += part.text
+        self.text_tokens = part.text_tokens + (self.first.text_tokens if self.first else 0)
+        self.completion_tokens += part.n_tokens
+        self.logprob += part.logprob
+        self.finish_reason = part.finish_reason or self.finish_reason
+
+    def generate_request(self, tokens_per_part: int | None) -> GenerateRequest:
+        """Return what the generator is asked, once the picture is encoded."""
+        body, parsed = self.body, cast(ParsedRequest, self.parsed)
+        return GenerateRequest(
+            request_id=self.request_id,
+            messages=parsed.messages,
+            visual_tokens=cast(Encoded, self.encoded).visual_tokens,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            temperature=body.temperature or 0.0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=body.seed,
+            stop=body.stop_strings(),
+            tokens_per_part=tokens_per_part,
+        )
+
+    def look_again(self, parts: Sequence[AnswerPart], confidence: float, scale: int) -> None:
+        """Take in that another answer follows at a finer scale; tokens count for both."""
+        encoded = cast(Encoded, self.encoded)
+        decision = encoded.decision
+        self.completion_tokens = sum(part.n_tokens for part in parts)
+        self.first = FirstLook(
+            decision.scale, confidence, parts[-1].text_tokens, self.completion_tokens
+        )
+        both = decision.visual_tokens + scale
+        self.encoded = replace(encoded, decision=replace(decision, scale=scale, visual_tokens=both))
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request arrived."""
+        return (time.perf_counter() - self.started) * 1000.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt that reached the language model, visual ones included."""
+        if self.encoded is None or not self.text_tokens:
+            return 0
+        return self.text_tokens + self.encoded.decision.visual_tokens
+
+    def decision_record(self, settings: ServeSettings, scales: tuple[int, ...]) -> DecisionRecord:
+        """Return the record; question and answer are in it only where they may be stored.
+
+        Whether it is audited is drawn here, independently of everything about the request.
+        """
+        audited = random.random() < settings.audit_rate
+        may_keep = settings.log_prompts or (settings.log_images and audited)
+        decision = None if self.encoded is None else self.encoded.decision
+        bound = None if decision is None else decision.certified
+        p_suffices = None
+        if decision is not None and decision.p_suffices is not None:
+            p_suffices = tuple(decision.p_suffices[scale] for scale in scales)
+        answered = self.completion_tokens > 0
+        return DecisionRecord(
+            request_id=self.request_id,
+            time_utc=datetime.now(UTC),
+            picture_ids=() if self.encoded is None else self.encoded.picture_ids,
+            question=self.parsed.question if may_keep and self.parsed is not None else None,
+            model=self.body.model,
+            scale=0 if decision is None else decision.scale,
+            visual_tokens=0 if decision is None else decision.visual_tokens,
+            reason="" if decision is None else decision.reason.value,
+            p_suffices=p_suffices,
+            price=None if decision is None else decision.price,
+            router_version="" if decision is None else decision.router_version,
+            answer=self.text if may_keep and answered else None,
+            confidence=math.exp(self.logprob) if answered else None,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            route_ms=0.0 if decision is None else decision.latency_ms,
+            encode_ms=0.0 if self.encoded is None else self.encoded.encode_ms,
+            total_ms=self.elapsed_ms,
+            audited=audited,
+            status=self.status,
+            max_harm=None if bound is None else bound.max_harm,
+            escalated_from=None if self.first is None else self.first.scale,
+            first_confidence=None if self.first is None else self.first.confidence,
+        )

@@ -1,0 +1,242 @@
+"""The decision log: every decision and all feedback, durable, append-only, as Parquet.
+
+Knows files, threads and what may be stored; knows no HTTP, no Ray and no model. It never slows an
+answer down and never fails one: records wait in a bounded queue for one writer thread, and what
+cannot be kept is counted in `LogCounts`.
+
+    <folder>/decisions/decisions-<utc>-<pid>-<segment>.parquet      router.records.DecisionRecord
+    <folder>/feedback/feedback-<utc>-<pid>-<segment>.parquet        router.records.FeedbackRecord
+    <folder>/images/<picture_id>.png                                only with ``log_images``
+
+How a file grows while others read it is told in `serve.log.segments`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from router.records import DecisionRecord, FeedbackRecord, picture_id
+from serve.errors import ServeSetupError, ServiceError
+from serve.log.segments import Segments, replace_file
+from serve.pictures import decode_picture
+from serve.settings import PictureLimits
+
+LOG = logging.getLogger(__name__)
+PENDING_PICTURE_BYTES = 256 * 2**20
+SEEN_PICTURES = 100_000
+CHECKED_BEFORE = PictureLimits(max_pixels=2**40, max_side_px=2**30)  # by the service, on arrival
+
+
+@dataclass
+class LogCounts:
+    """What became of the records: rows and pictures on disk, records lost, failed writes."""
+
+    written: int = 0
+    pictures: int = 0
+    dropped: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class _Picture:
+    picture_id: str
+    data: bytes | NDArray[np.uint8]
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.data) if isinstance(self.data, bytes) else self.data.nbytes
+
+
+class DecisionLog:
+    """Keeps records in ``folder``.
+
+    Without ``log_prompts`` and ``log_images`` no question, no answer and no picture reaches the
+    disk. ``log_prompts`` keeps questions and answers of all requests, ``log_images`` keeps picture,
+    question and answer of the audited ones.
+
+    Args:
+        folder: made if missing.
+        log_images: see above.
+        log_prompts: see above.
+        flush_s: the longest a record waits before it is written.
+        max_rows: so many waiting records are written at once.
+        max_waiting: records beyond this many are dropped and counted.
+
+    Raises:
+        ServeSetupError: the folder cannot be made or written.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        log_images: bool = False,
+        log_prompts: bool = False,
+        flush_s: float = 1.0,
+        max_rows: int = 256,
+        max_waiting: int = 8192,
+    ) -> None:
+        self.folder = Path(folder)
+        self.log_images, self.log_prompts = log_images, log_prompts
+        self.counts = LogCounts()
+        self._flush_s, self._max_rows = flush_s, max_rows
+        self._decisions = Segments(self.folder / "decisions", DecisionRecord, max_waiting)
+        self._feedback = Segments(self.folder / "feedback", FeedbackRecord, max_waiting)
+        self._images = self.folder / "images"
+        try:
+            for made in (self._decisions.folder, self._feedback.folder, self._images):
+                made.mkdir(parents=True, exist_ok=True)
+                replace_file(made / f".writable-{os.getpid()}", b"").unlink()
+        except OSError as error:
+            raise ServeSetupError(
+                f"cannot write the decision log in {self.folder}: {error.strerror or error}"
+            ) from error
+        self._queue: queue.Queue[object] = queue.Queue(max_waiting)
+        self._closed = False
+        self._lock = threading.Lock()  # of what both sides of the queue count
+        self._picture_bytes = 0
+        self._seen_pictures: set[str] = set()
+        self._failing = False
+        self._writer = threading.Thread(target=self._run, name="decision-log", daemon=True)
+        self._writer.start()
+        atexit.register(self.close)
+
+    def append(
+        self, record: DecisionRecord, pictures: Sequence[bytes | NDArray[np.uint8]] = ()
+    ) -> None:
+        """Take a decision over; returns at once whatever the disk does.
+
+        Args:
+            record: question and answer are removed here unless they may be stored.
+            pictures: files as received, or decoded (H, W, 3) RGB, as in ``record.picture_ids``.
+        """
+        with_pictures = self.log_images and record.audited
+        if not (self.log_prompts or with_pictures):
+            record = replace(record, question=None, answer=None)
+        self._put(record)
+        if with_pictures:
+            for identity, data in zip(record.picture_ids, pictures, strict=False):
+                self._put_picture(_Picture(identity, data))
+
+    def feedback(self, record: FeedbackRecord) -> None:
+        """Take feedback over; returns at once."""
+        self._put(record)
+
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Return whether everything appended so far was handled within ``timeout_s``."""
+        done = threading.Event()
+        try:
+            self._queue.put(done, timeout=timeout_s)
+        except queue.Full:
+            return False
+        return done.wait(timeout_s)
+
+    def close(self) -> None:
+        """Write what waits and stop; later records are dropped and counted."""
+        atexit.unregister(self.close)
+        if not self._closed:
+            self._closed = True
+            with suppress(queue.Full):
+                self._queue.put(None, timeout=10.0)
+            self._writer.join(timeout=10.0)
+
+    def _put(self, item: object) -> bool:
+        try:
+            if self._closed:
+                raise queue.Full
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self._drop(1)
+            return False
+        return True
+
+    def _put_picture(self, picture: _Picture) -> None:
+        if picture.picture_id in self._seen_pictures:
+            return
+        if len(self._seen_pictures) >= SEEN_PICTURES:
+            self._seen_pictures.clear()  # only saves work: the writer looks at the folder too
+        if self._picture_bytes + picture.n_bytes > PENDING_PICTURE_BYTES:
+            self._drop(1)
+        elif self._put(picture):
+            self._seen_pictures.add(picture.picture_id)
+            with self._lock:
+                self._picture_bytes += picture.n_bytes
+
+    def _drop(self, n_records: int) -> None:
+        with self._lock:
+            self.counts.dropped += n_records
+
+    def _run(self) -> None:
+        due = time.monotonic() + self._flush_s
+        while True:
+            item: object = None
+            with suppress(queue.Empty):
+                item = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+                if item is None:
+                    return self._write()
+            if isinstance(item, DecisionRecord):
+                self._decisions.waiting.append(item)
+            elif isinstance(item, FeedbackRecord):
+                self._feedback.waiting.append(item)
+            elif isinstance(item, _Picture):
+                self._save_picture(item)
+            elif isinstance(item, threading.Event):
+                self._write()
+                item.set()
+            full = len(self._decisions.waiting) >= self._max_rows and not self._failing
+            if full or time.monotonic() >= due:
+                self._write()
+                due = time.monotonic() + self._flush_s
+
+    def _write(self) -> None:
+        failing = False
+        for segments in (self._decisions, self._feedback):
+            try:
+                written, unfit = segments.write()
+                self.counts.written += written
+                self._drop(unfit)
+            except OSError as error:
+                failing = True
+                self._failed(f"cannot write {segments.folder}", error)
+                self._drop(segments.forget_oldest())
+        self._failing = failing
+
+    def _save_picture(self, picture: _Picture) -> None:
+        path = self._images / f"{picture.picture_id}.png"
+        try:
+            if not path.exists():
+                rgb = picture.data
+                if isinstance(rgb, bytes):
+                    rgb = decode_picture(rgb, CHECKED_BEFORE)
+                if picture_id(rgb) != picture.picture_id:
+                    raise ValueError("the picture's pixels do not have this identity")
+                png = io.BytesIO()
+                Image.fromarray(rgb).save(png, format="PNG", compress_level=1)
+                replace_file(path, png.getvalue())
+                self.counts.pictures += 1
+        except (OSError, ValueError, ServiceError) as error:
+            self._seen_pictures.discard(picture.picture_id)
+            self._failed(f"cannot write {path}", error)
+        finally:
+            with self._lock:
+                self._picture_bytes -= picture.n_bytes
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self.counts.errors += 1
+        if not self._failing:  # once an outage, not once a second
+            LOG.error("%s: %s; answers go on, records wait or are dropped", what, error)
+        self._failing = True

@@ -1,0 +1,129 @@
+"""Binds gateway, encoder and generator to Ray Serve. Wiring only.
+
+In a Ray Serve YAML: ``import_path: serve.on_ray.app:build_app`` with the settings under ``args:``.
+The encoder's ``user_config: {"router": "<folder>"}`` exchanges the router without a restart.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import BackpressureConfig
+from ray.serve.context import _get_serve_request_context
+from ray.serve.handle import DeploymentHandle
+
+from serve.gateway.gateway import Gateway
+from serve.gateway.request_log import RequestLog
+from serve.metrics import RayMetrics
+from serve.on_ray.stages import RayEncoder, RayGenerator
+from serve.settings import DeploymentSettings, ServeSettings
+from serve.stages.checkpoint import ModelCard, load_checkpoint
+from serve.stages.encoder import Encoder
+from serve.stages.generator import Generator
+from serve.web.api import create_api, own_request_id
+
+APP_NAME = "m3"
+LOG = logging.getLogger("ray.serve")
+
+
+class EncoderReplica(Encoder):
+    """An encoder with its half of the checkpoint."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        checkpoint = load_checkpoint(
+            settings.model_path(), half="encoder", device=settings.device,
+            threads=settings.torch_threads, text_encoder=settings.text_encoder,
+        )  # fmt: skip
+        super().__init__(checkpoint, settings, RayMetrics())
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Exchange the router; a bad one is reported and the old one stays.
+
+        It never raises: Ray takes a replica out of service for that.
+        """
+        folder = user_config.get("router") if isinstance(user_config, dict) else None
+        if isinstance(folder, str):
+            await self.swap_router(Path(folder))
+        elif user_config:
+            LOG.error('user_config must be {"router": "<folder>"}, not %r; ignored', user_config)
+
+
+class GeneratorReplica(Generator):
+    """A generator with its half of the checkpoint and an engine of its own."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        from m3model import LocalEngine
+
+        checkpoint = load_checkpoint(
+            settings.model_path(), half="generator", device=settings.device,
+            threads=settings.torch_threads,
+        )  # fmt: skip
+        engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
+        super().__init__(engine, checkpoint.processor, settings, RayMetrics())
+
+
+class GatewayReplica:
+    """The ingress: the HTTP application of one gateway."""
+
+    def __init__(
+        self, settings: ServeSettings, encoder: DeploymentHandle, generator: DeploymentHandle
+    ) -> None:
+        from serve.log.decisions import DecisionLog
+
+        log = None
+        if settings.log_dir is not None:
+            log = DecisionLog(
+                settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
+            )
+        card = ModelCard.read(settings.model_path())
+        stages = RayEncoder(encoder), RayGenerator(generator)
+        request_log = RequestLog(log, settings, card.scales)
+        self._gateway = Gateway(*stages, card, settings, RayMetrics(), request_log)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self._gateway, ray_request_id, sets_request_id=False)
+
+    async def drain(self) -> bool:
+        """Take no further requests; return whether all in flight ended in time."""
+        return await self._gateway.drain()
+
+    async def check_health(self) -> None:
+        """Return: that the loop runs is all there is to test."""
+
+    def __del__(self) -> None:
+        self._gateway.log.close()
+
+
+def ray_request_id(request: Request) -> str:
+    """Return the id that Ray's proxy gave the request, or took from its x-request-id header."""
+    return _get_serve_request_context().request_id or own_request_id(request)
+
+
+def build_app(settings: ServeSettings) -> Application:
+    """Return the application for `serve.run` or a Ray Serve YAML."""
+    encoder = _deployment(EncoderReplica, "encoder", settings.encoder).bind(settings)
+    generator = _deployment(GeneratorReplica, "generator", settings.generator).bind(settings)
+    ingress = serve.ingress()(GatewayReplica)
+    return _deployment(ingress, "gateway", settings.gateway).bind(settings, encoder, generator)
+
+
+def _deployment(replica: type, name: str, wanted: DeploymentSettings) -> Deployment:
+    resources = {"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus}
+    return serve.deployment(
+        replica,
+        name=name,
+        num_replicas=wanted.replicas,
+        ray_actor_options=resources,
+        max_ongoing_requests=wanted.max_ongoing_requests,
+        max_queued_requests=wanted.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        health_check_period_s=5.0,
+        health_check_timeout_s=10.0,
+        graceful_shutdown_timeout_s=10.0,
+        graceful_shutdown_wait_loop_s=0.2,
+        max_constructor_retry_count=2,
+        logging_config={"enable_access_log": False},
+    )

@@ -1,0 +1,110 @@
+"""A model folder as the service uses it: what the gateway must know of it, and the loaded halves.
+
+Knows where things lie in a checkpoint; knows nothing of requests. The gateway reads `ModelCard`
+without loading torch; encoder and generator each keep only their half of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from serve.errors import ServeSetupError
+
+if TYPE_CHECKING:
+    from m3model import M3ForConditionalGeneration, M3Processor
+    from m3model.relevance.source import RelevanceSource
+
+Half = Literal["encoder", "generator", "both"]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a caller may ask of a model: its name and its scales, ascending."""
+
+    name: str
+    scales: tuple[int, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelCard:
+        """Return the card of a model folder.
+
+        Raises:
+            ServeSetupError: config.json cannot be read or is not an M3 configuration.
+        """
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            scales = tuple(sorted(int(scale) for scale in config["scales"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ServeSetupError(
+                f"{folder / 'config.json'} is not the configuration of an M3 model "
+                f"({type(error).__name__}: {error}); convert it with python -m m3model.convert"
+            ) from error
+        if not scales:
+            raise ServeSetupError(f"{folder / 'config.json'} names no scales")
+        return cls(folder.resolve().name, scales)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model, its processor, and where relevance can come from (by name; encoders only)."""
+
+    model: M3ForConditionalGeneration
+    processor: M3Processor
+    sources: Mapping[str, RelevanceSource]
+    device: str
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    half: Half = "both",
+    device: str | None = None,
+    threads: int = 1,
+    text_encoder: Path | None = None,
+) -> Checkpoint:
+    """Return the loaded model, ready to be used; float32 on a CPU, bfloat16 on a GPU.
+
+    Args:
+        folder: of the model.
+        half: what will be used; the weights of the other half are released.
+        device: torch device, None for cuda where there is one.
+        threads: CPU threads of torch in this process.
+        text_encoder: CLIP folder, to give CLIP relevance too.
+
+    Raises:
+        ServeSetupError: the folder's weights or the text encoder cannot be loaded.
+    """
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from m3model import M3ForConditionalGeneration, M3Processor
+    from m3model.relevance.choice import relevance_sources
+
+    disable_progress_bar()  # a server's stderr is a log
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if place == "cpu":
+        torch.set_num_threads(threads)
+    dtype = torch.float32 if place == "cpu" else torch.bfloat16
+    try:
+        model: Any = M3ForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa"
+        )
+        processor = M3Processor.from_pretrained(folder)
+        model = model.to(place).eval()
+        sources = {} if half == "generator" else relevance_sources(model, folder, text_encoder)
+    except Exception as error:  # loaders of damaged files raise all kinds
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ServeSetupError(f"the model in {folder} cannot be loaded: {line}") from error
+    if half == "encoder":
+        # The embedding table stays: the question's embedding is a feature. Of the first layer only
+        # what the relevance sources hold stays.
+        model.model.language_model.layers = torch.nn.ModuleList()
+        model.lm_head = torch.nn.Identity()
+    elif half == "generator":
+        model.model.vision_tower = torch.nn.Identity()
+        model.model.multi_modal_projector = torch.nn.Identity()
+    return Checkpoint(model, processor, sources, place)

@@ -1,0 +1,223 @@
+"""Pictures and a question in; the decision and the visual tokens at its scale out.
+
+Knows decoding, batching, caching and the router; knows neither HTTP nor Ray nor the language model.
+A picture is encoded once: requests for it that come together share the pass, later ones the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3model.config import hash_model
+from router.decision import (
+    RoutingDecision,
+    finest_fallback,
+    no_image_decision,
+    pinned_decision,
+    within_bound,
+)
+from router.errors import RoutingError
+from serve.errors import NotReady, no_second_look, refusal
+from serve.metrics import Metrics
+from serve.settings import ServeSettings
+from serve.stages.batcher import DrainBatcher
+from serve.stages.checkpoint import Checkpoint
+from serve.stages.live_router import LiveRouter
+from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
+from serve.stages.vision import EncodedPicture, PreparedPicture, Vision
+
+LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Encoder:
+    """One encoder replica.
+
+    Args:
+        checkpoint: with its encoder half.
+        settings: of the service.
+        metrics: where measurements go.
+
+    Raises:
+        ServeSetupError: the router named in the settings cannot be used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: ServeSettings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
+        self._vision = Vision(checkpoint, settings.pictures)
+        self._batcher: DrainBatcher[PreparedPicture, EncodedPicture] = DrainBatcher(
+            self._vision.encode, settings.encoder_batch, "m3-vision"
+        )
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="m3-pictures")
+        self._cache: OrderedDict[str, EncodedPicture] = OrderedDict()
+        self._cache_bytes = 0
+        self._encoding: dict[str, asyncio.Task[EncodedPicture]] = {}
+        self._routing_failed = ""
+        self._router = LiveRouter(
+            self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
+            functools.cache(partial(hash_model, settings.model_path())),
+        )  # fmt: skip
+        self._router.start(settings.router, _default_router(settings))
+
+    async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+        """Return the decision and the visual tokens.
+
+        Raises:
+            BadRequest: a picture cannot be decoded, or no scale fits the cap.
+        """
+        started = time.perf_counter()
+        pictures = await asyncio.gather(*map(self._encode, request.pictures))
+        decision = await self._in_thread(self._decide, request, pictures)
+        tokens: tuple[NDArray[np.float16], ...] = ()
+        if pictures and not request.decide_only:
+            tokens = await self._in_thread(self._pool, pictures, decision.scale)
+        encode_ms = _ms_since(started)
+        self._metrics.observe("m3_encode_latency_ms", encode_ms)
+        return Encoded(tuple(p.picture_id for p in pictures), tokens, decision, encode_ms)
+
+    async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
+        """Return the tokens (scale, D) of a picture; one that was forgotten is encoded again."""
+        known = self._cache.get(request.picture_id)
+        if known is None:
+            self._metrics.count("m3_second_look_encodes")
+            known = await self._encode(request.picture)
+        return await self._in_thread(self._vision.tokens, known, request.scale)
+
+    async def status(self) -> EncoderStatus:
+        """Return the state of this replica."""
+        return EncoderStatus(
+            router_version=self._router.version,
+            router_ok=self._router.ok,
+            cached_pictures=len(self._cache),
+            heartbeat_s=self._batcher.heartbeat_s,
+            certificate=self._router.certificate,
+        )
+
+    async def check_health(self) -> None:
+        """Return if the loop runs and the vision worker is alive.
+
+        Raises:
+            NotReady: the worker has been silent for too long.
+        """
+        if self._batcher.heartbeat_s > self._settings.heartbeat_limit_s:
+            raise NotReady(f"the vision worker is silent for {self._batcher.heartbeat_s:.0f} s")
+
+    async def swap_router(self, folder: Path) -> bool:
+        """Return whether the router in ``folder`` was taken over; never raises for a bad one."""
+        return await asyncio.to_thread(self._router.swap_to, folder)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._router.stop()
+        self._batcher.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def _encode(self, data: bytes) -> EncodedPicture:
+        prepared = await self._in_thread(self._vision.prepare, data)
+        key = prepared.picture_id
+        if (known := self._cache.get(key)) is not None:
+            self._cache.move_to_end(key)
+            self._metrics.count("m3_picture_cache", outcome="hit")
+            return known
+        task = self._encoding.get(key)
+        self._metrics.count("m3_picture_cache", outcome="miss" if task is None else "shared")
+        if task is None:
+            task = asyncio.create_task(self._encode_new(prepared))
+            self._encoding[key] = task
+            task.add_done_callback(lambda done: self._forget_task(key, done))
+        # One caller's disconnect must not take the pass from the others.
+        return await asyncio.shield(task)
+
+    async def _encode_new(self, prepared: PreparedPicture) -> EncodedPicture:
+        encoded = await self._batcher.submit(prepared)
+        self._remember(encoded)
+        return encoded
+
+    def _forget_task(self, key: str, done: asyncio.Task[EncodedPicture]) -> None:
+        self._encoding.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # marked as seen: its callers got it, if any are left
+
+    def _remember(self, encoded: EncodedPicture) -> None:
+        self._cache[encoded.picture_id] = encoded
+        self._cache_bytes += encoded.n_bytes
+        while self._cache_bytes > self._settings.encoder_cache_bytes and self._cache:
+            _, oldest = self._cache.popitem(last=False)
+            self._cache_bytes -= oldest.n_bytes
+
+    def _pool(self, pictures: list[EncodedPicture], scale: int) -> tuple[NDArray[np.float16], ...]:
+        return tuple(self._vision.tokens(picture, scale) for picture in pictures)
+
+    def _decide(self, request: EncodeRequest, pictures: list[EncodedPicture]) -> RoutingDecision:
+        try:
+            decision = self._decide_freely(request, pictures)
+            return within_bound(decision, request.constraints, self._vision.scales)
+        except RoutingError as error:  # the caller's wish cannot be met: no failure of the router
+            raise refusal(error) from error
+
+    def _decide_freely(
+        self, request: EncodeRequest, pictures: list[EncodedPicture]
+    ) -> RoutingDecision:
+        router = self._router.current  # one reference for the whole decision: swaps cannot split it
+        version = "" if router is None else router.version
+        constraints, n_pictures = request.constraints, len(pictures)
+        if request.needs_second_look and (router is None or router.second_look is None):
+            raise no_second_look("the router in force has none")
+        if not pictures:
+            return no_image_decision(version)
+        if constraints.pinned is not None and (router is None or not constraints.explain):
+            return pinned_decision(
+                constraints.pinned, constraints.reason,
+                n_pictures=n_pictures, router_version=version,
+            )  # fmt: skip
+        started = time.perf_counter()
+        if router is None:  # said at the start; nothing failed
+            return finest_fallback(self._vision.scales, constraints, n_pictures=n_pictures)
+        try:
+            features = self._vision.features(pictures, request.question, router.schema.relevance)
+            decision = router.route(features, constraints)
+            # Callers pay for the features too, so the latency they see includes them.
+            return replace(decision, latency_ms=_ms_since(started))
+        except RoutingError:
+            raise
+        except Exception as error:  # a dead router costs tokens, never answers
+            self._note_failure(error)
+            return finest_fallback(
+                self._vision.scales, constraints,
+                n_pictures=n_pictures, router_version=version, latency_ms=_ms_since(started),
+            )  # fmt: skip
+        finally:
+            self._metrics.observe("m3_route_latency_ms", _ms_since(started))
+
+    def _note_failure(self, error: Exception) -> None:
+        self._metrics.count("m3_routing_failures")
+        kind = f"{type(error).__name__}: {error}"
+        if kind != self._routing_failed:  # once with its traceback, then only counted
+            self._routing_failed = kind
+            LOG.error("routing failed, the finest scale is used", exc_info=error)
+
+
+def _default_router(settings: ServeSettings) -> Path | None:
+    from router import default_router_path
+
+    return default_router_path() if settings.is_embedded_model() else None
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000.0

@@ -1,0 +1,166 @@
+"""The picture side of the model: from bytes to encoded pictures, to features and visual tokens.
+
+Knows the vision tower, the relevance sources and the router's features; knows nothing of requests,
+queues or decisions. Everything here blocks and is called in threads.
+Notation: N patches of the grid, D their width, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from m3model import pool_visual_tokens
+from m3model.relevance.source import encode_with_tower
+from router.errors import FeatureMismatch
+from router.features.vector import (
+    PictureFeatures,
+    feature_schema,
+    picture_features,
+    question_features,
+)
+from router.records import picture_id
+from router.router import Router
+from serve.pictures import decode_picture
+from serve.settings import PictureLimits
+from serve.stages.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A decoded picture: its identity, and pixels (1, 3, H, W) as the vision tower wants them."""
+
+    picture_id: str
+    pixels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture after the one vision pass: what every question and every scale is served from.
+
+    ``features.patches`` is the projected grid (N, D) float32; ``projected`` what each relevance
+    source in use makes of it.
+    """
+
+    picture_id: str
+    features: PictureFeatures
+    projected: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held by the arrays."""
+        arrays = (self.features.patches, self.features.residual, *self.projected.values())
+        return sum(array.nbytes for array in arrays)
+
+
+class Vision:
+    """Encodes pictures with one checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, limits: PictureLimits) -> None:
+        self._model, self._processor = checkpoint.model, checkpoint.processor
+        self._sources, self._limits = checkpoint.sources, limits
+        # Sources whose part is made at once; a router that needs another adds it.
+        self._in_use = {name for name, source in self._sources.items() if source.needs_tower}
+        config = checkpoint.model.config
+        self.scales: tuple[int, ...] = tuple(config.scales)
+        self._sizes = (config.grid_side, config.hidden_size)
+        self._grid_shape = (config.grid_side**2, config.hidden_size)
+
+    def prepare(self, data: bytes) -> PreparedPicture:
+        """Return the decoded picture.
+
+        Raises:
+            BadRequest: it cannot be decoded, or is too large.
+        """
+        rgb = decode_picture(data, self._limits)
+        return PreparedPicture(picture_id(rgb), self._processor.pixel_values(Image.fromarray(rgb)))
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[PreparedPicture]) -> list[EncodedPicture]:
+        """Return the encoded pictures, from one pass of the vision tower."""
+        pixels = torch.cat([picture.pixels for picture in pictures])
+        in_use = [self._sources[name] for name in sorted(self._in_use)]
+        towers: Sequence[torch.Tensor | None] = [None] * len(pictures)
+        if any(source.needs_tower for source in in_use):
+            encoded, towers = encode_with_tower(self._model, pixels)
+        else:
+            encoded = self._model.encode_images(pixels)
+        grids = encoded.float().cpu().numpy()
+        return [
+            EncodedPicture(
+                picture.picture_id,
+                picture_features(grid, self.scales),
+                {source.name: source.project(grid, tower) for source in in_use},
+            )
+            for picture, grid, tower in zip(pictures, grids, towers, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def features(
+        self, pictures: Sequence[EncodedPicture], question: str, relevance: str
+    ) -> NDArray[np.float32]:
+        """Return (n_pictures, F) features of a question about each picture.
+
+        Args:
+            relevance: name of the source the router was fitted on; `check_router` accepted it.
+        """
+        ids = self._processor.question_ids(question)
+        if ids:
+            embedding = self._model.embed_text(ids).float().mean(dim=0).cpu().numpy()
+        else:
+            embedding = np.zeros(self._grid_shape[1], np.float32)
+        source = self._sources[relevance]
+        rows = []
+        for picture in pictures:
+            projected = picture.projected.get(relevance)
+            if projected is None:  # encoded before the first router that needs it
+                projected = source.project(picture.features.patches, None)
+            r = source.score(projected, question, ids)
+            rows.append(question_features(picture.features, r, question, embedding))
+        return np.stack(rows)
+
+    def tokens(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
+        """Return the picture's visual tokens (scale, D)."""
+        grid = torch.from_numpy(picture.features.patches)
+        pooled: NDArray[np.float16] = pool_visual_tokens(grid, scale).to(torch.float16).numpy()
+        return pooled
+
+    def check_router(self, router: Router) -> None:
+        """Return if the router fits this model and decides on a made-up picture.
+
+        Raises:
+            FeatureMismatch: other scales or other features than this model gives.
+            ValueError: the router decides nothing sensible.
+        """
+        if tuple(router.scales) != self.scales:
+            raise FeatureMismatch(
+                f"the router knows the scales {tuple(router.scales)}, the model {self.scales}"
+            )
+        name = router.schema.relevance
+        if name not in self._sources:
+            raise FeatureMismatch(
+                f"the router was fitted on relevance {name!r}, this model gives "
+                f"{', '.join(sorted(self._sources))}"
+                + ("; give its CLIP folder with --text-encoder" if name[:4] == "clip" else "")
+            )
+        here = feature_schema(self.scales, *self._sizes, name).hash
+        if router.schema.hash != here:
+            raise FeatureMismatch(
+                "the router was fitted on other features than this model gives "
+                f"(schema {router.schema.hash}, here {here})"
+            )
+        grid = np.random.default_rng(0).standard_normal(self._grid_shape, dtype=np.float32)
+        tower = torch.zeros(len(grid), int(self._model.config.vision_config.hidden_size))
+        source = self._sources[name]
+        weight = self._model.model.multi_modal_projector.linear_1.weight
+        projected = source.project(grid, tower.to(weight.device, weight.dtype))
+        made_up = EncodedPicture("", picture_features(grid, self.scales), {name: projected})
+        decision = router.route(self.features([made_up], "What is in the picture?", name))
+        if decision.scale not in self.scales:
+            raise ValueError(f"the router chose {decision.scale}, which is no scale of the model")
+        self._in_use = self._in_use | {name}

@@ -1,0 +1,5 @@
+"""HTTP: paths and errors (`api`), bodies in, event streams out, the port."""
+
+from serve.web.api import create_api
+
+__all__ = ["create_api"]

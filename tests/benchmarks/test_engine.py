@@ -1,0 +1,55 @@
+"""The engine benchmark's own parts: its report has the promised keys, its baselines are right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "exact": {"equal", "of"},
+    "throughput_ratio": {"vs_left_padded", "vs_per_scale"},
+    "poisson": {"ttft_ratio_vs_per_scale", "p95_ratio_vs_per_scale"},
+    "routed_vs_finest": {"measured", "analytic"},
+    "kv_bytes": {"measured", "computed"},
+}
+
+
+def holds_the_keys(report: dict[str, object]) -> bool:
+    return "gpu" in report and all(keys <= set(report[name]) for name, keys in KEYS.items())
+
+
+def test_the_committed_report_has_the_promised_keys() -> None:
+    report = json.loads((ROOT / "benchmarks/results/engine.json").read_text("utf-8"))
+    assert holds_the_keys(report)
+    assert report["exact"]["equal"] == report["exact"]["of"] == 200
+    assert not report["quick"]
+
+
+@pytest.mark.slow
+def test_it_runs_small(tmp_path: Path) -> None:
+    out = tmp_path / "engine.json"
+    command = [sys.executable, "benchmarks/engine.py", "--quick", "--json", str(out)]
+    subprocess.run(
+        command, cwd=ROOT, check=True, timeout=300, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    report = json.loads(out.read_text("utf-8"))
+    assert holds_the_keys(report)
+    exact = report["exact"]
+    assert exact["equal"] == exact["of"] == exact["equal_when_all_share_every_pass"] == 20
+    assert exact["prefixes_reused"] > 0
+    assert exact["control_answers_changed_by_rolled_features"] > 15
+    bf16 = exact["bf16"]
+    assert (
+        bf16["every_token_the_best_alone_too"] + bf16["first_difference_at_a_near_tie"]
+        == bf16["of"]
+    )
+    kv = report["kv_bytes"]
+    assert kv["measured"] == kv["computed"] >= kv["computed_without_page_rounding"]
+    assert report["growth"]["kv_pages_used_at_the_end"] == 0

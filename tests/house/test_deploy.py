@@ -1,0 +1,41 @@
+"""The deployment files against the programs that read them."""
+
+from pathlib import Path
+
+import yaml
+
+from serve.settings import ServeSettings
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+
+
+def test_ray_service_names_real_settings_and_a_real_builder():
+    from ray.serve.schema import ServeDeploySchema
+
+    manifest = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text("utf-8"))
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    ServeDeploySchema(**config)
+    application = config["applications"][0]
+    settings = ServeSettings(**application["args"])
+    module, _, builder = application["import_path"].partition(":")
+    assert (module, builder) == ("serve.on_ray.app", "build_app")
+    # Ray ends a request later than the gateway, which answers with a sentence.
+    assert config["http_options"]["request_timeout_s"] > settings.request_timeout_s
+    assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == pinned("ray")
+
+
+def test_prometheus_scrapes_what_the_service_exports():
+    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text("utf-8"))
+    kept = config["scrape_configs"][0]["metric_relabel_configs"][0]["regex"]
+    assert "ray_m3_" in kept
+
+
+def test_the_image_holds_every_package():
+    lines = (DEPLOY / "Dockerfile").read_text("utf-8").splitlines()
+    copied = {line.split()[1] for line in lines if line.startswith("COPY") and line.count(" ") == 2}
+    assert copied == {"m3model", "router", "serve", "training"}
+
+
+def pinned(name):
+    constraints = (DEPLOY.parent / "constraints.txt").read_text("utf-8").splitlines()
+    return next(line.split("==")[1] for line in constraints if line.startswith(f"{name}=="))

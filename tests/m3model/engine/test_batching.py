@@ -1,0 +1,400 @@
+"""Many requests in one pass: exact, fair, within memory, and each failing alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling, TokenEvent
+from m3model.engine.kv_pool import PAGE_TOKENS
+from m3model.engine.local import PROMPT_TOKENS_A_STEP
+from m3model.engine.request import Row
+from m3model.errors import EngineClosed, PromptTooLong, RequestCancelled, RequestFailed
+from m3model.pooling import pool_visual_tokens
+from m3model.tiny import write_tiny_checkpoint
+
+SCALES = (1, 9, 36, 144, 576)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model", seed=3)
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> M3Processor:
+    return M3Processor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> M3ForConditionalGeneration:
+    """Its answers end where the request says, never before."""
+    model = M3ForConditionalGeneration.from_pretrained(folder).eval()
+    model.generation_config.eos_token_id = None
+    model.config.text_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture
+def start(
+    model: M3ForConditionalGeneration, processor: M3Processor
+) -> Iterator[Callable[..., LocalEngine]]:
+    engines: list[LocalEngine] = []
+
+    def make(**options: Any) -> LocalEngine:
+        engines.append(LocalEngine(model, processor, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@dataclass(frozen=True)
+class Question:
+    ids: list[int]
+    grid: torch.Tensor
+    scale: int
+    answer_tokens: int
+
+    @property
+    def visual(self) -> list[torch.Tensor]:
+        return [pool_visual_tokens(self.grid, self.scale)]
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) - 1 + self.scale + self.answer_tokens
+
+
+def questions(model: M3ForConditionalGeneration, count: int, seed: int = 0) -> list[Question]:
+    """Mixed scales and lengths; two of them about each picture, one after the other."""
+    draw = torch.Generator().manual_seed(seed)
+    asked = []
+    for i in range(count):
+        if i % 2 == 0:
+            grid = torch.randn(576, model.config.hidden_size, generator=draw)
+            scale = SCALES[int(torch.randint(5, (), generator=draw))]
+        words = torch.randint(5, 40, (int(torch.randint(3, 30, (), generator=draw)),))
+        ids = [1, model.config.image_token_id, *words.tolist()]
+        asked.append(Question(ids, grid, scale, int(torch.randint(2, 25, (), generator=draw))))
+    return asked
+
+
+async def collect(events: AsyncIterator[TokenEvent]) -> list[int]:
+    return [event.token_id async for event in events]
+
+
+def ask(engine: LocalEngine, name: str, question: Question) -> AsyncIterator[TokenEvent]:
+    sampling = Sampling(question.answer_tokens)
+    return engine.submit(name, question.ids, question.visual, sampling)
+
+
+def alone(model: M3ForConditionalGeneration, question: Question) -> list[int]:
+    out = model.generate(
+        input_ids=torch.tensor([question.ids]),
+        image_grids=question.grid[None],
+        scale=question.scale,
+        max_new_tokens=question.answer_tokens,
+    )
+    return cast(list[int], out[0].tolist())
+
+
+def counted(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
+    """What every pass from now on reads: tokens by request."""
+    passes: list[dict[str, int]] = []
+    real = engine._packed.run
+
+    def run(chunks: list[tuple[Row, int]]) -> Any:
+        passes.append({row.job.request_id: new for row, new in chunks})
+        return real(chunks)
+
+    monkeypatch.setattr(engine._packed, "run", run)
+    return passes
+
+
+def test_answers_are_those_of_generate_under_pressure(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    """Too little memory for all at once, prefixes to reuse, neighbours that leave halfway."""
+    asked = questions(model, 40)
+    engine = start(kv_tokens=1600, max_running=12)
+    most = 0
+
+    async def leave(name: str, question: Question) -> None:
+        events = ask(engine, name, question)
+        await anext(events)
+        engine.cancel(name)
+        with pytest.raises(RequestCancelled):
+            await collect(events)
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, engine.stats().kv_pages_used)
+            await asyncio.sleep(0.001)
+
+    async def run() -> list[Any]:
+        watching = asyncio.ensure_future(watch())
+        leaving = [leave(f"gone{i}", question) for i, question in enumerate(asked[::5])]
+        answers = [collect(ask(engine, f"r{i}", q)) for i, q in enumerate(asked)]
+        results = await asyncio.gather(*answers, *leaving)
+        watching.cancel()
+        return results[: len(asked)]
+
+    for question, ids in zip(asked, asyncio.run(run()), strict=True):
+        assert ids == alone(model, question)
+    stats = engine.stats()
+    assert 1600 // PAGE_TOKENS * 0.6 < most <= stats.kv_pages == 100
+    assert (stats.running, stats.waiting, stats.kv_pages_used) == (0, 0, 0)
+    assert stats.kv_pages_kept > 0
+
+
+def test_a_second_question_reads_only_what_is_new(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start()
+    passes = counted(engine, monkeypatch)
+    first = Question([1, model.config.image_token_id, 7, 8], torch.randn(576, 64), 144, 3)
+    second = Question([1, model.config.image_token_id, 9, 10, 11], first.grid, 144, 3)
+    finer = Question(second.ids, first.grid, 576, 3)
+    other = Question(second.ids, torch.randn(576, 64), 144, 3)
+    # The same first and last token: only the comparison of the whole picture tells them apart.
+    near = first.visual[0].clone()
+    near[50] += 1
+
+    async def run() -> None:
+        for name, question in (("1", first), ("2", second), ("3", finer), ("4", other)):
+            assert await collect(ask(engine, name, question)) == alone(model, question)
+        assert await collect(engine.submit("5", first.ids, [near], Sampling(1)))
+        both = [collect(ask(engine, name, second)) for name in ("6", "7")]
+        assert await asyncio.gather(*both) == [alone(model, second)] * 2
+        bare = Question(first.ids[:2], first.grid, 144, 3)  # nothing after the picture
+        for name in ("8", "9"):
+            assert await collect(ask(engine, name, bare)) == alone(model, bare)
+
+    asyncio.run(run())
+    read = {name: sum(p[name] for p in passes if name in p) for name in "123456789"}
+    answered = {"5": 0}  # the last answer token is never read
+    for name, prompt in zip("12345", (147, 148, 580, 148, 147), strict=True):
+        shared = 145 if name == "2" else 0
+        assert read[name] == prompt - shared + answered.get(name, 2)
+    assert read["6"] == read["7"] == 148 - 145 + 2
+    assert read["8"] == read["9"] == 1 + 2
+
+
+def test_a_long_prompt_is_not_starved_and_holds_nobody_up(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream of short requests before and after a long one, and room for four."""
+    small = [Question([1, model.config.image_token_id, 5], torch.randn(576, 64), 1, 20)] * 60
+    large = Question(small[0].ids, small[0].grid, 576, 20)
+    engine = start(max_running=4)
+    passes = counted(engine, monkeypatch)
+    order: list[str] = []
+
+    async def one(name: str, question: Question) -> None:
+        await collect(ask(engine, name, question))
+        order.append(name)
+
+    async def run() -> None:
+        names = [f"s{i}" for i in range(30)]
+        await asyncio.gather(
+            *(one(name, q) for name, q in zip(names, small, strict=False)),
+            one("large", large),
+            *(one(f"t{i}", q) for i, q in enumerate(small[:30])),
+        )
+
+    asyncio.run(run())
+    assert order.index("large") < 30 + 4
+    assert max(sum(p.values()) for p in passes) <= PROMPT_TOKENS_A_STEP + 4
+    # While the long prompt was read, every answer that had begun went on in every pass.
+    reading = [i for i, p in enumerate(passes) if p.get("large", 0) > 1]
+    assert len(reading) == 2
+    assert set(passes[reading[0]]) <= set(passes[reading[1]]) | set(order)
+
+
+def test_memory_admits_in_order(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    """The large one waits for room; the small one behind it does not slip past."""
+    grid = torch.randn(576, 64)
+    image = model.config.image_token_id
+    first = Question([1, image, 5], grid, 144, 1000)
+    large = Question([1, image, 5], grid, 576, 20)
+    small = Question([1, image, 5], grid, 1, 2)
+    engine = start(kv_tokens=1200)
+
+    async def run() -> None:
+        events = ask(engine, "first", first)
+        await anext(events)
+        waiting = [asyncio.ensure_future(collect(ask(engine, "large", large)))]
+        waiting.append(asyncio.ensure_future(collect(ask(engine, "small", small))))
+        for _ in range(5):
+            await anext(events)
+        stats = engine.stats()
+        assert (stats.running, stats.waiting) == (1, 2)
+        assert stats.kv_pages_used == -(-first.length // PAGE_TOKENS)
+        assert engine.cancel("first")
+        assert [len(ids) for ids in await asyncio.gather(*waiting)] == [20, 2]
+        with pytest.raises(RequestCancelled):
+            await collect(events)
+
+    asyncio.run(run())
+
+
+def test_what_can_never_fit_is_refused_with_its_limit(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    engine = start(kv_tokens=160)
+    long = Question([1, model.config.image_token_id], torch.randn(576, 64), 576, 5)
+
+    async def run() -> None:
+        with pytest.raises(PromptTooLong, match="reads at most 159") as caught:
+            ask(engine, "never", long)
+        assert (caught.value.tokens, caught.value.limit) == (577, 159)
+        fits = Question(long.ids, long.grid, 144, 500)  # the answer ends where the memory does
+        assert len(await collect(ask(engine, "fits", fits))) == 160 - 145
+
+    asyncio.run(run())
+
+
+def test_cancelling_frees_the_room_within_a_step(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start()
+    passes = counted(engine, monkeypatch)
+    question = Question([1, model.config.image_token_id, 5], torch.randn(576, 64), 36, 1500)
+
+    async def run() -> None:
+        goes, stays = ask(engine, "goes", question), ask(engine, "stays", question)
+        await anext(goes)
+        await anext(stays)
+        assert engine.cancel("goes")
+        at = len(passes)
+        with pytest.raises(RequestCancelled):
+            await collect(goes)
+        # At most the pass that was under way still held it.
+        assert not any("goes" in p for p in passes[at + 1 :])
+        used = engine.stats().kv_pages_used
+        assert used == -(-question.length // PAGE_TOKENS)
+        engine.cancel("stays")
+        with pytest.raises(RequestCancelled):
+            await collect(stays)
+        assert engine.stats().kv_pages_used == 0
+
+    asyncio.run(run())
+
+
+def test_a_failed_step_fails_its_requests_and_no_others(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start(max_running=2)
+    real, fail = engine._packed.run, threading.Event()
+
+    def run_or_fail(chunks: Any) -> Any:
+        if fail.is_set():
+            fail.clear()
+            raise RuntimeError("out of memory")
+        return real(chunks)
+
+    monkeypatch.setattr(engine._packed, "run", run_or_fail)
+    asked = questions(model, 4)
+    long = Question(asked[0].ids, asked[0].grid, 36, 800)
+
+    async def run() -> None:
+        first, second = ask(engine, "1", long), ask(engine, "2", long)
+        await anext(first)
+        await anext(second)
+        waiting = [asyncio.ensure_future(collect(ask(engine, f"w{i}", asked[i]))) for i in (1, 2)]
+        fail.set()
+        for events in (first, second):
+            with pytest.raises(RequestFailed, match="out of memory"):
+                await collect(events)
+        assert await asyncio.gather(*waiting) == [alone(model, asked[i]) for i in (1, 2)]
+        assert engine.stats().alive
+
+    asyncio.run(run())
+    assert engine.stats().kv_pages_used == 0
+
+
+def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start(max_running=1)
+
+    def broken(chunks: Any) -> Any:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(engine._packed, "run", broken)
+    asked = questions(model, 5)
+
+    async def run() -> None:
+        answers = [collect(ask(engine, f"r{i}", q)) for i, q in enumerate(asked)]
+        ends = await asyncio.gather(*answers, return_exceptions=True)
+        assert [type(end) for end in ends] == [RequestFailed] * 3 + [EngineClosed] * 2
+        assert "3 steps in a row failed" in str(ends[-1])
+        engine._thread.join(5)
+        assert not engine.stats().alive
+        with pytest.raises(EngineClosed):
+            ask(engine, "too late", asked[0])
+
+    asyncio.run(run())
+
+
+def test_an_answer_whose_text_fails_fails_alone(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start()
+    asked, real = questions(model, 2), Row.say
+
+    def say(row: Row, *args: Any) -> TokenEvent:
+        return real(row, *args) if row.job.request_id == "r1" else row.missing
+
+    monkeypatch.setattr(Row, "say", say)
+
+    async def run() -> None:
+        answers = (collect(ask(engine, f"r{i}", question)) for i, question in enumerate(asked))
+        failed, ids = await asyncio.gather(*answers, return_exceptions=True)
+        assert (type(failed), ids) == (RequestFailed, alone(model, asked[1]))
+
+    asyncio.run(run())
+    assert (engine.stats().alive, engine.stats().kv_pages_used) == (True, 0)
+
+
+def test_an_answer_that_is_not_a_number_fails_alone(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    engine = start()
+    good, other = questions(model, 2)
+    bad = Question(good.ids, torch.full((576, 64), torch.inf), 9, 5)
+
+    async def run() -> None:
+        ends = await asyncio.gather(
+            *(collect(ask(engine, n, q)) for n, q in (("a", good), ("b", bad), ("c", other))),
+            return_exceptions=True,
+        )
+        assert ends[0] == alone(model, good)
+        assert isinstance(ends[1], RequestFailed)
+        assert ends[2] == alone(model, other)
+
+    asyncio.run(run())
+    assert engine.stats().kv_pages_used == 0

@@ -1,0 +1,380 @@
+"""The gateway between two small real stages: retries, limits, drain, a record of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from router.decision import Reason, RoutingDecision
+from router.records import DecisionRecord
+from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied
+from serve.gateway.gateway import Gateway
+from serve.gateway.request_log import RequestLog
+from serve.metrics import LocalMetrics
+from serve.protocol import ChatRequest
+from serve.settings import ServeSettings
+from serve.stages.checkpoint import ModelCard
+from serve.stages.messages import (
+    AnswerPart,
+    Encoded,
+    EncodeRequest,
+    EncoderStatus,
+    GenerateRequest,
+    GeneratorStatus,
+)
+from serve.web.api import create_api
+
+SCALES = (1, 9, 36, 144, 576)
+Body = Callable[..., dict[str, Any]]
+
+
+class PlainEncoder:
+    """Decides 36 for everything; fails as often as told."""
+
+    def __init__(self, deaths: int = 0) -> None:
+        self.calls, self.deaths = 0, deaths
+
+    async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+        self.calls += 1
+        if self.calls <= self.deaths:
+            raise ReplicaDied()
+        n = len(request.pictures)
+        decision = RoutingDecision(
+            36, 36 * n, Reason.predicted, dict.fromkeys(SCALES, 0.5), router_version="v"
+        )
+        tokens = tuple(np.zeros((36, 4), np.float16) for _ in range(n))
+        return Encoded(tuple(f"id{i}" for i in range(n)), tokens, decision, 1.0)
+
+    async def status(self) -> EncoderStatus:
+        return EncoderStatus("v", True, 0, 0.0)
+
+
+class PlainGenerator:
+    """Says "a b c", token by token or at once; dies before or in the middle as often as told."""
+
+    def __init__(self, deaths: int = 0, at: int = 0, wait_s: float = 0.0) -> None:
+        self.calls, self.deaths, self.at, self.wait_s = 0, deaths, at, wait_s
+        self.closed = 0
+        self.heartbeat_s, self.alive = 0.0, True
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+        self.calls += 1
+        dies = self.calls <= self.deaths
+        words = ["a", " b", " c"]
+        try:
+            if request.tokens_per_part is None:
+                words = ["".join(words)]
+            for number, word in enumerate(words):
+                await asyncio.sleep(self.wait_s)
+                if dies and number == self.at:
+                    raise ReplicaDied()
+                end = "stop" if number == len(words) - 1 else None
+                yield AnswerPart(word, 3 // len(words), -0.1, 7, end)
+        finally:
+            self.closed += 1
+
+    async def status(self) -> GeneratorStatus:
+        return GeneratorStatus(0, 0, 0, self.heartbeat_s, alive=self.alive)
+
+
+class ListLog:
+    """A decision log in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[DecisionRecord] = []
+
+    def append(self, record: DecisionRecord, pictures: Any = ()) -> None:
+        self.records.append(record)
+
+    def flush(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+def make(encoder: Any = None, generator: Any = None, **settings: Any) -> tuple[Gateway, ListLog]:
+    log, card = ListLog(), ModelCard("tiny", SCALES)
+    wanted = ServeSettings(registry=None, **settings)
+    request_log = RequestLog(log, wanted, SCALES)  # type: ignore[arg-type]
+    stages = encoder or PlainEncoder(), generator or PlainGenerator()
+    gateway = Gateway(*stages, card, wanted, LocalMetrics(), request_log)
+    return gateway, log
+
+
+def client(gateway: Gateway) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=create_api(gateway)), base_url="http://test"
+    )
+
+
+async def streamed(gateway: Gateway, body: dict[str, Any]) -> list[Any]:
+    request = ChatRequest.model_validate(body | {"stream": True})
+    return [chunk async for chunk in gateway.stream(request, "r")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_generator_costs_a_try_not_a_second_encode(ask_body: Body, stream: bool) -> None:
+    encoder, generator = PlainEncoder(), PlainGenerator(deaths=2)
+    gateway, log = make(encoder, generator)
+    if stream:
+        chunks = asyncio.run(streamed(gateway, ask_body()))
+        text = "".join(c.choices[0].delta.content or "" for c in chunks)
+    else:
+        reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+        text = reply.choices[0].message.content
+    assert text == "a b c"
+    assert (encoder.calls, generator.calls) == (1, 3)
+    assert log.records[0].status == "ok"
+    assert log.records[0].completion_tokens == 3
+
+
+def test_nothing_is_tried_again_after_the_first_streamed_part(ask_body: Body) -> None:
+    generator = PlainGenerator(deaths=1, at=1)
+    gateway, log = make(generator=generator)
+
+    async def run() -> str:
+        async with client(gateway) as http:
+            reply = await http.post("/v1/chat/completions", json=ask_body(stream=True))
+            assert reply.status_code == 200
+            return reply.text
+
+    events = [line.removeprefix("data: ") for line in asyncio.run(run()).split("\n\n") if line]
+    assert json.loads(events[-1])["error"]["code"] == "replica_died"
+    assert "[DONE]" not in events
+    assert generator.calls == 1
+    assert log.records[0].status == "replica_died"
+
+
+def test_retries_end(ask_body: Body) -> None:
+    gateway, log = make(generator=PlainGenerator(deaths=99), retries=1)
+    with pytest.raises(ReplicaDied):
+        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+    gateway, _ = make(encoder=PlainEncoder(deaths=1))
+    reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+    assert reply.routing.scale == 36
+    assert log.records[0].status == "replica_died"
+
+
+def test_a_full_service_says_when_to_come_back(ask_body: Body) -> None:
+    gateway, _ = make(generator=PlainGenerator(wait_s=0.05), max_inflight_requests=2)
+
+    async def run() -> list[httpx2.Response]:
+        async with client(gateway) as http:
+            url = "/v1/chat/completions"
+            posts = (http.post(url, json=ask_body(stream=i % 2 == 0)) for i in range(5))
+            first = await asyncio.gather(*posts)
+            return [*first, await http.post(url, json=ask_body())]
+
+    replies = asyncio.run(run())
+    codes = sorted(reply.status_code for reply in replies[:-1])
+    assert codes == [200, 200, 429, 429, 429]
+    full = next(reply for reply in replies if reply.status_code == 429)
+    assert full.headers["retry-after"] == "1"
+    assert full.json()["error"]["code"] == "queue_full"
+    assert replies[-1].status_code == 200  # places are given back, streams included
+
+
+def test_bytes_in_flight_are_limited() -> None:
+    gateway, _ = make(max_inflight_bytes=2000)
+    with gateway._admitted(1500), pytest.raises(QueueFull), gateway._admitted(600):
+        pass
+    with gateway._admitted(600):
+        pass
+
+
+def test_draining_waits_for_requests_and_takes_no_more(ask_body: Body) -> None:
+    gateway, log = make(generator=PlainGenerator(wait_s=0.1))
+
+    async def run() -> None:
+        async with client(gateway) as http:
+            url = "/v1/chat/completions"
+            under_way = asyncio.create_task(http.post(url, json=ask_body(stream=True)))
+            while not (await http.get("/health")).json()["inflight"]:
+                await asyncio.sleep(0.005)
+            draining = asyncio.create_task(gateway.drain())
+            await asyncio.sleep(0)
+            late = await http.post(url, json=ask_body())
+            assert late.status_code == 503
+            assert int(late.headers["retry-after"]) > 0
+            assert (await http.get("/health")).json()["status"] == "stopping"
+            assert await draining
+            assert "[DONE]" in (await under_way).text
+
+    asyncio.run(run())
+    assert [record.status for record in log.records] == ["not_ready", "ok"]
+
+
+def test_a_caller_who_leaves_stops_the_generation(ask_body: Body) -> None:
+    generator = PlainGenerator(wait_s=0.01)
+    gateway, log = make(generator=generator)
+
+    async def leave_stream() -> None:
+        stream = gateway.stream(ChatRequest.model_validate(ask_body(stream=True)), "r")
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(leave_stream())
+    assert generator.closed == 1
+    generator.wait_s = 60.0  # longer than the test would wait
+
+    async def leave_request() -> None:
+        app = create_api(gateway)
+        body = json.dumps(ask_body()).encode()
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            if not sent:
+                sent.append("body")
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.sleep(0.05)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+            "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"", "headers": [],
+            "scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "",
+        }  # fmt: skip
+        await asyncio.wait_for(app(scope, receive, send), 30)
+
+    asyncio.run(leave_request())
+    assert generator.closed == 2
+    assert [record.status for record in log.records] == ["cancelled", "cancelled"]
+
+
+def test_slow_requests_end_with_a_sentence(ask_body: Body) -> None:
+    gateway, log = make(generator=PlainGenerator(wait_s=5), request_timeout_s=0.1)
+
+    async def run() -> httpx2.Response:
+        async with client(gateway) as http:
+            return await http.post("/v1/chat/completions", json=ask_body())
+
+    reply = asyncio.run(run())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "timeout")
+    assert log.records[0].status == "timeout"
+
+
+def test_every_request_leaves_a_record_and_no_words(ask_body: Body) -> None:
+    gateway, log = make()
+
+    async def run() -> None:
+        async with client(gateway) as http:
+            await http.post("/v1/chat/completions", json=ask_body("secret?"))
+            await http.post("/v1/chat/completions", json=ask_body("secret?", n=2))
+            await http.post("/v1/chat/completions", content=b"secret")
+
+    asyncio.run(run())
+    good, refused, unreadable = log.records
+    assert (good.status, good.scale, good.reason, good.router_version) == (
+        "ok", 36, "predicted", "v",
+    )  # fmt: skip
+    assert good.p_suffices == (0.5,) * 5
+    assert good.prompt_tokens == 7 + 36
+    assert 0 < good.confidence < 1  # type: ignore[operator]
+    assert good.total_ms > 0
+    assert good.audited
+    assert (refused.status, unreadable.status) == ("unsupported_parameter", "invalid_json")
+    assert not any("secret" in repr(record) for record in log.records)
+
+
+def test_keys_are_asked_for_when_there_are_any(
+    ask_body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("M3_API_KEYS", "first, second")
+    gateway, _ = make()
+
+    async def run() -> None:
+        async with client(gateway) as http:
+            url = "/v1/chat/completions"
+            for header in ({}, {"authorization": "Bearer third"}, {"authorization": "second"}):
+                reply = await http.post(url, json=ask_body(), headers=header)
+                assert reply.status_code == 401
+                assert reply.headers["www-authenticate"] == "Bearer"
+                assert reply.json()["error"]["code"] == "invalid_api_key"
+            good = {"authorization": "Bearer second"}
+            assert (await http.post(url, json=ask_body(), headers=good)).status_code == 200
+            assert (await http.get("/v1/models")).status_code == 401
+            assert (await http.get("/health")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_a_silent_worker_shows_in_health() -> None:
+    generator = PlainGenerator()
+    gateway, _ = make(generator=generator)
+
+    async def health() -> httpx2.Response:
+        async with client(gateway) as http:
+            return await http.get("/health")
+
+    assert asyncio.run(health()).status_code == 200
+    generator.heartbeat_s = 99.0
+    assert asyncio.run(health()).json()["status"] == "stalled"
+    generator.heartbeat_s, generator.alive = 0.0, False
+    assert asyncio.run(health()).json()["status"] == "stalled"
+
+    class Gone(PlainEncoder):
+        async def status(self) -> EncoderStatus:
+            raise NotReady()
+
+    gateway, _ = make(Gone(), PlainGenerator())
+    reply = asyncio.run(health())
+    assert (reply.status_code, reply.json()["status"]) == (503, "unavailable")
+    assert reply.json()["error"]["message"].endswith(".")
+
+
+def test_surprises_become_errors_with_the_request_id(ask_body: Body) -> None:
+    class Broken(PlainEncoder):
+        async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+            raise KeyError("secret detail")
+
+    gateway, log = make(Broken())
+
+    async def run() -> httpx2.Response:
+        async with client(gateway) as http:
+            headers = {"x-request-id": "mine-1"}
+            return await http.post("/v1/chat/completions", json=ask_body(), headers=headers)
+
+    reply = asyncio.run(run())
+    assert (reply.status_code, reply.headers["x-request-id"]) == (500, "mine-1")
+    assert "mine-1" in reply.json()["error"]["message"]
+    assert "secret" not in reply.text
+    assert log.records[0].status == "internal_error"
+
+
+def test_hostile_request_ids_are_replaced(ask_body: Body) -> None:
+    gateway, log = make()
+
+    async def run() -> str:
+        async with client(gateway) as http:
+            reply = await http.post(
+                "/v1/chat/completions", json=ask_body(), headers={"x-request-id": "a b<script>"}
+            )
+            return reply.headers["x-request-id"]
+
+    name = asyncio.run(run())
+    assert len(name) == 32
+    assert log.records[0].request_id == name
+
+
+def test_bad_requests_are_not_retried(ask_body: Body) -> None:
+    class Strict(PlainEncoder):
+        async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+            self.calls += 1
+            raise BadRequest("The picture is cut off.", code="invalid_image")
+
+    encoder = Strict()
+    gateway, log = make(encoder)
+    with pytest.raises(BadRequest):
+        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+    assert encoder.calls == 1
+    assert log.records[0].status == "invalid_image"

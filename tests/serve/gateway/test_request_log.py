@@ -1,0 +1,104 @@
+"""What is written down of a request, what is not, and under which name feedback arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router.decision import Reason, RoutingDecision
+from serve.errors import BadRequest, NotReady
+from serve.gateway.question import parse_request
+from serve.gateway.request_log import RequestLog
+from serve.gateway.request_trace import Trace
+from serve.protocol import ChatRequest, FeedbackRequest
+from serve.settings import ServeSettings
+from serve.stages.messages import AnswerPart, Encoded
+
+SCALES = (1, 9, 36, 144, 576)
+
+
+class ListLog:
+    """A decision log in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+        self.pictures: list[list[np.ndarray]] = []
+        self.feedbacks: list[Any] = []
+
+    def append(self, record: Any, pictures: Any = ()) -> None:
+        self.records.append(record)
+        self.pictures.append(list(pictures))
+
+    def feedback(self, record: Any) -> None:
+        self.feedbacks.append(record)
+
+    def flush(self) -> bool:
+        return True
+
+
+def write(body: dict[str, Any], **settings: Any) -> ListLog:
+    """Returns the log after one answered request about the body's pictures."""
+    log, wanted = ListLog(), ServeSettings(**settings)
+    request = ChatRequest.model_validate(body)
+    parsed = parse_request(request, SCALES, wanted)
+    n = len(parsed.pictures)
+    decision = RoutingDecision(9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES})
+    trace = Trace("r", "chat", request, parsed=parsed, status="ok")
+    trace.encoded = Encoded(tuple("ab"[:n]), (), decision, 2.0)
+    trace.add(AnswerPart("a red", 2, -0.5, 7))
+    trace.add(AnswerPart(" bar", 1, -0.5, 7, "stop"))
+
+    async def run() -> None:
+        request_log = RequestLog(log, wanted, SCALES)  # type: ignore[arg-type]
+        request_log.write(trace)
+        await request_log.settle()
+
+    asyncio.run(run())
+    return log
+
+
+def test_a_record_counts_and_does_not_quote(ask_body: Callable[..., dict[str, Any]]) -> None:
+    log = write(ask_body("secret?", seeds=(1, 2)))
+    record = log.records[0]
+    assert (record.scale, record.visual_tokens, record.reason) == (9, 18, "predicted")
+    assert (record.prompt_tokens, record.completion_tokens) == (25, 3)
+    assert record.p_suffices == pytest.approx((1 / 576, 9 / 576, 36 / 576, 0.25, 1.0))
+    assert record.confidence == pytest.approx(0.36788, abs=1e-4)  # exp(-1)
+    assert record.time_utc.tzinfo is not None
+    assert (record.question, record.answer, log.pictures) == (None, None, [[]])
+    assert "secret" not in repr(record)
+
+
+def test_words_and_pictures_are_kept_when_asked(ask_body: Callable[..., dict[str, Any]]) -> None:
+    body = ask_body("why?", seeds=(1, 2))
+    log = write(body, log_images=True)
+    assert (log.records[0].question, log.records[0].answer) == ("why?", "a red bar")
+    assert [picture.shape for picture in log.pictures[0]] == [(48, 64, 3)] * 2
+    log = write(body, log_images=True, audit_rate=0.0)
+    assert (log.records[0].question, log.pictures, log.records[0].audited) == (None, [[]], False)
+    log = write(body, log_prompts=True, audit_rate=0.0)
+    assert (log.records[0].question, log.pictures) == ("why?", [[]])
+
+
+def test_audits_are_drawn_uniformly() -> None:
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    settings = ServeSettings(audit_rate=0.3)
+    drawn = [Trace("r", "chat", request).decision_record(settings, SCALES) for _ in range(2000)]
+    share = sum(record.audited for record in drawn) / len(drawn)
+    assert abs(share - 0.3) < 0.05  # five standard deviations
+
+
+def test_feedback_arrives_under_either_id() -> None:
+    log = ListLog()
+    request_log = RequestLog(log, ServeSettings(), SCALES)  # type: ignore[arg-type]
+    for name in ("abc", "chatcmpl-abc"):
+        request_log.feedback(FeedbackRequest(request_id=name, reference="red", score=1.0))
+    assert [(each.request_id, each.reference) for each in log.feedbacks] == [("abc", "red")] * 2
+    with pytest.raises(BadRequest, match="says nothing"):
+        request_log.feedback(FeedbackRequest(request_id="abc"))
+    with pytest.raises(NotReady, match="log folder"):
+        RequestLog(None, ServeSettings(), SCALES).feedback(FeedbackRequest(request_id="a", score=1))

@@ -1,0 +1,197 @@
+"""The decision log: nothing is lost that may be kept, nothing is kept that may not."""
+
+import io
+import logging
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from router.records import DecisionRecord, FeedbackRecord, from_table, picture_id
+from serve.errors import ServeSetupError
+from serve.log import segments as log_segments
+from serve.log.decisions import DecisionLog
+
+SECRET = "what is the patient's name?"
+RGB = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+
+
+def encoded(rgb):
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+PICTURE = encoded(RGB)
+
+
+def decision(number=0, **fields):
+    known = {
+        "request_id": f"r{number}",
+        "time_utc": datetime(2026, 1, 2, 3, 4, 5, 6000, UTC) + timedelta(seconds=number),
+        "picture_ids": (picture_id(RGB),),
+        "question": SECRET,
+        "answer": SECRET[::-1],
+        "model": "m3-auto",
+        "scale": 36,
+        "visual_tokens": 36,
+        "reason": "predicted",
+        "p_suffices": (0.25, 0.5, 0.75),
+        "audited": True,
+    }
+    return DecisionRecord(**(known | fields))
+
+
+def read(folder, kind=DecisionRecord):
+    name = "decisions" if kind is DecisionRecord else "feedback"
+    tables = [pq.read_table(path) for path in sorted((folder / name).glob("*.parquet"))]
+    return [record for table in tables for record in from_table(table, kind)]
+
+
+def bytes_below(folder):
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_records_come_back_as_they_went_in(tmp_path):
+    log = DecisionLog(tmp_path, log_prompts=True)
+    log.append(decision(1))
+    without = decision(2, p_suffices=None, picture_ids=(), reason="no_image")
+    log.append(without)
+    log.feedback(FeedbackRecord(request_id="r1", time_utc=datetime.now(UTC), score=0.5))
+    log.close()
+    assert read(tmp_path) == [decision(1), without]
+    assert [record.score for record in read(tmp_path, FeedbackRecord)] == [0.5]
+    assert log.counts.written == 3
+
+
+def test_without_switches_no_text_and_no_picture_reaches_the_disk(tmp_path, monkeypatch):
+    really = pq.write_table
+
+    def uncompressed(table, sink, **_):  # so that a leak would be readable
+        really(table, sink, compression="none")
+
+    monkeypatch.setattr(pq, "write_table", uncompressed)
+    with_prompts = DecisionLog(tmp_path / "on", log_prompts=True)
+    log = DecisionLog(tmp_path / "off")
+    for each in (with_prompts, log):
+        each.append(decision(), [PICTURE])
+        each.close()
+    assert SECRET.encode() in bytes_below(tmp_path / "on")
+    assert SECRET.encode() not in bytes_below(tmp_path / "off")
+    assert SECRET[::-1].encode() not in bytes_below(tmp_path / "off")
+    assert read(tmp_path / "off") == [decision(question=None, answer=None)]
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_pictures_are_kept_once_and_only_for_audited_requests(tmp_path):
+    log = DecisionLog(tmp_path, log_images=True)
+    log.append(decision(1), [PICTURE])
+    log.append(decision(2), [RGB])
+    other = 255 - RGB
+    log.append(decision(3, audited=False, picture_ids=(picture_id(other),)), [encoded(other)])
+    log.close()
+    stored = list((tmp_path / "images").iterdir())
+    assert [path.name for path in stored] == [f"{picture_id(RGB)}.png"]
+    assert np.array_equal(np.asarray(Image.open(stored[0])), RGB)
+    assert [record.question for record in read(tmp_path)] == [SECRET, SECRET, None]
+    assert log.counts.pictures == 1
+
+
+def test_a_picture_under_a_wrong_name_is_an_error_not_a_file(tmp_path):
+    log = DecisionLog(tmp_path, log_images=True)
+    log.append(decision(1), [encoded(255 - RGB)])
+    log.append(decision(2, picture_ids=("0" * 64,)), [b"not a picture"])
+    log.close()
+    assert not list((tmp_path / "images").iterdir())
+    assert (log.counts.written, log.counts.errors) == (2, 2)
+
+
+def test_a_record_is_on_disk_within_the_flush_time(tmp_path):
+    log = DecisionLog(tmp_path, flush_s=0.05)
+    log.append(decision())
+    deadline = time.monotonic() + 5
+    while not read(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(read(tmp_path)) == 1
+    log.close()
+
+
+def test_segments_grow_whole_and_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_segments, "SEGMENT_ROWS", 100)
+    log = DecisionLog(tmp_path, max_rows=10)
+    for number in range(250):
+        log.append(decision(number))
+        if number % 25 == 0:
+            assert log.flush()
+            assert len(read(tmp_path)) == number + 1
+    log.close()
+    assert [record.request_id for record in read(tmp_path)] == [f"r{n}" for n in range(250)]
+    assert len(list((tmp_path / "decisions").iterdir())) == 3
+
+
+def test_a_full_disk_costs_no_answer_and_recovers(tmp_path, monkeypatch, caplog):
+    full = True
+    really = log_segments.replace_file
+
+    def replace_file(path, payload):
+        if full:
+            raise OSError(28, "No space left on device")
+        return really(path, payload)
+
+    log = DecisionLog(tmp_path, flush_s=0.01, max_waiting=20)
+    monkeypatch.setattr(log_segments, "replace_file", replace_file)
+    with caplog.at_level(logging.ERROR):
+        for number in range(30):
+            log.append(decision(number))
+            log.flush()
+    assert log.counts.errors >= 30
+    assert len(caplog.records) == 1
+    assert "No space left" in caplog.text
+    full = False
+    log.append(decision(30))
+    log.close()
+    assert [record.request_id for record in read(tmp_path)] == [f"r{n}" for n in range(10, 31)]
+    assert log.counts.dropped == 10
+
+
+def test_overflow_is_dropped_at_once_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_segments, "replace_file", lambda *_: time.sleep(0.3))
+    log = DecisionLog(tmp_path, max_waiting=4)
+    log.append(decision())
+    started = time.monotonic()
+    log._queue.put(threading.Event())
+    for number in range(100):
+        log.append(decision(number))
+    assert time.monotonic() - started < 0.25
+    assert log.counts.dropped >= 90
+    log.close()
+    dropped = log.counts.dropped
+    log.append(decision())
+    assert log.counts.dropped == dropped + 1
+
+
+def test_one_bad_record_does_not_take_the_others_along(tmp_path):
+    log = DecisionLog(tmp_path)
+    for number in range(5):
+        log.append(decision(number, scale="many" if number == 3 else 36))
+    log.close()
+    assert [record.request_id for record in read(tmp_path)] == ["r0", "r1", "r2", "r4"]
+    assert (log.counts.written, log.counts.dropped) == (4, 1)
+
+
+def test_a_folder_that_cannot_be_made_is_said_at_start(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ServeSetupError, match="cannot write the decision log"):
+        DecisionLog(tmp_path / "file" / "log")
+
+
+def test_two_writers_share_a_folder(tmp_path):
+    logs = [DecisionLog(tmp_path) for _ in range(2)]
+    for number, log in enumerate(logs):
+        log.append(decision(number))
+        log.close()
+    assert sorted(record.request_id for record in read(tmp_path)) == ["r0", "r1"]

@@ -1,0 +1,273 @@
+"""The batcher, the picture cache, routing failures and the exchange of routers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router.decision import Constraints, Reason
+from serve.errors import BadRequest, ServeSetupError
+from serve.metrics import LocalMetrics
+from serve.settings import ServeSettings
+from serve.stages.batcher import DrainBatcher
+from serve.stages.checkpoint import Checkpoint, ModelCard, load_checkpoint
+from serve.stages.encoder import Encoder
+from serve.stages.messages import Encoded, EncodeRequest
+
+Picture = Callable[..., bytes]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model: Path) -> Checkpoint:
+    return load_checkpoint(tiny_model, half="encoder", device="cpu")
+
+
+@pytest.fixture
+def make_encoder(checkpoint: Checkpoint, tiny_model: Path) -> Iterator[Callable[..., Encoder]]:
+    made: list[Encoder] = []
+
+    def make(**more: Any) -> Encoder:
+        settings = ServeSettings(
+            model=tiny_model, **{"registry": None, "registry_poll_s": 0.02, **more}
+        )
+        made.append(Encoder(checkpoint, settings, LocalMetrics()))
+        return made[-1]
+
+    yield make
+    for encoder in made:
+        encoder.close()
+
+
+def ask(encoder: Encoder, *pictures: bytes, **constraints: Any) -> Encoded:
+    request = EncodeRequest(pictures, "What is it?", Constraints(**constraints))
+    return asyncio.run(encoder.encode_and_route(request))
+
+
+def test_batches_close_when_the_worker_is_free() -> None:
+    batches: list[list[int]] = []
+    go = threading.Event()
+
+    def work(items: list[int]) -> list[int]:
+        batches.append(items)
+        go.wait(5)
+        return [10 * item for item in items]
+
+    async def run() -> list[int]:
+        batcher = DrainBatcher(work, max_items=3, name="test")
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.05)  # the worker has it, so the others wait together
+        rest = [asyncio.create_task(batcher.submit(i)) for i in range(1, 6)]
+        await asyncio.sleep(0.05)
+        assert batcher.heartbeat_s > 0.05
+        rest[1].cancel()
+        go.set()
+        results = await asyncio.gather(first, *rest, return_exceptions=True)
+        assert isinstance(results.pop(2), asyncio.CancelledError)
+        assert batcher.heartbeat_s == 0.0
+        batcher.close()
+        return results
+
+    assert asyncio.run(run()) == [0, 10, 30, 40, 50]
+    assert batches == [[0], [1, 3, 4], [5]]  # oldest first, the cancelled one never
+
+
+def test_a_failing_batch_fails_its_callers_only() -> None:
+    def work(items: list[int]) -> list[int]:
+        if 1 in items:
+            raise RuntimeError("boom")
+        return items
+
+    async def run() -> None:
+        batcher = DrainBatcher(work, max_items=1, name="test")
+        with pytest.raises(RuntimeError, match="boom"):
+            await batcher.submit(1)
+        assert await batcher.submit(2) == 2
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_tokens_are_the_models_own_pooled(
+    make_encoder: Callable[..., Encoder], tiny_model: Path, picture_bytes: Picture
+) -> None:
+    import io
+
+    import torch
+    from PIL import Image
+
+    from m3model import M3ForConditionalGeneration, M3Processor
+
+    model = M3ForConditionalGeneration.from_pretrained(tiny_model).eval()
+    pixels = M3Processor.from_pretrained(tiny_model).pixel_values(
+        Image.open(io.BytesIO(picture_bytes(5)))
+    )
+    with torch.no_grad():
+        grid = model.encode_images(pixels)[0].numpy()
+    encoded = ask(make_encoder(), picture_bytes(5), pinned=9, reason=Reason.pinned)
+    means = grid.reshape(3, 8, 3, 8, -1).mean(axis=(1, 3)).reshape(9, -1)
+    assert encoded.visual_tokens[0].dtype == np.float16
+    np.testing.assert_allclose(encoded.visual_tokens[0], means, rtol=1e-3, atol=1e-3)
+
+
+def test_a_picture_is_encoded_once(
+    make_encoder: Callable[..., Encoder], picture_bytes: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = make_encoder()
+    passes: list[int] = []
+    encode = encoder._vision.encode
+
+    def counted(pictures: Any) -> Any:
+        passes.append(len(pictures))
+        time.sleep(0.05)
+        return encode(pictures)
+
+    monkeypatch.setattr(encoder._batcher, "_work", counted)
+    request = EncodeRequest((picture_bytes(1),), "What is it?", Constraints())
+
+    async def run() -> None:
+        impatient = asyncio.create_task(encoder.encode_and_route(request))
+        await asyncio.sleep(0.03)
+        impatient.cancel()  # must not take the pass from the others
+        await asyncio.gather(*(encoder.encode_and_route(request) for _ in range(5)))
+        await encoder.encode_and_route(request)
+
+    asyncio.run(run())
+    assert sum(passes) == 1
+
+
+def test_the_cache_forgets_the_oldest(
+    make_encoder: Callable[..., Encoder], picture_bytes: Picture
+) -> None:
+    encoder = make_encoder()
+    ask(encoder, picture_bytes(0))
+    one = encoder._cache_bytes
+    small = make_encoder(encoder_cache_bytes=int(2.5 * one))
+    ids = [ask(small, picture_bytes(seed)).picture_ids[0] for seed in (0, 1, 0, 2)]
+    assert list(small._cache) == [ids[0], ids[3]]
+    assert small._cache_bytes == 2 * one
+    off = make_encoder(encoder_cache_bytes=0)
+    ask(off, picture_bytes(0))
+    assert not off._cache
+
+
+def test_several_pictures_share_a_scale(
+    make_encoder: Callable[..., Encoder], make_router: Any, picture_bytes: Picture, tmp_path: Path
+) -> None:
+    make_router(tmp_path / "r", 36)
+    encoded = ask(make_encoder(router=tmp_path / "r"), picture_bytes(0), picture_bytes(1))
+    assert encoded.decision.scale == 36
+    assert encoded.decision.visual_tokens == 72
+    assert [tokens.shape[0] for tokens in encoded.visual_tokens] == [36, 36]
+    assert encoded.decision.p_suffices is not None
+    assert encoded.decision.p_suffices[576] > 0.9 > 0.1 > encoded.decision.p_suffices[9]
+    capped = ask(
+        make_encoder(router=tmp_path / "r"),
+        picture_bytes(0),
+        picture_bytes(1),
+        max_visual_tokens=50,
+    )
+    # Nothing affordable suffices, so the cheapest of what is equally bad.
+    assert (capped.decision.scale, capped.decision.reason) == (1, Reason.budget_cap)
+
+
+def test_a_dead_router_costs_tokens_not_answers(
+    make_encoder: Callable[..., Encoder], make_router: Any, picture_bytes: Picture, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    make_router(tmp_path / "r", 1)
+    encoder = make_encoder(router=tmp_path / "r")
+
+    class Dead:
+        version = "dead"
+
+        def route(self, *arguments: Any) -> None:
+            raise FloatingPointError("no number")
+
+    encoder._router.current = Dead()  # type: ignore[assignment]
+    for _ in range(3):
+        decision = ask(encoder, picture_bytes(0)).decision
+        assert (decision.scale, decision.reason) == (576, Reason.fallback)
+    assert ask(encoder, picture_bytes(0), max_visual_tokens=200).decision.scale == 144
+    pinned = ask(encoder, picture_bytes(0), pinned=9, reason=Reason.pinned).decision
+    assert (pinned.scale, pinned.reason) == (9, Reason.pinned)
+    text = asyncio.run(encoder._metrics.text())
+    assert "m3_routing_failures_total 4.0" in text
+    assert sum("routing failed" in record.message for record in caplog.records) == 1
+
+
+def test_without_a_router_the_finest_scale_is_used(
+    make_encoder: Callable[..., Encoder], picture_bytes: Picture
+) -> None:
+    decision = ask(make_encoder(), picture_bytes(0)).decision
+    assert (decision.scale, decision.reason, decision.router_version) == (576, Reason.fallback, "")
+    assert ask(make_encoder()).decision.reason is Reason.no_image
+
+
+def test_truncated_pictures_are_the_callers_fault(
+    make_encoder: Callable[..., Encoder], picture_bytes: Picture
+) -> None:
+    with pytest.raises(BadRequest, match="cut off"):
+        ask(make_encoder(), picture_bytes(0)[:2000])
+
+
+def test_the_registry_is_followed_and_bad_routers_change_nothing(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    first = make_router(registry / "a", 9)
+    second = make_router(registry / "b", 144)
+    make_router(registry / "damaged", 1)
+    (registry / "damaged" / "scale_0009.txt").write_text("tree\n")
+    promote(registry, registry / "a")
+    encoder = make_encoder(registry=registry)
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        for _ in range(200):
+            if condition():
+                return
+            time.sleep(0.02)
+        raise AssertionError("it did not happen within 4 s")
+
+    assert encoder._router.version == first
+    promote(registry, registry / "damaged")
+    wait_for(lambda: not encoder._router.ok)
+    assert encoder._router.version == first
+    assert "m3_router_stale 1.0" in asyncio.run(encoder._metrics.text())
+    (registry / "current").write_text("../../etc")
+    time.sleep(0.1)
+    assert encoder._router.version == first
+    promote(registry, registry / "b")
+    wait_for(lambda: encoder._router.version == second)
+    assert encoder._router.ok
+    promote(registry, registry / "a")  # a rollback
+    wait_for(lambda: encoder._router.version == first)
+
+
+def test_an_explicit_router_must_fit(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
+) -> None:
+    from router import ComplexityPredictor, Policy, Router, feature_schema
+
+    schema = feature_schema((1, 4), 2, 64)
+    X = np.random.default_rng(0).standard_normal((20, len(schema.names))).astype(np.float32)
+    predictor = ComplexityPredictor().fit(X, np.ones((20, 2)))
+    Router(predictor, schema, Policy(costs=(0.1, 1.0), price=0.1)).save_pretrained(tmp_path / "r")
+    with pytest.raises(ServeSetupError, match="scales"):
+        make_encoder(router=tmp_path / "r")
+    with pytest.raises(ServeSetupError, match="cannot be used"):
+        make_encoder(router=tmp_path / "nothing")
+
+
+def test_a_model_card_needs_scales(tmp_path: Path, tiny_model: Path) -> None:
+    assert ModelCard.read(tiny_model).scales == (1, 9, 36, 144, 576)
+    for text in ("", "{}", '{"scales": "x"}', '{"scales": []}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ServeSetupError):
+            ModelCard.read(tmp_path)

@@ -1,0 +1,170 @@
+"""`m3-serve` as a process: ready, asked, ended by a signal, nothing left; mistakes in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "serve.cli"]
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, env=_environment() | environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "M3_URL", "M3_API_KEY")}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Runs `m3-serve up` in a session of its own; yields it with its URL once it is ready."""
+    with (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [*COMMAND, "up", "--port", "0", "--log-dir", str(folder / "log"),
+             "--registry", str(folder / "registry"), *arguments],
+            cwd=folder, env=_environment(), start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=stderr,
+        )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "ready at http://127.0.0.1:" in line, (folder / "stderr").read_text()
+        yield process, line.split()[-1]
+    finally:
+        for left in descendants(process.pid):
+            left.kill()
+        process.kill()
+        process.communicate()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Every process of the session that `pid` leads, or below it; Ray's daemons are both."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = os.getsid(process.pid) == pid or any(p.pid == pid for p in process.parents())
+        except (psutil.Error, ProcessLookupError, PermissionError):
+            continue
+        if ours and process.pid != pid and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    before = descendants(process.pid)
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    deadline = time.monotonic() + 10
+    while left := [p for p in before if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, [p.cmdline() for p in left]
+        time.sleep(0.1)
+    assert not descendants(process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_in_process_serves_and_ends(
+    tiny_model: Path, tmp_path: Path, ask_body: Any, number: signal.Signals
+) -> None:
+    with started(tmp_path, "--in-process", "--model", str(tiny_model)) as (process, url):
+        assert httpx2.get(f"{url}/health").status_code == 200
+        # A stream that is under way when the signal comes is brought to its end.
+        body = ask_body(stream=True, max_tokens=200, model="m3-576")
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(number)
+            assert "data: [DONE]" in list(lines)
+        end(process, number)
+    assert list((tmp_path / "log" / "decisions").glob("*.parquet"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_serves_answers_the_cli_and_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, picture_bytes: Any
+) -> None:
+    (tmp_path / "picture.png").write_bytes(picture_bytes(0))
+    with started(tmp_path, "--model", str(tiny_model)) as (process, url):
+        asked = run(
+            "ask", str(tmp_path / "picture.png"), "What is it?", "--scale", "9", "--url", url
+        )
+        assert asked.returncode == 0, asked.stderr
+        assert asked.stdout.strip()
+        assert "9 visual tokens (scale 9, pinned)" in asked.stderr
+        state = run("status", "--url", url)
+        assert state.returncode == 0
+        assert "status          ok" in state.stdout
+        cluster = descendants(process.pid)
+        assert len(cluster) > 5
+        commands = " ".join(part for p in cluster for part in p.cmdline())
+        folders = {Path(found) for found in re.findall(r"/tmp/m3-\w+", commands)}
+        assert len(folders) == 1
+        end(process, signal.SIGTERM)
+    assert not folders.pop().exists()
+    assert list((tmp_path / "log" / "decisions").glob("*.parquet"))
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_setup_mistakes_are_one_line(tmp_path: Path, tiny_model: Path) -> None:
+    assert "does not exist" in one_line(run("up", "--model", str(tmp_path / "no")))
+    assert "config.json" in one_line(run("up", "--model", str(tmp_path)))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = one_line(run("up", "--model", str(tiny_model), "--port", port))
+    assert f"127.0.0.1:{port}" in said
+    router = ["--router", str(tmp_path / "no")]
+    assert "router" in one_line(run("up", "--model", str(tiny_model), "--port", "0", *router))
+    assert "--porf" in one_line(run("up", "--porf", "8000"))
+    assert "--port" in one_line(run("up", "--port", "99999"))
+
+
+def test_asking_nobody_is_one_line(tmp_path: Path, picture_bytes: Any) -> None:
+    (tmp_path / "a.png").write_bytes(picture_bytes(0))
+    url = ["--url", "http://127.0.0.1:9"]
+    assert "m3-serve up" in one_line(run("ask", str(tmp_path / "a.png"), "what?", *url))
+    assert "m3-serve up" in one_line(run("status", *url))
+    assert "not a file" in one_line(run("ask", str(tmp_path / "b.png"), "what?", *url))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; import serve.cli; "
+        "print([m for m in ('torch', 'ray', 'fastapi', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=_environment(), capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stderr
+    assert "status" in run("--help").stdout

@@ -1,0 +1,285 @@
+"""Collecting: labels are what the model generates, shards survive a kill, runs are not mixed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from router.records import (
+    DecisionRecord,
+    FeedbackRecord,
+    OracleRecord,
+    from_table,
+    picture_id,
+    to_table,
+)
+from training.errors import BadRecord, ParametersDiffer, TrainingError
+from training.oracle.collection import collect
+from training.oracle.labelling import Labeller, prompt_and_answer, scores_of
+from training.oracle.workers import BAD_KEY, shard_path
+from training.sources.llava import llava_source
+from training.sources.log import log_source
+from training.sources.scenes import SceneSource
+from training.sources.tasks import Ask
+
+ROOT = Path(__file__).parents[3]
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def collected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("oracle") / "a"
+    assert collect(SceneSource(6, 3), tiny_model, out, workers=1).pictures == 6
+    return out
+
+
+def records_in(out: Path) -> Iterator[OracleRecord]:
+    for path in sorted(out.glob("oracle-*.parquet")):
+        yield from from_table(pq.read_table(path), OracleRecord)
+
+
+@pytest.mark.parametrize("scale", [1, 36, 576])
+def test_labels_are_what_the_model_generates(tiny_model: Path, collected: Path, scale: int) -> None:
+    labeller = Labeller(tiny_model, device="cpu")
+    found = {record.question_id: record for record in records_in(collected)}
+    for index in (0, 1):
+        task = SceneSource(6, 3).load(index)
+        pixels = labeller.processor.pixel_values(Image.fromarray(task.rgb))
+        for ask in task.asks:
+            record = found[ask.question_id]
+            k = record.scales.index(scale)
+            prompt, answer = prompt_and_answer(labeller.processor, ask.question, ask.reference)
+            said = labeller.model.generate(
+                input_ids=torch.tensor([prompt]), pixel_values=pixels, scale=scale,
+                max_new_tokens=16, do_sample=False,
+            )[0]  # fmt: skip
+            assert labeller.processor.decode(said) == record.answers[k]
+            with torch.no_grad():
+                loss = labeller.model(
+                    input_ids=torch.tensor([prompt + answer]), pixel_values=pixels, scale=scale,
+                    labels=torch.tensor([[-100] * len(prompt) + answer]),
+                ).loss  # fmt: skip
+            wanted = np.exp(-float(loss) * len(answer))
+            assert record.p_reference[k] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_right_answers_are_not_decoded(tiny_model: Path) -> None:
+    """Ask for what the model says anyway: the answer is the reference, and as probable."""
+    labeller = Labeller(tiny_model, device="cpu", max_new_tokens=4)
+    task = SceneSource(1, 3).load(0)
+    plain = labeller.label([task], feature_schema="f", model_hash="m", source="scenes")
+    from dataclasses import replace
+
+    text = plain[0].answers[-1]
+    again = replace(task, asks=(replace(task.asks[0], reference=text),))
+    record = labeller.label([again], feature_schema="f", model_hash="m", source="scenes")[0]
+    # This model never ends an answer by itself, so the reference's end token is what it adds.
+    assert record.answers[-1].startswith(text)
+    assert 0 < record.p_reference[-1] < 1
+
+
+def test_without_a_reference_the_finest_answer_stands_in(tiny_model: Path) -> None:
+    from dataclasses import replace
+
+    labeller = Labeller(tiny_model, device="cpu", max_new_tokens=3)
+    task = SceneSource(1, 3).load(0)
+    asks = tuple(replace(ask, reference=None) for ask in task.asks)
+    for record in labeller.label(
+        [replace(task, asks=asks)], feature_schema="f", model_hash="m", source="log"
+    ):
+        assert record.reference is None
+        assert record.scores[-1] == 1.0
+        assert record.p_reference[-1] == pytest.approx(record.confidence[-1], rel=1e-4)
+
+
+def test_scores() -> None:
+    answers, scales = ["a", "b", "b"], (1, 9, 36)
+    assert scores_of(Ask("q", reference="A."), answers, scales) == (1.0, 0.0, 0.0)
+    assert scores_of(Ask("q"), answers, scales) == (0.0, 1.0, 1.0)
+    assert scores_of(Ask("q", score=0.0, logged_scale=36), answers, scales) == (0.0, 0.0, 0.0)
+    assert scores_of(Ask("q", score=0.8, logged_scale=1), answers, scales) == (0.8, 1.0, 1.0)
+
+
+def test_rerun_does_nothing_and_other_parameters_are_refused(
+    tiny_model: Path, collected: Path
+) -> None:
+    times = {p: p.stat().st_mtime_ns for p in collected.glob("oracle-*")}
+    assert collect(SceneSource(6, 3), tiny_model, collected, workers=1).labelled_now == 0
+    assert times == {p: p.stat().st_mtime_ns for p in collected.glob("oracle-*")}
+    with pytest.raises(ParametersDiffer, match="another source"):
+        collect(SceneSource(6, 4), tiny_model, collected, workers=1)
+    with pytest.raises(ParametersDiffer, match="pictures"):
+        collect(SceneSource(7, 3), tiny_model, collected, workers=1)
+    with pytest.raises(ParametersDiffer, match="max_new_tokens"):
+        collect(SceneSource(6, 3), tiny_model, collected, workers=1, max_new_tokens=3)
+
+
+def test_foreign_folder_and_missing_model(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("mine")
+    with pytest.raises(ParametersDiffer, match="not empty"):
+        collect(SceneSource(1, 0), tiny_model, tmp_path)
+    with pytest.raises(TrainingError, match=r"no config\.json"):
+        collect(SceneSource(1, 0), tmp_path, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_where_it_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    command = [
+        sys.executable, "-m", "training.cli", "collect", "--scenes", "32", "--seed", "5",
+        "--out", str(out), "--model", str(tiny_model), "--workers", "2", "--device", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    deadline = time.monotonic() + 300
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as run:
+        try:
+            while not any(shard_path(out, index).exists() for index in range(8)):
+                assert run.poll() is None, "the run ended before it wrote anything"
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            run.kill()  # kill -9; its workers get no signal: they must see it themselves
+    while alive(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(run.pid), "worker processes outlived the run"
+    done = {p: p.stat().st_mtime_ns for p in out.glob("oracle-*.parquet")}
+    assert 0 < len(done) < 8
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in done.items())
+    assert not list(out.glob("*.tmp"))
+    assert json.loads((out / "manifest.json").read_text())["finished"] is True
+    whole = tmp_path / "whole"
+    collect(SceneSource(32, 5), tiny_model, whole, workers=1, device="cpu")
+    both = [
+        pa.concat_tables([pq.read_table(p) for p in sorted(f.glob("oracle-*.parquet"))])
+        for f in (out, whole)
+    ]
+    exact = ["picture_id", "question_id", "question", "answers", "scores", "reference", "kind"]
+    assert both[0].select(exact).equals(both[1].select(exact))
+
+
+def alive(group: int) -> bool:
+    """Return whether any process of the session is still running (zombies are not)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == group and fields[0] != "Z":
+            return True
+    return False
+
+
+def test_bad_pictures_stop_or_are_counted(tiny_model: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    talk = [{"from": "human", "value": "what color?"}, {"from": "gpt", "value": "gray"}]
+    data = tmp_path / "data.json"
+    names = ["good.png", "bad.png"]
+    data.write_text(json.dumps([{"id": n, "image": n, "conversations": talk} for n in names]))
+    source = llava_source(data, tmp_path)
+    with pytest.raises(BadRecord, match=r"record bad\.png"):
+        collect(source, tiny_model, tmp_path / "stops", workers=1)
+    result = collect(source, tiny_model, tmp_path / "counts", workers=1, skip_bad=True)
+    assert (result.questions, len(result.bad)) == (1, 1)
+    assert BAD_KEY in pq.read_metadata(shard_path(tmp_path / "counts", 1)).metadata
+    assert [r.reference for r in records_in(tmp_path / "counts")] == ["gray"]
+
+
+def decision(request: str, pixels: np.ndarray, **changes: object) -> DecisionRecord:
+    record = {
+        "request_id": request, "time_utc": NOW, "picture_ids": (picture_id(pixels),),
+        "question": f"what is {request}?", "model": "m3-auto", "scale": 9, "visual_tokens": 9,
+        "reason": "predicted", "audited": True, **changes,
+    }  # fmt: skip
+    return DecisionRecord(**record)
+
+
+def write_log(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (24, 30, 3), dtype=np.uint8) for _ in range(3)]
+    for name in ("decisions", "feedback", "images"):
+        (folder / name).mkdir(parents=True)
+    for pixels in pictures[:2]:
+        Image.fromarray(pixels).save(folder / "images" / f"{picture_id(pixels)}.png")
+    first, second, lost = pictures
+    decisions = [
+        decision("a", first),
+        decision("b", first),
+        decision("c", second),
+        decision("not-audited", first, audited=False),
+        decision("failed", first, status="overloaded"),
+        decision("unknown-question", first, question=None),
+        decision("lost-picture", lost),
+        decision("no-picture", first, picture_ids=()),
+        decision("two", first, picture_ids=(picture_id(first), picture_id(second))),
+        decision("a-again", first, question="what is a?"),
+    ]
+    said = [
+        FeedbackRecord(request_id="a", time_utc=NOW + timedelta(hours=2), reference="new"),
+        FeedbackRecord(request_id="a", time_utc=NOW, reference="old"),
+        FeedbackRecord(request_id="c", time_utc=NOW, score=0.0),
+    ]
+    pq.write_table(to_table(decisions, DecisionRecord), folder / "decisions" / "d1.parquet")
+    # A retried write: the same request twice.
+    pq.write_table(to_table(decisions[:1], DecisionRecord), folder / "decisions" / "d2.parquet")
+    pq.write_table(to_table(said, FeedbackRecord), folder / "feedback" / "f.parquet")
+
+
+def test_log_gives_audited_questions_with_the_newest_feedback(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    write_log(tmp_path / "log")
+    source = log_source(tmp_path / "log")
+    asks = {ask.question_id: ask for i in range(len(source)) for ask in source.load(i).asks}
+    assert sorted(asks) == ["a", "b", "c"]
+    assert asks["a"].reference == "new"
+    assert asks["b"].reference is None
+    assert asks["c"].score == 0.0
+    assert sorted(source.notes()) == [
+        "1 records not audited",
+        "1 records of failed requests",
+        "1 records that repeat a question",
+        "1 records whose picture was not stored",
+        "1 records with several pictures",
+        "1 records without a picture",
+        "1 records without a stored question",
+    ]
+    result = collect(source, tiny_model, tmp_path / "out", workers=1, max_new_tokens=3)
+    assert result.questions == 3
+    scores = {record.question_id: record.scores for record in records_in(tmp_path / "out")}
+    assert scores["b"][-1] == 1.0
+    assert all(record.source == "log" for record in records_in(tmp_path / "out"))
+
+
+def test_empty_log_says_what_to_switch_on(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="does not exist"):
+        log_source(tmp_path / "none")
+    (tmp_path / "decisions").mkdir()
+    with pytest.raises(TrainingError, match="serve with --log-images and --audit-rate"):
+        log_source(tmp_path)
+    (tmp_path / "decisions" / "x.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(BadRecord, match=r"cannot read the log file .*x\.parquet"):
+        log_source(tmp_path)
+
+
+def test_changed_picture_is_refused(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    for path in (tmp_path / "images").glob("*.png"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+    with pytest.raises(BadRecord, match="do not match its name"):
+        log_source(tmp_path).load(0)

@@ -1,0 +1,265 @@
+"""The published table, scores on it, repeats, replayed policies: hand-worked, by the CLI."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from router.features.vector import feature_schema
+from router.records import OracleRecord, split_of, to_table
+from training.cli.main import main
+from training.errors import NotEnoughData, TrainingError
+from training.figures.headroom import oracles
+from training.oracle.data import read_oracle
+from training.promotion.replay import parse_policy
+from training.published.table import COLUMNS, TABLE, read_published, unique_names
+
+SCALES = (1, 9, 36)
+SCHEMA = feature_schema(SCALES, 24, 8)
+# One question of a kind for each pattern of right answers, the same for every picture.
+RIGHT = {"easy": (1, 1, 1), "middle": (0, 1, 1), "lost": (0, 1, 0), "never": (0, 0, 0)}
+AGAIN = {"easy": (1, 1, 1), "lost": (0, 0, 1)}  # the same question in other words
+SECONDS = [0.001, 0.002, 0.004]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Return (exit code, stdout, stderr) of m3-train."""
+    old, sys.argv = sys.argv, ["m3-train", *map(str, words)]
+    try:
+        main()
+        code = 0
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    finally:
+        sys.argv = old
+    seen = capsys.readouterr()
+    return code, " ".join(seen.out.split()), seen.err
+
+
+def record(picture: str, kind: str, scores: tuple[int, ...], **more: object) -> OracleRecord:
+    facts = {
+        "picture_id": picture, "question_id": f"{picture[:6]}-{kind}", "question": f"{kind}?",
+        "kind": kind, "dataset": "scenes", "reference": "x", "source": "scenes", "scales": SCALES,
+        "answers": tuple("x" if s else "y" for s in scores), "scores": tuple(map(float, scores)),
+        "p_reference": (0.1, 0.5, 0.9), "confidence": (0.2, 0.6, 0.8), "visual_tokens": SCALES,
+        "features": np.zeros(len(SCHEMA.names), np.float32), "feature_schema": SCHEMA.hash,
+        "model_hash": "feed", "size_px": 12.0, "metadata": json.dumps({"clutter": 3}),
+    }  # fmt: skip
+    return OracleRecord(**{**facts, **more})
+
+
+def write_oracle(folder: Path, pictures: int = 40, **changes: object) -> Path:
+    records = []
+    for number in range(pictures):
+        picture = f"{number:064x}"
+        records += [record(picture, kind, scores, **changes) for kind, scores in RIGHT.items()]
+        for kind, scores in AGAIN.items():
+            original = f"{picture[:6]}-{kind}"
+            records.append(
+                record(
+                    picture, kind, scores, question=f"{kind} again?",
+                    question_id=f"{original}-again1", metadata=json.dumps({"repeat_of": original}),
+                )
+            )  # fmt: skip
+    # Distinct names although every picture id begins with the same zeros.
+    records = [
+        OracleRecord(**{
+            **{f: getattr(r, f) for f in OracleRecord.__slots__},
+            "question_id": r.question_id.replace(r.picture_id[:6], r.picture_id[-4:]),
+            "metadata": r.metadata.replace(r.picture_id[:6], r.picture_id[-4:]),
+        })
+        for r in records
+    ]  # fmt: skip
+    folder.mkdir(parents=True)
+    pq.write_table(to_table(records, OracleRecord), folder / "oracle-00000.parquet")
+    manifest = {
+        "model_hash": "feed", "model": "toy", "feature_schema": SCHEMA.hash, "grid_side": 24,
+        "embedding_dim": 8, "relevance": SCHEMA.relevance, "scales": list(SCALES),
+        "flops": [1.0, 2.0, 4.0], "max_new_tokens": 16,
+        "analytic_seconds": {"NVIDIA H100 SXM": SECONDS},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_oracle(tmp_path_factory.mktemp("bench") / "oracle")
+
+
+@pytest.fixture
+def published(oracle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    code, _, err = run(capsys, "bench", "--oracle", oracle, "--out", tmp_path / "table")
+    assert code == 0, err
+    assert "240 questions at 3 scales" in err
+    return tmp_path / "table"
+
+
+def picks(folder: Path, published: Path, choose, drop: int = 0, **columns: list) -> Path:
+    """Write what ``choose`` picks for each test question."""
+    test = read_published(published).split("test")
+    names = test.question_ids.tolist()[drop:]
+    path = folder / "picks.parquet"
+    table = {"question_id": names, "scale": [choose(name) for name in names], **columns}
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def test_table_reads_with_pyarrow_alone(published: Path) -> None:
+    table = pq.read_table(published / TABLE)
+    assert table.column_names == list(COLUMNS)
+    assert table.num_rows == 240 * 3
+    rows = [r for r in table.to_pylist() if r["question_id"] == "0007-middle"]
+    assert [r["scale"] for r in rows] == [1, 9, 36]
+    assert [r["exact_match"] for r in rows] == [0.0, 1.0, 1.0]
+    assert [r["answer"] for r in rows] == ["y", "x", "x"]
+    assert [round(r["p_reference"], 3) for r in rows] == [0.1, 0.5, 0.9]
+    assert [r["flops"] for r in rows] == [1.0, 2.0, 4.0]
+    assert [r["gpu_ms"] for r in rows] == [1.0, 2.0, 4.0]
+    assert {r["split"] for r in rows} == {split_of(f"{7:064x}")}
+    assert (rows[0]["clutter"], rows[0]["size_px"], rows[0]["target_share"]) == (3.0, 12.0, None)
+    again = [r for r in table.to_pylist() if r["question_id"] == "0007-lost-again1"]
+    assert {r["repeat_of"] for r in again} == {"0007-lost"}
+    assert table.schema.metadata[b"model_hash"] == b"feed"
+
+
+def test_datasheet_counts_what_is_there(published: Path) -> None:
+    text = (published / "datasheet.md").read_text("utf-8")
+    assert "160 questions about 40 pictures, and 80 repeats in other words" in text
+    assert "| scenes/lost | 40 | 0.000 | 1.000 | 0.000 |" in text
+    assert "| all | 160 | 0.250 | 0.750 | 0.500 |" in text
+    for head in ("Motivation", "Composition", "Collection", "Splits", "How to score", "Licence"):
+        assert f"## {head}" in text
+
+
+def test_scores_of_picks_by_hand(published, tmp_path, capsys) -> None:
+    best = {"easy": 1, "middle": 9, "lost": 9, "never": 36}
+    path = picks(tmp_path, published, lambda name: best[name.split("-")[1]])
+    out = tmp_path / "scores" / "scores.json"
+    code, shown, err = run(
+        capsys, "bench", "--score", path, "--table", published, "--json", out, "--resamples", 200
+    )
+    assert code == 0, err
+    assert "these picks │ 0.750 │ 13.8 │ +25.00 pt" in shown
+    found = json.loads(out.read_text())
+    mine = found["picks"]
+    assert mine["accuracy"] == 0.75
+    assert mine["visual_tokens"] == (1 + 9 + 9 + 36) / 4
+    assert mine["gpu_ms"] == (1 + 2 + 2 + 4) / 4
+    assert (mine["harm"], mine["rescue"]) == (0.0, 0.25)
+    assert mine["difference_from_finest"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
+    assert found["finest_accuracy"] == 0.5
+    # Always 9 tokens is as right: 13.75 / 9. The type table knows: 1, 9, 9 and 1 tokens.
+    ratios = found["token_ratio_at_equal_accuracy"]
+    assert ratios["fixed_mixture"]["mean"] == pytest.approx(13.75 / 9)
+    assert ratios["type_table"]["mean"] == pytest.approx(13.75 / 5)
+
+
+def test_bad_picks_are_one_line(published, tmp_path, capsys) -> None:
+    def says(path: Path, table: Path = published) -> str:
+        code, _, err = run(capsys, "bench", "--score", path, "--table", table)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        return err
+
+    assert "picks the scale 7" in says(picks(tmp_path, published, lambda name: 7))
+    assert "lacks 2 of" in says(picks(tmp_path, published, lambda name: 1, drop=2))
+    assert "cannot read the picks" in says(tmp_path / "none.parquet")
+    assert "cannot read the table" in says(tmp_path / "picks.parquet", tmp_path)
+    pq.write_table(pa.table({"question_id": ["a"]}), tmp_path / "p.parquet")
+    assert "lacks the columns scale" in says(tmp_path / "p.parquet")
+    name = str(read_published(published).split("test").question_ids[0])
+    pq.write_table(pa.table({"question_id": [name, name], "scale": [1, 9]}), tmp_path / "p.parquet")
+    assert "two different picks" in says(tmp_path / "p.parquet")
+    for words in (["--oracle", "x"], ["--score", "x"], ["--oracle", "x", "--table", "y"], []):
+        code, _, err = run(capsys, "bench", *words)
+        assert code == 2
+        assert "give --oracle DIR --out DIR, or --score FILE" in err
+
+
+def test_names_that_two_pictures_share_are_told_apart() -> None:
+    keys = [("a" * 64, "1"), ("b" * 64, "1"), ("b" * 64, "2")]
+    assert list(unique_names(keys).values()) == ["1@" + "a" * 16, "1@" + "b" * 16, "2"]
+    with pytest.raises(TrainingError, match="the same id"):
+        unique_names([*keys, keys[0]])
+
+
+def test_repeats_are_no_questions_but_correct_for_luck(oracle: Path) -> None:
+    data = read_oracle([oracle])
+    assert len(data) == 160
+    assert data.repeats is not None
+    assert data.repeats.shape == (160, 1, 3)
+    kinds = np.array([name.split("-")[1] for name in data.question_ids])
+    assert (data.repeats[kinds == "lost", 0] == [0, 0, 1]).all()
+    assert np.isnan(data.repeats[kinds == "middle"]).all()
+    assert data.take(kinds == "easy").repeats.shape == (40, 1, 3)
+    from training.evaluation.evaluate import questions_of
+
+    on = questions_of(data, np.array(SCALES) / 36)
+    assert on.gpu_ms.tolist() == [1.0, 2.0, 4.0]
+    found = oracles(on, data.repeats)
+    # "easy" is right either way; "lost" was luck: what one wording chooses the other gets wrong.
+    assert found["luck_corrected"]["accuracy"] == 0.5
+    assert found["luck_corrected"]["visual_tokens"] == (1 + (9 + 36) / 2) / 2
+    assert "80 questions" in found["luck_corrected_how"]
+    assert oracles(on, None)["luck_corrected"] is None
+
+
+def test_repeats_alone_are_refused(tmp_path: Path) -> None:
+    records = [record("a" * 64, "x", (1, 1, 1), metadata='{"repeat_of": "q"}')]
+    folder = write_oracle(tmp_path / "o", pictures=1)
+    pq.write_table(to_table(records, OracleRecord), folder / "oracle-00000.parquet")
+    with pytest.raises(NotEnoughData, match="repeats of questions only"):
+        read_oracle([folder])
+
+
+def test_replay_of_fixed_policies_by_hand(oracle, tmp_path, capsys) -> None:
+    out = tmp_path / "deep" / "rows.json"
+    code, shown, err = run(
+        capsys, "replay", "--oracle", oracle, "--policy", "finest", "--policy", "fixed:9",
+        "--split", "all", "--json", out, "--resamples", 100,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "160 questions about 40 pictures (all)" in shown
+    assert "fixed:9 │ 0.750 │ 9.0 │ 0.000 │ +25.00 pt (+25.00 to +25.00) │ -27.00" in shown
+    found = json.loads(out.read_text())
+    assert [row["name"] for row in found["rows"]] == ["finest", "fixed:9"]
+    assert found["rows"][1]["minus_first"]["token_ratio"] == 0.25
+    assert found["rows"][0]["gpu_ms"] == 4.0
+    assert found["split"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "nothing to replay"),
+        (["--policy", "fixed:7"], "the data have the scales 1, 9, 36"),
+        (["--policy", "fixed:x"], "unknown policy 'fixed:x'"),
+        (["--policy", "price:-1"], "unknown policy"),
+        (["--policy", "price:nan"], "unknown policy"),
+        (["--policy", "price:0.1"], "needs --router DIR"),
+        (["--policy", "cheapest"], "use finest, fixed:SCALE or price:NUMBER"),
+        (["--router", "nowhere"], "no such folder"),
+    ],
+)
+def test_bad_replays_are_one_line(oracle, capsys, words: list[str], says: str) -> None:
+    code, _, err = run(capsys, "replay", "--oracle", oracle, *words)
+    assert code == 2
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
+def test_policies_in_words() -> None:
+    assert parse_policy("fixed:36").scale == 36
+    assert parse_policy("price:0").price == 0.0
+    assert parse_policy("finest").scale is None
+
+
+def test_repeats_are_for_scenes(capsys, tmp_path) -> None:
+    code, _, err = run(capsys, "collect", "--out", tmp_path, "--from-log", tmp_path, "--repeats", 2)
+    assert code == 2
+    assert "--repeats needs --scenes" in err

@@ -1,0 +1,214 @@
+"""The m3-mini trainer: packed questions equal single ones, runs resume exactly, workers split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
+from training.errors import ParametersDiffer, TrainingError
+from training.mini.batch import BlockTokens, make_batch, pack_scenes, patch_weights
+from training.mini.losses import answer_states, exact_matches, register_attention
+from training.mini.model import MiniModel, MiniShape, export, grow, mini_scales, mini_tokenizer
+from training.mini.train import STAGES as FULL_STAGES
+from training.mini.train import MiniRun, Stage, learning_rate, sample_scales, shortened, train
+from training.scenes.scene import generate_scene
+
+SHAPE = MiniShape(
+    width=32, vision_layers=1, vision_mlp=32, text_layers=1, text_mlp=32, relevance_width=8
+)
+STAGES = (
+    Stage("look", 12, 2, 1e-3, 1e-3, (), warmup=1),
+    Stage("answer", 12, 2, 1e-3, 1e-3, ((1, 9), (36, 144)), warmup=1),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    register_attention()
+    return mini_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    model = MiniModel(SHAPE, tokenizer, 12)
+    with torch.no_grad():  # a fresh model answers the same everywhere
+        model.m3.get_input_embeddings().weight.mul_(30)
+    return model
+
+
+def test_packed_question_gets_the_logits_it_gets_alone(model, tokenizer) -> None:
+    scenes = [generate_scene(seed, namespace="validation", size_px=96) for seed in range(2)]
+    batch = pack_scenes(scenes, tokenizer, BlockTokens.of(tokenizer))
+    image_id = model.m3.config.image_token_id
+    with torch.no_grad():
+        grid = model.grid(batch.pixels)
+        packed, _ = answer_states(model, grid, batch, 9)
+        alone = []
+        for i, scene in enumerate(scenes):
+            for question in scene.questions:
+                ids = tokenizer(
+                    f"<q>{question.text}<a>{question.answer}", add_special_tokens=False
+                )["input_ids"]
+                row = torch.tensor([[tokenizer.bos_token_id, image_id, *ids]])
+                n_answer = (
+                    len(tokenizer(question.answer, add_special_tokens=False)["input_ids"]) + 1
+                )
+                out = model.m3(input_ids=row, image_grids=grid[i : i + 1], scale=9)
+                alone.append(out.logits[0, -n_answer:])
+    known = [i for i in range(len(tokenizer)) if i != image_id]
+    torch.testing.assert_close(packed[:, known], torch.cat(alone)[:, known], atol=2e-4, rtol=1e-3)
+
+
+def test_exact_matches_agree_with_generate_on_the_exported_folder(
+    model, tokenizer, tmp_path: Path
+) -> None:
+    export(model, tokenizer, tmp_path)
+    loaded = M3ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    processor = M3Processor.from_pretrained(tmp_path)
+    scenes = [generate_scene(seed, namespace="validation", size_px=96) for seed in range(4)]
+    batch = pack_scenes(scenes, tokenizer, BlockTokens.of(tokenizer))
+    found = []
+    rounded = MiniModel(SHAPE, tokenizer, 12)
+    rounded.load_state_dict({k: v.half().float() for k, v in model.state_dict().items()})
+    for i, scene in enumerate(scenes):
+        for question in scene.questions:
+            content = [{"type": "image"}, {"type": "text", "text": question.text}]
+            ids = torch.tensor([processor.prompt_ids([{"role": "user", "content": content}])])
+            new = loaded.generate(
+                input_ids=ids, pixel_values=batch.pixels[i : i + 1], scale=36, max_new_tokens=8
+            )
+            found.append(processor.decode(new[0]) == question.answer)
+    with torch.no_grad():
+        packed = exact_matches(rounded, rounded.grid(batch.pixels), batch, 36)
+    assert packed.tolist() == found
+    assert RelevanceReadout.from_pretrained(tmp_path) is not None
+
+
+def test_relevance_of_training_equals_the_shipped_readout(model, tokenizer, tmp_path: Path) -> None:
+    export(model, tokenizer, tmp_path)
+    readout = RelevanceReadout.from_pretrained(tmp_path)
+    batch = make_batch([3], "validation", 96, tokenizer)
+    with torch.no_grad():
+        grid = model.grid(batch.pixels)
+        logits = model.relevance_logits(grid, batch.question_ids, batch.question_mask)
+    ids = batch.question_ids[0, 0][batch.question_mask[0, 0]].tolist()
+    np.testing.assert_allclose(
+        readout.map(grid[0].numpy(), ids), logits[0, 0].sigmoid().numpy(), atol=1e-5
+    )
+
+
+def test_sampled_scales_weigh_every_scale_the_same() -> None:
+    rng, share = np.random.default_rng(0), dict.fromkeys(mini_scales(24), 0.0)
+    for _ in range(20_000):
+        for scale, weight in sample_scales(FULL_STAGES[-1].scale_groups, rng):
+            share[scale] += weight / 20_000
+    assert list(share) == [1, 9, 36, 144, 576]
+    assert all(abs(value - 0.2) < 0.01 for value in share.values())
+
+
+def test_learning_rate_warms_up_and_ends_where_it_should() -> None:
+    stage = Stage("s", 12, 100, 1.0, 0.1, (), warmup=10)
+    assert learning_rate(stage, 0) == pytest.approx(0.1)
+    assert learning_rate(stage, 10) == pytest.approx(1.0)
+    assert learning_rate(stage, 100) == pytest.approx(0.1)
+    assert learning_rate(stage, 55) == pytest.approx(0.55)
+
+
+def test_patch_weights_give_small_objects_the_say_of_large_ones() -> None:
+    instance = np.array([[0, 0, 1], [0, 0, 2], [0, 0, 2]])
+    weights = patch_weights(instance).reshape(3, 3)
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights[instance == 1].sum() == pytest.approx(weights[instance == 2].sum())
+    assert weights[instance == 0].sum() == pytest.approx(0.2)
+
+
+def test_growing_keeps_the_weights_and_refines_the_grid(model, tokenizer) -> None:
+    fine = grow(model, tokenizer, 24)
+    same = {
+        k
+        for k, v in fine.state_dict().items()
+        if v.equal(model.state_dict().get(k, torch.empty(0)))
+    }
+    assert set(fine.state_dict()) - same == {
+        "m3.model.vision_tower.embeddings.position_embedding.weight"
+    }
+    assert list(fine.m3.config.scales) == [1, 9, 36, 144, 576]
+
+
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def die_at(step: int):
+        def report(event: dict) -> None:
+            if event["stage"] == "answer" and event["step"] == step:
+                raise Killed
+
+        return report
+
+    run = MiniRun(
+        tmp_path / "whole",
+        stages=STAGES,
+        pictures=2,
+        workers=1,
+        shape=SHAPE,
+        checkpoint_every=1,
+        validation_pictures=2,
+    )
+    train(run, lambda event: None)
+    broken = replace(run, out=tmp_path / "broken")
+    with pytest.raises(Killed):
+        train(broken, die_at(2))
+    train(broken, lambda event: None)
+    whole, resumed = (load_file(r.out / "checkpoint" / "state.safetensors") for r in (run, broken))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+    run = MiniRun(
+        tmp_path / "one", stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
+    )
+    pair = replace(run, out=tmp_path / "two", workers=2)
+    train(run, lambda event: None)
+    train(pair, lambda event: None)
+    torch.manual_seed(run.seed)
+    start = dict(MiniModel(SHAPE, mini_tokenizer(), 12).named_parameters())
+    moves = []
+    for folder in (run.out, pair.out):
+        ended = load_file(folder / "checkpoint" / "state.safetensors")
+        moves.append(
+            torch.cat([(ended[f"master.{k}"] - p.detach()).flatten() for k, p in start.items()])
+        )
+    # bf16 gradients summed in another order: the same direction, not the same bits
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.95
+
+
+def test_shortened_recipe_keeps_every_stage() -> None:
+    short = shortened(FULL_STAGES, 20)
+    assert [s.name for s in short] == [s.name for s in FULL_STAGES]
+    assert all(s.steps >= 1 for s in short)
+    assert sum(s.steps for s in short) <= 24
+
+
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    run = MiniRun(
+        tmp_path, stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
+    )
+    train(run, lambda event: None)
+    with pytest.raises(ParametersDiffer, match="another folder"):
+        train(replace(run, seed=1), lambda event: None)
+    assert (tmp_path / "log.jsonl").exists()
+
+
+def test_pictures_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="do not divide"):
+        train(MiniRun(tmp_path, pictures=3, workers=2), lambda event: None)

@@ -1,0 +1,5 @@
+"""`m3-train`: flags, progress and tables; the work is in the other rooms of `training`."""
+
+from training.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,178 @@
+"""`m3-train certify`: a promise about a router, proved on calibration pictures, written beside it.
+
+Knows flags, the card and the table; the proof is training.fitting.certify's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from training.cli.console import say, table
+
+if TYPE_CHECKING:
+    from router.certificate.promise import Certificate
+    from router.certificate.proof import Loss
+    from router.router import Router
+
+SHIPPED_OUT = Path("runs/router-certified")
+HEADING = "## Certificate"
+
+
+def certify(
+    oracle: Annotated[
+        list[Path], typer.Option("--oracle", help="Folder of `collect`; repeat for several.")
+    ],
+    router: Annotated[
+        Path | None, typer.Option(help="Router folder; the shipped one if left out.")
+    ] = None,
+    max_harm: Annotated[
+        float | None,
+        typer.Option(help="Bound on the share of questions the finest scale answers and we lose."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Bound on the loss of accuracy; rescued answers offset lost ones."),
+    ] = None,
+    delta: Annotated[
+        float, typer.Option(help="Allowed probability that the promise is wrong.")
+    ] = 0.05,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder to write; else the router's own, or runs/router-certified.",
+        ),
+    ] = None,
+    keep_price: Annotated[
+        bool,
+        typer.Option(
+            "--keep-price",
+            help="Leave the router's price; only requests with routing.max_harm are bound.",
+        ),
+    ] = False,
+) -> None:
+    """Promise how much a router loses, prove it on calibration pictures, set its price to it."""
+    from router import default_router_path
+    from router.router import Router
+    from training.errors import TrainingError
+    from training.fitting.certify import certify as prove
+    from training.oracle.data import read_oracle
+
+    if max_harm is not None and max_drop is None:
+        loss: Loss = "harm"
+        bound = max_harm
+    elif max_drop is not None and max_harm is None:
+        loss, bound = "drop", max_drop
+    else:
+        raise TrainingError("give exactly one of --max-harm and --max-drop")
+    folder = default_router_path() if router is None else router
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a router folder; give --router DIR")
+    before = Router.from_pretrained(folder)
+    found = prove(before, read_oracle(oracle), loss=loss, bound=bound, delta=delta)
+    # The installed package is not the place for a promise about somebody's own traffic.
+    target = out or (SHIPPED_OUT if router is None else folder)
+    made = certified_router(before, found, keep_price=keep_price)
+    try:
+        made.save_pretrained(target)
+    except OSError as error:
+        raise TrainingError(f"cannot write {target}: {error}; give --out DIR") from error
+    _show(found, before)
+    for line in _sentences(found, before, keep_price):
+        say(line)
+    say(f"router {made.version} with its certificate in {target}")
+
+
+def certified_router(router: Router, found: Certificate, *, keep_price: bool = False) -> Router:
+    """Return the router holding the certificate, at the certified price unless that is kept.
+
+    Without a certified price it takes always the finest scale.
+    """
+    made = router
+    if not keep_price:
+        price = found.rung.price
+        policy = replace(router.policy, price=price or 0.0, finest_only=price is None)
+        made = router.with_policy(policy, {"price_set_by": f"certificate of {found.created_utc}"})
+    made = made.with_certificate(found)
+    plain = re.split(rf"\n{HEADING}\n", router.card_text)[0].rstrip()
+    made.card_text = f"{plain}\n\n{HEADING}\n\n{_card_section(found, keep_price)}"
+    return made
+
+
+def _card_section(found: Certificate, keep_price: bool) -> str:
+    rows = "\n".join(
+        f"| {rung.bound:g} | {_price(rung.price)} | {rung.visual_tokens:.1f} |"
+        for rung in found.ladder
+    )
+    price = "left as it was" if keep_price else f"set to {_price(found.rung.price)} by it"
+    return (
+        f"{_promise(found)} Certified {found.created_utc} on {found.questions} questions about "
+        f"{found.pictures} pictures ({found.method.replace('_', '-')}); what is bounded: "
+        f"{found.population}. Each bound holds by itself. The router's price was {price}.\n\n"
+        f"| {found.loss} at most | price | visual tokens |\n| --- | --- | --- |\n{rows}\n"
+    )
+
+
+def _promise(found: Certificate) -> str:
+    return f"{found.loss.capitalize()} of at most {found.bound:g}, {1 - found.delta:.4g} sure."
+
+
+def _price(price: float | None) -> str:
+    return "always the finest" if price is None else f"{price:.5g}"
+
+
+def _show(found: Certificate, router: Router) -> None:
+    table(
+        f"{found.loss} certified at {1 - found.delta:.4g}, {found.pictures} pictures, "
+        f"{found.questions} questions (each bound by itself)",
+        [f"{found.loss} at most", "price", "visual tokens", f"{found.loss} seen"],
+        [
+            [
+                f"{rung.bound:g}{' (asked)' if rung.bound == found.bound else ''}",
+                _price(rung.price), f"{rung.visual_tokens:.1f}", f"{rung.loss:.4f}",
+            ]
+            for rung in found.ladder
+        ],
+    )  # fmt: skip
+    table(
+        f"by kind of question at the price for {found.bound:g} (each by itself; not enforced)",
+        ["kind", "pictures", f"{found.loss} seen", "at most", "least scale that keeps the bound"],
+        [
+            [
+                each.name, str(each.pictures), f"{each.loss:.4f}", f"{each.upper:.4f}",
+                "none needed" if each.floor == router.scales[0] else str(each.floor),
+            ]
+            for each in found.slices
+        ],
+    )  # fmt: skip
+
+
+def _sentences(found: Certificate, router: Router, keep_price: bool) -> list[str]:
+    above = [each.name for each in found.slices if each.upper > found.bound]
+    lines = []
+    if found.rung.price is None:
+        kept = "the price is left as it was" if keep_price else "the router now always takes it"
+        lines.append(
+            f"no price keeps a {found.loss} of {found.bound:g} at {1 - found.delta:.4g} on "
+            f"{found.pictures} pictures: only always the finest scale {router.scales[-1]} does, so "
+            f"{kept}; more pictures or a looser bound would help"
+        )
+    elif keep_price and (router.policy.price > found.rung.price):
+        lines.append(
+            f"the router's own price {router.policy.price:.5g} is above the certified "
+            f"{found.rung.price:.5g}: only requests with routing.max_harm are bound"
+        )
+    if router.second_look is not None:
+        lines.append(
+            "requests with routing.max_harm get no second look; the others still do"
+            if keep_price
+            else "the router's second look is dropped: it was priced for another target"
+        )
+    if above:
+        lines.append(f"not shown for these kinds by themselves: {', '.join(above)}")
+    return lines

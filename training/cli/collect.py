@@ -1,0 +1,109 @@
+"""`m3-train collect`: which questions are labelled, by which model, into which folder.
+
+Knows flags and progress; the sources are in training.sources, the work in training.oracle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from training.cli.console import bar, say
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from training.sources.tasks import Source
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Model folder; the embedded m3-mini if left out.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes; one per physical core if left out."),
+]
+
+
+def collect(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    scenes: Annotated[int | None, typer.Option(help="Generate so many scenes.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    namespace: Annotated[
+        Literal["collect", "heldout"], typer.Option(help="Which scenes.")
+    ] = "collect",
+    repeats: Annotated[
+        int, typer.Option(help="Wordings each scene question is asked in (2: how much is luck?).")
+    ] = 1,
+    data: Annotated[Path | None, typer.Option(help="LLaVA-format JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
+    from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
+    model: ModelOption = None,
+    workers: WorkersOption = None,
+    device: Annotated[str | None, typer.Option(help="torch device.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    relevance: Annotated[
+        Literal["auto", "readout", "cosine", "attention", "clip"],
+        typer.Option(
+            help="Where relevance comes from; auto: the readout, else clip, else attention."
+        ),
+    ] = "auto",
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
+) -> None:
+    """Run every scale on every question, write oracle shards; a rerun goes on where it stopped."""
+    from training.oracle.collection import collect as label
+
+    source = source_of(scenes, seed, namespace, repeats, data, images, from_log, skip_bad)
+    for note in source.notes():
+        say(f"left out: {note}")
+    checkpoint = model_folder(model)
+    with bar("labelling", "pictures") as move:
+        result = label(
+            source, checkpoint, out, workers=workers, device=device,
+            max_new_tokens=max_new_tokens, skip_bad=skip_bad, progress=move,
+            relevance=relevance, text_encoder=text_encoder,
+        )  # fmt: skip
+    if result.bad:
+        say(f"skipped {len(result.bad)} bad pictures, first: {result.bad[0]}")
+    say(
+        f"{result.questions} questions about {result.pictures} pictures in {out} "
+        f"({result.labelled_now} pictures labelled now)"
+    )
+
+
+def source_of(
+    scenes: int | None, seed: int, namespace: str, repeats: int,
+    data: Path | None, images: Path | None, from_log: Path | None, skip_bad: bool,
+) -> Source:  # fmt: skip
+    """Return the one source that the flags name."""
+    from training.sources.llava import llava_source
+    from training.sources.log import log_source
+    from training.sources.scenes import SceneSource
+
+    if sum(given is not None for given in (scenes, data, from_log)) != 1:
+        raise TrainingError(
+            "give exactly one of --scenes N, --data FILE --images DIR, --from-log DIR"
+        )
+    if scenes is not None:
+        return SceneSource(scenes, seed, namespace, repeats=repeats)
+    if repeats != 1:
+        raise TrainingError("--repeats needs --scenes: only generated questions can be reworded")
+    if from_log is not None:
+        return log_source(from_log)
+    if data is None or images is None:
+        raise TrainingError("--data needs --images DIR")
+    return llava_source(data, images, skip_bad=skip_bad)
+
+
+def model_folder(model: Path | None) -> Path:
+    """Return the checkpoint to use: the given one, else the embedded default."""
+    from m3model import default_model_path
+
+    folder = default_model_path() if model is None else model
+    if not (folder / "config.json").is_file():
+        hint = "; give --model DIR" if model is None else ""
+        raise TrainingError(f"{folder} is not a model folder: it has no config.json{hint}")
+    return folder

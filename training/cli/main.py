@@ -1,0 +1,239 @@
+"""`m3-train`: the offline tools on the command line.
+
+Knows flags, progress bars and exit codes; each command imports what it runs when it runs, so that
+`--help` is quick. Bad input is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from training.cli.bench import bench
+from training.cli.certify import certify
+from training.cli.collect import ModelOption, WorkersOption, collect, model_folder
+from training.cli.console import bar, say, table
+from training.cli.model import model as train_model
+from training.cli.readout import readout
+from training.cli.replay import replay
+
+app = typer.Typer(
+    name="m3-train",
+    help="Train M3 models, collect oracle data, fit, evaluate, replay and promote routers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+REGISTRY = Path(".m3/registry")
+OracleOption = Annotated[
+    list[Path], typer.Option("--oracle", help="Folder of `collect`; repeat for several.")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+RouterOption = Annotated[Path, typer.Option("--router", help="Router folder.")]
+RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
+CostOption = Annotated[Literal["tokens", "flops"], typer.Option(help="What a scale costs.")]
+SecondLookOption = Annotated[
+    bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
+]
+TargetOption = Annotated[
+    float, typer.Option("--target", help="Share of the finest scale's accuracy to keep.")
+]
+
+
+def main() -> None:
+    """Run the command line; expected errors become one line and exit code 2."""
+    from training.errors import TrainingError
+
+    try:
+        app()
+    except TrainingError as error:
+        _fail(error)
+    except ValueError as error:
+        # The other packages' refusals of bad folders; anything else is a bug and keeps its
+        # traceback.
+        if type(error).__name__ in {
+            *("RouterFileError", "FeatureMismatch", "CheckpointMismatch"),
+            "RelevanceUnavailable",
+        }:
+            _fail(error)
+        raise
+
+
+def _fail(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+app.command("model")(train_model)
+
+
+app.command("collect")(collect)
+app.command("readout")(readout)
+
+
+app.command("certify")(certify)
+
+
+@app.command()
+def fit(
+    oracle: OracleOption,
+    out: OutOption,
+    target: TargetOption = 0.995,
+    cost: CostOption = "tokens",
+    labels: Annotated[
+        Literal["auto", "soft", "hard"], typer.Option(help="What the predictor learns.")
+    ] = "auto",
+    second_look: SecondLookOption = False,
+) -> None:
+    """Fit a router on oracle data: predictor, calibration, price."""
+    from training.fitting.fit import fit as fit_router
+    from training.oracle.data import read_oracle
+
+    result = fit_router(
+        read_oracle(oracle),
+        target=target,
+        cost=cost,
+        labels=labels,
+        second_look=second_look,
+        say=say,
+    )
+    result.router.save_pretrained(out)
+    here = result.metrics["on_calibration"]
+    table(
+        "calibration pictures (the price was chosen on them: optimistic)",
+        ["scale", "accuracy", "calibration error"],
+        [[str(r["scale"]), f"{r['accuracy']:.3f}", f"{r['ece']:.3f}"] for r in here["per_scale"]]
+        + [["router", f"{here['accuracy']:.3f}", f"at {here['visual_tokens']:.1f} tokens"]],
+    )
+    if (look := result.router.second_look) is not None:
+        facts = look.facts
+        say(
+            f"second look: accuracy {facts['accuracy']:.3f} at {facts['cost']:.4f} of the finest's "
+            f"cost, both looks counted (single look {facts['single_look_cost']:.4f}); "
+            f"{facts['looked_again']:.1%} of the questions are asked twice"
+        )
+    for line in result.advice:
+        say(line)
+    say(f"router {result.router.version} in {out}")
+
+
+@app.command()
+def evaluate(
+    oracle: OracleOption,
+    out: OutOption,
+    router: Annotated[
+        Path | None, typer.Option(help="Router folder; the shipped one if left out.")
+    ] = None,
+    target: TargetOption = 0.995,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
+) -> None:
+    """Judge a router on test pictures beside every baseline: report.json, report.md, plots."""
+    from router.router import Router
+    from training.evaluation.evaluate import evaluate as judge
+    from training.evaluation.report import NAMES, write_report
+    from training.oracle.data import read_oracle
+
+    folder = _router_folder(router)
+    report = judge(
+        Router.from_pretrained(folder),
+        read_oracle(oracle),
+        target=target,
+        resamples=resamples,
+        say=say,
+    )
+    write_report(report, out)
+    rows = [
+        [f"always {p['scale']}", f"{p['accuracy']:.3f}", str(p["scale"])] for p in report["fixed"]
+    ]
+    points = {"router": report["router"], **report["baselines"]}
+    rows += [
+        [NAMES.get(name, name), f"{p['accuracy']:.3f}", f"{p['visual_tokens']:.1f}"]
+        for name, p in points.items()
+    ]
+    table(f"{report['n_questions']} test questions", ["policy", "accuracy", "visual tokens"], rows)
+    say(f"report in {out}")
+
+
+app.command("replay")(replay)
+
+
+app.command("bench")(bench)
+
+
+@app.command()
+def promote(
+    router: RouterOption,
+    registry: RegistryOption = REGISTRY,
+    oracle: Annotated[
+        list[Path] | None,
+        typer.Option(help="Gate: compare with the router in force on these data."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
+) -> None:
+    """Put a router in force; running services take it over without a restart."""
+    from router.router import Router
+    from training.errors import GateClosed
+    from training.promotion.registry import promote as put_in_force
+
+    if oracle and not force:
+        from training.oracle.data import read_oracle
+        from training.promotion.retrain import why_not
+
+        closed = why_not(
+            Router.from_pretrained(router), registry, read_oracle(oracle).split("test")
+        )
+        if closed is not None:
+            raise GateClosed(f"not promoted: {closed} (--force promotes all the same)")
+    say(f"in force: {put_in_force(router, registry)}")
+
+
+@app.command()
+def rollback(registry: RegistryOption = REGISTRY) -> None:
+    """Put the previous router back in force."""
+    from training.promotion.registry import rollback as go_back
+
+    say(f"in force: {go_back(registry)}")
+
+
+@app.command()
+def retrain(
+    from_log: Annotated[Path, typer.Option(help="Log folder of the service.")],
+    out: OutOption,
+    model: ModelOption = None,
+    registry: RegistryOption = REGISTRY,
+    oracle: Annotated[list[Path] | None, typer.Option(help="More oracle data to fit on.")] = None,
+    target: TargetOption = 0.995,
+    cost: CostOption = "tokens",
+    workers: WorkersOption = None,
+    second_look: SecondLookOption = False,
+    force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
+) -> None:
+    """Collect from the log, fit, evaluate and promote in one go."""
+    from training.promotion.retrain import RetrainJob
+    from training.promotion.retrain import retrain as learn
+
+    job = RetrainJob(
+        from_log, model_folder(model), out, registry, tuple(oracle or ()),
+        target, cost, second_look=second_look, workers=workers, force=force,
+    )  # fmt: skip
+    with bar("labelling", "pictures") as move:
+        result = learn(job, progress=move, say=say)
+    router = result.report["router"]
+    say(
+        f"router {result.version} in force: {result.promoted}; test accuracy "
+        f"{router['accuracy']:.3f} at {router['visual_tokens']:.1f} visual tokens"
+    )
+
+
+def _router_folder(router: Path | None) -> Path:
+    from router import default_router_path
+    from training.errors import TrainingError
+
+    folder = default_router_path() if router is None else router
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a router folder; give --router DIR")
+    return folder

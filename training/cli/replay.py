@@ -1,0 +1,69 @@
+"""`m3-train replay`: what routers and policies would have done to the same questions.
+
+Knows flags and tables; the replay itself is in training.promotion.replay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from training.cli.console import interval, table
+
+
+def replay(
+    oracle: Annotated[
+        list[Path], typer.Option("--oracle", help="Folder of `collect`; repeat for several.")
+    ],
+    router: Annotated[
+        list[Path] | None,
+        typer.Option("--router", help="Router folder; repeat to compare. The first is the base."),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="finest, fixed:SCALE, or price:NUMBER (the first router at that price); repeat.",
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["test", "all"],
+        typer.Option(help="`all` replays training pictures too: flatters who was fitted on them."),
+    ] = "test",
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows there too.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
+) -> None:
+    """Show what several policies would have done to the same questions: exact, paired."""
+    from router.router import Router
+    from training.files import write_json
+    from training.oracle.data import read_oracle
+    from training.promotion.replay import parse_policy
+    from training.promotion.replay import replay as compare
+
+    specs = [parse_policy(text) for text in policy or ()]
+    routers = [(str(path), Router.from_pretrained(path)) for path in router or ()]
+    data = read_oracle(oracle)
+    asked = data if split == "all" else data.split("test")
+    rows = compare(routers, asked, policies=specs, resamples=resamples)
+    if json_out is not None:
+        json_out.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"split": split, "n_questions": len(asked), "n_pictures": asked.n_pictures}
+        write_json(json_out, {**facts, "data_hash": data.data_hash, "rows": rows})
+    table(
+        f"{len(asked)} questions about {asked.n_pictures} pictures ({split}), each against the "
+        "first, 95 % intervals by picture",
+        ["policy", "accuracy", "tokens", "harm", "accuracy difference", "token difference"],
+        [
+            [
+                f"{row['name']} ({row['version']})" if row["version"] else row["name"],
+                f"{row['accuracy']:.3f}", f"{row['visual_tokens']:.1f}", f"{row['harm']:.3f}",
+                interval(row["minus_first"]["accuracy"], 100, " pt"),
+                interval(row["minus_first"]["visual_tokens"], 1, ""),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""How good is a router, beside everything cheaper: report, plots and the baselines."""

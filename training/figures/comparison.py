@@ -1,0 +1,181 @@
+"""Puts policies side by side on test questions: operating points, curves and paired differences.
+
+A policy is a name, predicted values and a price; what it would have done is exact, because the
+oracle holds the outcome of every scale. Knows arrays only; does not know routers, files or reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.policy import Policy, calibrate_price, choose_many
+from training.figures.metrics import (
+    Array,
+    Picks,
+    brier,
+    calibration_error,
+    harm_and_rescue,
+    paid,
+    picked,
+    priced_regret,
+    regret,
+)
+from training.figures.resampling import Interval, Resampler
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Test questions as a comparison needs them: n questions, K scales.
+
+    ``resamples`` are those of every interval; ``gpu_ms`` is analytic (m3model.cost), not measured.
+    Of ``flops`` and ``gpu_ms`` a second look at the same picture does not pay the encode again.
+    """
+
+    scores: Array  # (n, K)
+    pictures: NDArray[np.int64]  # (n,)
+    tokens: Array  # (K,)
+    costs: Array  # (K,)
+    flops: Array | None  # (K,)
+    gpu_ms: Array | None = None  # (K,)
+    resamples: int = 2000
+    encode_flops: float = 0.0
+    encode_ms: float = 0.0
+
+    @cached_property
+    def resampler(self) -> Resampler:
+        """Return the draws that every interval over these questions uses."""
+        return Resampler(self.pictures, self.resamples)
+
+    def only(self, mask: NDArray[np.bool_]) -> Questions:
+        """Return some of the questions."""
+        return replace(self, scores=self.scores[mask], pictures=self.pictures[mask])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy did: the scale of each answer that counts, and the score it earned.
+
+    ``first`` is the scale of the first answer where there may have been two; both looks are paid.
+    """
+
+    name: str
+    price: float | None
+    picks: Picks
+    score: Array
+    first: Picks | None = None
+
+    def spent(self, per_scale: Array, shared: float = 0.0) -> Array:
+        """Return (n,) what the questions took of a resource; see `metrics.paid`."""
+        return paid(per_scale, self.picks, self.first, shared)
+
+    def only(self, mask: NDArray[np.bool_]) -> Outcome:
+        """Return what it did to some of the questions."""
+        first = None if self.first is None else self.first[mask]
+        return replace(self, picks=self.picks[mask], score=self.score[mask], first=first)
+
+    def summary(self, on: Questions) -> dict[str, Any]:
+        """Return accuracy, mean visual tokens, cost, FLOPs and analytic GPU milliseconds."""
+        return {
+            "price": self.price,
+            "accuracy": float(self.score.mean()),
+            "visual_tokens": float(self.spent(on.tokens).mean()),
+            "cost": float(self.spent(on.costs).mean()),
+            "flops": None
+            if on.flops is None
+            else float(self.spent(on.flops, on.encode_flops).mean()),
+            "gpu_ms": None
+            if on.gpu_ms is None
+            else float(self.spent(on.gpu_ms, on.encode_ms).mean()),
+        }
+
+
+def run_policy(name: str, values: Array, policy: Policy, on: Questions) -> Outcome:
+    """Return what the policy does to the questions, given its predicted values (n, K)."""
+    if policy.finest_only:
+        picks = np.full(len(values), on.scores.shape[1] - 1)
+    else:
+        picks = choose_many(values, policy.costs, policy.price)
+    return Outcome(name, policy.price, picks, picked(on.scores, picks))
+
+
+def fixed(index: int, on: Questions) -> Outcome:
+    """Return what always taking one scale does."""
+    picks = np.full(len(on.scores), index)
+    return Outcome(f"fixed_{int(on.tokens[index])}", None, picks, on.scores[:, index])
+
+
+def price_on(
+    values: Array, scores: Array, costs: Array, pictures: Sequence[str], target: float
+) -> Policy:
+    """Return the policy at the cheapest price that keeps ``target`` of the finest accuracy.
+
+    Args:
+        values, scores: (m, K) on calibration questions, which the values were not fitted on.
+        target: share of the finest scale's accuracy.
+    """
+    found = calibrate_price(values, scores, costs.tolist(), groups=list(pictures), target=target)
+    return found.policy(costs.tolist())
+
+
+def paired(first: Outcome, second: Outcome, on: Questions) -> dict[str, Any]:
+    """Return the differences first − second in accuracy and tokens, with intervals by picture."""
+    accuracy = on.resampler.interval(first.score - second.score)
+    ours, theirs = first.spent(on.tokens), second.spent(on.tokens)
+    return {
+        "accuracy": accuracy.as_dict(),
+        "visual_tokens": on.resampler.interval(ours - theirs).as_dict(),
+        "token_ratio": float(ours.mean() / theirs.mean()),
+    }
+
+
+def difference_from_finest(outcome: Outcome, on: Questions) -> Interval:
+    """Return accuracy minus that of the finest scale, paired, with an interval by picture."""
+    return on.resampler.interval(outcome.score - on.scores[:, -1])
+
+
+def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
+    """Return harm, rescue, regret and how often each scale gives the answer that counts."""
+    harm, rescue = harm_and_rescue(on.scores, outcome.picks)
+    shares = np.bincount(outcome.picks, minlength=len(on.tokens)) / len(outcome.picks)
+    return {
+        "harm": harm,
+        "rescue": rescue,
+        "regret": regret(on.scores, outcome.picks, on.tokens, outcome.spent(on.tokens)),
+        "priced_regret": None
+        if outcome.price is None or outcome.first is not None
+        else priced_regret(on.scores, outcome.picks, on.costs, outcome.price),
+        "share_of_scale": {
+            str(int(scale)): float(s) for scale, s in zip(on.tokens, shares, strict=True)
+        },
+    }
+
+
+def calibration_of(probabilities: Array, outcome: Outcome, on: Questions) -> dict[str, Any]:
+    """Return ECE and Brier per scale and at the chosen scale, and the operating-point error.
+
+    At the chosen scale (of the first answer) the error is larger: a scale is chosen where its
+    probability came out high.
+    """
+    picks = outcome.picks if outcome.first is None else outcome.first
+    chosen, score = picked(probabilities, picks), picked(on.scores, picks)
+    return {
+        "per_scale": [
+            {
+                "scale": int(scale),
+                "ece": calibration_error(probabilities[:, k], on.scores[:, k]),
+                "brier": brier(probabilities[:, k], on.scores[:, k]),
+            }
+            for k, scale in enumerate(on.tokens)
+        ],
+        "chosen": {
+            "ece": calibration_error(chosen, score),
+            "brier": brier(chosen, score),
+        },
+        "operating_point_error": float(abs(chosen.mean() - score.mean())),
+    }

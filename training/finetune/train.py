@@ -1,0 +1,243 @@
+"""M3 training of a checkpoint on LLaVA-format data: encode once, loss averaged over every scale.
+
+Official M3 training runs the vision tower once per scale and holds every scale's graph until the
+backward pass. Here the tower runs once a step; each scale's loss is taken back to a detached copy
+of the patch grid before the next scale begins, and what gathers there goes through projector and
+tower in one last step. The gradients are the same; one language-model graph is held at a time.
+
+Knows Hugging Face's Trainer and the model; does not know routers or oracle data.
+Several GPUs: ``accelerate launch -m training.cli model --init ...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from m3model import M3Config, M3ForConditionalGeneration, M3Processor, RelevanceReadout
+from training.errors import BadRecord, TrainingError
+from training.finetune.conversations import LlavaDataset, collate
+from training.sources.llava import count_bad, read_llava
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """What to train, on what, how; the defaults are the official ones (1 epoch, 2e-5, cosine)."""
+
+    init: Path
+    data: Path
+    images: Path
+    out: Path
+    epochs: float = 1.0
+    max_steps: int = -1
+    batch_size: int = 4
+    accumulate: int = 1
+    lr: float = 2e-5
+    warmup: float = 0.03
+    max_length: int = 2048
+    seed: int = 0
+    save_steps: int = 500
+    gradient_checkpointing: bool = False
+    freeze_vision: bool = False
+    hold_all_graphs: bool = False
+    workers: int = 2
+    skip_bad: bool = False
+    device: str | None = None
+
+
+def multi_scale_loss(
+    model: Any, batch: dict[str, torch.Tensor], unwrapped: Any = None
+) -> torch.Tensor:
+    """Return the mean over all scales of the answer loss, all graphs held; one vision pass.
+
+    Args:
+        model: what is called for the loss (a data-parallel wrapper, or the model itself).
+        unwrapped: the model itself where ``model`` is a wrapper.
+    """
+    own = model if unwrapped is None else unwrapped
+    losses = [
+        model(**_without_pixels(batch), **pictures).loss for pictures in _per_scale(own, batch)
+    ]
+    return torch.stack(losses).mean()
+
+
+def multi_scale_backward(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    backward: Callable[[torch.Tensor], None],
+    weight: float = 1.0,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> torch.Tensor:
+    """Return the same loss, detached, with ``weight`` times its gradient already added up.
+
+    One scale's graph is alive at a time: each is taken back to the grid before the next begins.
+    """
+    text = _without_pixels(batch)
+    if "pixel_values" not in batch:
+        with autocast():
+            loss = model(**text).loss
+        backward(loss * weight)
+        return loss.detach()
+    with autocast():
+        grid = model.encode_images(batch["pixel_values"])
+    leaf = grid.detach().requires_grad_(grid.requires_grad)
+    scales = list(model.config.scales)
+    total = torch.zeros((), device=grid.device)
+    for scale in scales:
+        with autocast():
+            loss = model(**text, image_grids=leaf, scale=scale).loss
+        backward(loss * (weight / len(scales)))
+        total += loss.detach().float() / len(scales)
+    if leaf.grad is not None:
+        # A plain backward: any loss scaling is already in what gathered here.
+        grid.backward(leaf.grad)
+    return total
+
+
+def _per_scale(model: Any, batch: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """Return the picture arguments of each scale's call; without a picture one call says it all."""
+    if "pixel_values" not in batch:
+        return [{}]
+    grid = model.encode_images(batch["pixel_values"])
+    return [{"image_grids": grid, "scale": scale} for scale in model.config.scales]
+
+
+def _without_pixels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in batch.items() if key != "pixel_values"}
+
+
+class M3Trainer(Trainer):
+    """Hugging Face's Trainer with the loss of M3."""
+
+    def __init__(self, *args: Any, hold_all_graphs: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The loss is a mean over label tokens of the micro-batch, as in the official code.
+        self.model_accepts_loss_kwargs = False
+        self._hold_all_graphs = hold_all_graphs
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """Return the mean of the scales' losses."""
+        with self.accelerator.autocast():
+            loss = multi_scale_loss(model, inputs, self.accelerator.unwrap_model(model))
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the step's loss; gradients are added up scale by scale where one process trains.
+
+        Data-parallel wrappers exchange gradients during one backward pass, so several processes
+        take the ordinary way, which holds all graphs.
+        """
+        if self._hold_all_graphs or self.accelerator.num_processes > 1:
+            return super().training_step(model, inputs, *args, **kwargs)
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        weight = 1.0 / self.current_gradient_accumulation_steps
+        loss = multi_scale_backward(
+            model, batch, self.accelerator.backward, weight, self.accelerator.autocast
+        )
+        return loss * weight
+
+
+class _Report(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, report: Callable[[int, int, float | None], None]) -> None:
+        self._report = report
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._report(state.global_step, state.max_steps, (logs or {}).get("loss"))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._report(state.global_step, state.max_steps, None)
+
+
+def finetune(
+    job: FinetuneJob,
+    *,
+    report: Callable[[int, int, float | None], None] = lambda step, steps, loss: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train, write the model folder to ``job.out`` and return it; a run that was cut off goes on.
+
+    Raises:
+        TrainingError: nothing to train on, or bad data.
+    """
+    read = read_llava(job.data, job.images, skip_bad=job.skip_bad)
+    count_bad(read.bad, say)
+    if not read.records:
+        raise TrainingError(f"{job.data} holds no usable record")
+    if not (job.init / "config.json").is_file():
+        raise TrainingError(f"{job.init} is not a model folder: it has no config.json")
+    processor = M3Processor.from_pretrained(job.init)
+    # Half-precision weights would swallow updates of 2e-5: they are kept in fp32 while training.
+    stored = M3Config.from_pretrained(job.init).dtype
+    model: Any = M3ForConditionalGeneration.from_pretrained(job.init, dtype=torch.float32)
+    model.config.use_cache = False
+    on_gpu = torch.cuda.is_available() and job.device != "cpu"
+    if job.freeze_vision:
+        model.model.vision_tower.requires_grad_(False)
+    arguments = TrainingArguments(
+        output_dir=str(job.out / "checkpoints"),
+        num_train_epochs=job.epochs,
+        max_steps=job.max_steps,
+        per_device_train_batch_size=job.batch_size,
+        gradient_accumulation_steps=job.accumulate,
+        learning_rate=job.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=job.warmup,
+        weight_decay=0.0,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        activation_checkpointing=job.gradient_checkpointing,
+        activation_checkpointing_kwargs=(
+            {"use_reentrant": False} if job.gradient_checkpointing else None
+        ),
+        remove_unused_columns=False,
+        dataloader_num_workers=job.workers,
+        save_steps=job.save_steps,
+        save_total_limit=2,
+        logging_steps=10,
+        seed=job.seed,
+        report_to=[],
+        disable_tqdm=True,
+        # A batch of text alone leaves the vision tower out, and layers behind the feature layer
+        # are never used: data parallelism must expect that.
+        ddp_find_unused_parameters=True,
+    )
+    # Several GPUs mean several processes (accelerate launch), never threads over one model.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    trainer = M3Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=LlavaDataset(read.records, processor, job.max_length),
+        data_collator=collate,
+        callbacks=[_Report(report)],
+        hold_all_graphs=job.hold_all_graphs,
+    )
+    trainer.remove_callback(PrinterCallback)  # progress is reported, not printed
+    found = sorted((job.out / "checkpoints").glob("checkpoint-*"))
+    if found:
+        say(f"going on from {max(found, key=lambda p: int(p.name.split('-')[-1])).name}")
+    try:
+        trainer.train(resume_from_checkpoint=bool(found))
+    except BadRecord as error:
+        # A loader process wraps its error in a traceback; what it says stands in the last line.
+        line = str(error).strip().splitlines()[-1]
+        raise BadRecord(line.removeprefix("training.errors.BadRecord: ")) from None
+    model.config.use_cache = True
+    if trainer.is_world_process_zero():
+        # Not save_model: it adds training_args.bin, a pickle, to the folder that is served.
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        trained.to(stored or torch.float32).save_pretrained(job.out)
+        processor.save_pretrained(job.out)
+        if RelevanceReadout.from_pretrained(job.init) is not None:
+            say("the relevance readout was trained on the old patches and is not carried over")
+    return job.out

@@ -1,0 +1,1 @@
+"""Oracle data to a router: predictor, price, second look, certificate."""

@@ -1,0 +1,150 @@
+"""Certifies a router on pictures that nothing in it has seen, and says what that is worth.
+
+Knows oracle data, routers and what a certificate must tell; the statistics are
+router.certificate's.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from router.certificate.promise import Certificate, Rung, SliceBound
+from router.certificate.proof import (
+    Array,
+    Loss,
+    Method,
+    certified_member,
+    mean_by_picture,
+    picture_losses,
+    price_family,
+    question_losses,
+    upper_bound,
+)
+from router.policy import choose_many
+from router.router import Router
+from training.errors import MixedData, NotEnoughData, TrainingError
+from training.fitting.calibration_parts import MIN_PART_PICTURES, SEPARATE, certifying
+from training.oracle.data import OracleData, check_fits, scored_by
+
+LADDER = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
+POPULATION = (
+    "the mean over pictures of the mean over a picture's questions: a picture drawn like the "
+    "calibration pictures of these data ({sources}), then one of its questions; requests with one "
+    "picture; every question decided at one price"
+)
+
+
+def certify(
+    router: Router, data: OracleData, *, loss: Loss, bound: float, delta: float = 0.05
+) -> Certificate:
+    """Return the certificate of the router for ``bound`` and the usual bounds.
+
+    Args:
+        data: oracle data of the router's model; only the pictures of `certifying` are used.
+        loss: "harm" (finest right, chosen wrong) or "drop" (finest score minus chosen score).
+        bound: mean loss that must not be exceeded.
+        delta: allowed probability that the promise for one bound is wrong.
+
+    Raises:
+        TrainingError: a bound or delta outside (0, 1), or a router that saw the pictures.
+        MixedData: the router was made for another model, other features or scales.
+        NotEnoughData: fewer than a handful of pictures.
+    """
+    for name, value in ((f"--max-{loss}", bound), ("--delta", delta)):
+        if not 0.0 < value < 1.0:
+            raise TrainingError(f"{name} must be between 0 and 1, got {value:g}")
+    on = _questions(router, data)
+    method: Method = "betting"
+    if loss == "harm" and len(on) == on.n_pictures:
+        method = "clopper_pearson"
+    costs = router.policy.costs
+    values = np.asarray(router.predict_values(on.features), dtype=np.float64)
+    family = price_family(costs)
+    losses = picture_losses(values, on.scores, costs, on.pictures, family, loss)
+    rungs = []
+    for level in sorted({*LADDER, bound}):
+        member = certified_member(losses, level, delta, method)
+        if member or level == bound:
+            price = float(family[member - 1]) if member else None
+            spent = float(on.tokens[_picks(values, router, price)].mean())
+            rungs.append(Rung(level, price, spent, float(losses[member].mean())))
+    asked = next(rung for rung in rungs if rung.bound == bound)
+    return Certificate(
+        loss=loss,
+        bound=bound,
+        delta=delta,
+        method=method,
+        population=POPULATION.format(sources=", ".join(on.sources)),
+        scored_by=scored_by(on),
+        pictures=on.n_pictures,
+        questions=len(on),
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        router_version=router.version,
+        predictor_hash=router.predictor_hash,
+        model_hash=on.model_hash,
+        feature_schema=on.feature_schema,
+        data_hash=on.data_hash,
+        prices=tuple(family.tolist()),
+        ladder=tuple(rungs),
+        slices=_slices(on, _picks(values, router, asked.price), loss, bound, delta),
+    )
+
+
+def _questions(router: Router, data: OracleData) -> OracleData:
+    check_fits(router, data)
+    fitted_for = router.metadata.get("model_hash")
+    if fitted_for != data.model_hash:
+        raise MixedData(
+            f"the router was fitted for model {fitted_for}, these data are of {data.model_hash}: "
+            "collect data with the router's model, or fit a router on these"
+        )
+    if router.metadata.get("calibrated_on") != SEPARATE:
+        raise TrainingError(
+            "this router's probabilities were fitted on the pictures that would certify it; fit "
+            f"it again (with at least {MIN_PART_PICTURES} pictures in each calibration part)"
+        )
+    on = certifying(data)
+    if on.n_pictures < MIN_PART_PICTURES:
+        raise NotEnoughData(
+            f"only {on.n_pictures} of {data.n_pictures} pictures can certify (two thirds of the "
+            "calibration split); collect some thousand pictures for a bound of 1 %"
+        )
+    return on
+
+
+def _picks(values: Array, router: Router, price: float | None) -> np.ndarray:
+    if price is None:
+        return np.full(len(values), len(router.scales) - 1, dtype=np.intp)
+    return choose_many(values, router.policy.costs, price)
+
+
+def _slices(
+    on: OracleData, picks: np.ndarray, loss: Loss, bound: float, delta: float
+) -> tuple[SliceBound, ...]:
+    """Return what is known of each kind of question by itself, at the certified price."""
+    found = []
+    for name in sorted(set(on.groups.tolist())):
+        part = on.take(on.groups == name)
+        chosen = picks[on.groups == name]
+        # From the finest down, each tested at the full delta until one fails: as in the family.
+        floors = range(len(on.scales) - 1, -1, -1)
+        raised = [
+            mean_by_picture(
+                question_losses(part.scores, np.maximum(chosen, floor), loss), part.pictures
+            )
+            for floor in floors
+        ]
+        member = certified_member(np.stack(raised), bound, delta)
+        found.append(
+            SliceBound(
+                name=name,
+                pictures=part.n_pictures,
+                questions=len(part),
+                loss=float(raised[-1].mean()),
+                upper=upper_bound(raised[-1], delta),
+                floor=on.scales[floors[member]],
+            )
+        )
+    return tuple(found)

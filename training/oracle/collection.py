@@ -1,0 +1,191 @@
+"""Collects oracle data: every scale on every question, as Parquet shards that survive a kill.
+
+A shard is written under a temporary name, synced and renamed, so it is there whole or not at all; a
+rerun computes the missing ones only. Knows folders and manifests; does not know processes (see
+oracle_workers) nor how a picture is labelled (see labelling).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m3model.config import hash_model
+from training.errors import ParametersDiffer, TrainingError
+from training.files import write_json
+from training.oracle.workers import BAD_KEY, CollectJob, default_workers, run_shards, shard_path
+from training.sources.tasks import Source, shards
+
+MANIFEST = "manifest.json"
+SHARD_PICTURES = 100
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """What a run did: totals over the whole folder, and how many pictures this run labelled."""
+
+    pictures: int
+    questions: int
+    bad: list[str]
+    labelled_now: int
+
+
+def collect(
+    source: Source,
+    model: Path,
+    out: Path,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    max_new_tokens: int = 16,
+    skip_bad: bool = False,
+    relevance: str = "auto",
+    text_encoder: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CollectResult:
+    """Label a source into ``out`` and return the totals; finished shards of the same run are kept.
+
+    Args:
+        source: pictures with questions.
+        model: folder of the checkpoint.
+        workers: processes (None: one per physical core, one on a GPU).
+        relevance, text_encoder: where relevance comes from, see `m3model.relevance.choice`.
+        progress: called with (pictures done, pictures in all).
+
+    Raises:
+        ParametersDiffer: ``out`` was written by a run with other parameters.
+        BadRecord: a picture cannot be read (without ``skip_bad``).
+        RelevanceUnavailable: the model cannot give this relevance.
+    """
+    from m3model.relevance.choice import relevance_name
+
+    if not (model / "config.json").is_file():
+        raise TrainingError(f"{model} is not a model folder: it has no config.json")
+    name = relevance_name(model, relevance, text_encoder)
+    parameters = _parameters(source, model, max_new_tokens, skip_bad, name)
+    out.mkdir(parents=True, exist_ok=True)
+    with _only_run(out):
+        manifest = _claim(out, parameters)
+        job = CollectJob(
+            source, model, out, parameters["feature_schema"], parameters["model_hash"],
+            device, max_new_tokens, skip_bad, name, text_encoder,
+        )  # fmt: skip
+        planned = dict(shards(len(source), parameters["pictures_per_shard"]))
+        missing = [index for index in planned if not shard_path(out, index).exists()]
+        done = len(source) - sum(len(planned[index]) for index in missing)
+        before = done
+        progress(done, len(source))
+        count = min(workers or default_workers(device), max(1, len(missing)))
+        for index in run_shards(job, {index: planned[index] for index in missing}, count):
+            done += len(planned[index])
+            progress(done, len(source))
+        questions, bad = _totals(out, planned)
+        totals = {"questions": questions, "bad": len(bad), "shards": len(planned)}
+        derived = _costs(model)
+        write_json(out / MANIFEST, {**manifest, "finished": True, **totals, **derived})
+    return CollectResult(len(source), questions, bad, done - before)
+
+
+def _parameters(
+    source: Source, model: Path, max_new_tokens: int, skip_bad: bool, relevance: str
+) -> dict[str, Any]:
+    """Return what makes two runs the same run, plus what readers of the data need."""
+    from m3model import M3Config, request_cost
+    from router.features.vector import feature_schema
+
+    config = M3Config.from_pretrained(model)
+    schema = feature_schema(tuple(config.scales), config.grid_side, config.hidden_size, relevance)
+    size = SHARD_PICTURES
+    if len(source) < 8 * SHARD_PICTURES:  # short runs: enough shards for every core
+        size = math.ceil(len(source) / 8)
+    return {
+        "format": 1,
+        "source": source.parameters(),
+        "pictures": len(source),
+        "pictures_per_shard": size,
+        "model": model.resolve().name,
+        "model_hash": hash_model(model),
+        "feature_schema": schema.hash,
+        "relevance": relevance,
+        "grid_side": config.grid_side,
+        "embedding_dim": config.hidden_size,
+        "scales": list(config.scales),
+        "flops": [request_cost(config, scale).flops for scale in config.scales],
+        "max_new_tokens": max_new_tokens,
+        "skip_bad": skip_bad,
+    }
+
+
+def _costs(model: Path) -> dict[str, Any]:
+    """Return the analytic time of a request at every scale, by hardware (see m3model.cost), and
+    what of it, and of its operations, is the encode."""
+    from m3model import M3Config
+    from m3model.cost import HARDWARE, request_cost, request_seconds
+
+    config = M3Config.from_pretrained(model)
+    times = {
+        name: [request_seconds(config, scale, device) for scale in config.scales]
+        for name, device in HARDWARE.items()
+    }
+    return {
+        "analytic_seconds": {name: [each.total for each in row] for name, row in times.items()},
+        "encode": {
+            "flops": request_cost(config, config.scales[-1]).encode_flops,
+            "seconds": {name: row[-1].encode for name, row in times.items()},
+        },
+    }
+
+
+def _claim(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of the folder, written now or equal to this run's parameters."""
+    path = out / MANIFEST
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ParametersDiffer(f"{path} is damaged; collect into another folder") from error
+        wanted = json.loads(json.dumps(parameters))
+        differing = sorted(key for key in wanted if found.get(key) != wanted[key])
+        if differing:
+            first = differing[0]
+            raise ParametersDiffer(
+                f"{out} was written by a run with another {', '.join(differing)} "
+                f"({first}: {found.get(first)!s:.80} there, {wanted[first]!s:.80} here); "
+                "use another folder"
+            )
+        return {key: found[key] for key in wanted}
+    if any(file.name not in (".lock", f"{MANIFEST}.tmp") for file in out.iterdir()):
+        raise ParametersDiffer(f"{out} is not empty and holds no oracle data; use another folder")
+    write_json(path, {**parameters, "finished": False})
+    return parameters
+
+
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel lets it go when the process dies, however it dies."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another run is writing {out}") from error
+        yield
+
+
+def _totals(out: Path, planned: dict[int, range]) -> tuple[int, list[str]]:
+    """Return (questions, bad records) over all shards; clear what killed workers left behind."""
+    import pyarrow.parquet as pq
+
+    questions, bad = 0, []
+    for index in planned:
+        metadata = pq.read_metadata(shard_path(out, index))
+        questions += metadata.num_rows
+        bad += json.loads((metadata.metadata or {}).get(BAD_KEY, b"[]"))
+    for leftover in out.glob("oracle-*.tmp"):
+        leftover.unlink()
+    return questions, bad

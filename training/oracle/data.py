@@ -1,0 +1,273 @@
+"""Oracle data as arrays: folders of shards, checked to belong together, split by picture.
+
+Knows the Arrow schema of the oracle; does not know how it was collected nor what is fitted on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.features.vector import FeatureSchema, feature_schema
+from router.records import OracleRecord, conform, oracle_arrays, split_of
+from router.router import Router
+from training.errors import MixedData, NotEnoughData, TrainingError
+from training.oracle.collection import MANIFEST
+
+Split = Literal["train", "calibration", "test"]
+
+
+@dataclass(frozen=True)
+class EncodeCost:
+    """The part of a request that two looks at a picture pay once; 0 where the data do not tell."""
+
+    flops: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)  # by hardware, analytic
+
+
+@dataclass(frozen=True)
+class OracleData:
+    """n questions at K scales, as arrays. Row i of everything is the same question.
+
+    ``scores``, ``soft`` (P(reference answer)), ``confidence``: (n, K) float64; ``features`` (n, F)
+    float32; ``flops`` (K,) or None. ``pictures`` (n,) are integers 0..P-1, one per picture.
+    """
+
+    picture_ids: NDArray[np.str_]
+    question_ids: NDArray[np.str_]
+    groups: NDArray[np.str_]  # "dataset/kind": what a static policy may know
+    scores: NDArray[np.float64]
+    soft: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    features: NDArray[np.float32]
+    has_reference: NDArray[np.bool_]
+    size_px: NDArray[np.float64]  # NaN where unknown
+    metadata: list[dict[str, Any]]
+    scales: tuple[int, ...]
+    flops: NDArray[np.float64] | None
+    schema: FeatureSchema
+    feature_schema: str
+    model_hash: str
+    sources: tuple[str, ...]
+    data_hash: str
+    repeats: NDArray[np.float64] | None = None  # (n, R, K) scores of other wordings, else NaN
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # hardware: (K,), analytic
+    encode: EncodeCost = EncodeCost()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @cached_property
+    def pictures(self) -> NDArray[np.int64]:
+        """Return (n,): the number of each question's picture."""
+        return np.unique(self.picture_ids, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def n_pictures(self) -> int:
+        """Return how many different pictures there are."""
+        return len(np.unique(self.picture_ids))
+
+    @cached_property
+    def tokens(self) -> NDArray[np.float64]:
+        """Return (K,): the visual tokens of each scale."""
+        return np.array(self.scales, dtype=np.float64)
+
+    @cached_property
+    def splits(self) -> NDArray[np.str_]:
+        """Return (n,): the split each question's picture belongs to, for all time."""
+        names, inverse = np.unique(self.picture_ids, return_inverse=True)
+        return np.array([split_of(name) for name in names])[inverse]
+
+    def take(self, rows: NDArray[Any]) -> OracleData:
+        """Return the questions of a mask or index array."""
+        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        return OracleData(
+            **{
+                name: getattr(self, name)[index]
+                for name in (
+                    "picture_ids", "question_ids", "groups", "scores", "soft", "confidence",
+                    "features", "has_reference", "size_px",
+                )
+            },
+            metadata=[self.metadata[i] for i in index],
+            scales=self.scales, flops=self.flops, schema=self.schema,
+            feature_schema=self.feature_schema, model_hash=self.model_hash,
+            sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
+            encode=self.encode,
+            repeats=None if self.repeats is None else self.repeats[index],
+        )  # fmt: skip
+
+    def split(self, name: Split) -> OracleData:
+        """Return the questions of one split."""
+        return self.take(self.splits == name)
+
+
+def read_oracle(folders: Sequence[Path]) -> OracleData:
+    """Return the questions of the folders together; a question that several hold is taken once.
+
+    Raises:
+        TrainingError: a folder holds no oracle data.
+        MixedData: different models, scales or feature schemas.
+        NotEnoughData: no question at all.
+    """
+    return _arrays(*oracle_table(folders))
+
+
+def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
+    """Return the folders' oracle records as one Arrow table, the first manifest and a hash.
+
+    Raises:
+        TrainingError, MixedData, NotEnoughData: as `read_oracle`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    manifests, tables = [], []
+    digest = hashlib.sha256()
+    for folder in folders:
+        manifests.append(read_manifest(folder))
+        for path in sorted(folder.glob("oracle-*.parquet")):
+            try:
+                tables.append(conform(pq.read_table(path), OracleRecord))
+            except (OSError, pa.ArrowException, ValueError) as error:
+                raise TrainingError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+            digest.update(path.read_bytes())
+    first = manifests[0]
+    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        for key in ("model_hash", "scales", "feature_schema"):
+            if manifest[key] != first[key]:
+                raise MixedData(
+                    f"{folders[0]} and {folder} differ in {key} ({first[key]!s:.40} and "
+                    f"{manifest[key]!s:.40}): collect both with the same model and version"
+                )
+    table = pa.concat_tables(tables) if tables else None
+    if table is None or table.num_rows == 0:
+        raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
+    return once(table), first, digest.hexdigest()[:16]
+
+
+def once(table: Any) -> Any:
+    """Return the table with each question about a picture once, the last one.
+
+    A question that two folders (or two requests) hold counts once, or it would weigh double.
+    """
+    asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
+    last = {key: row for row, key in enumerate(asked)}
+    return table.take(sorted(last.values()))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an oracle folder."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} holds no oracle data (no {MANIFEST}); run `m3-train collect` first"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise TrainingError(f"{path} is not valid JSON: {error}") from error
+    missing = {"model_hash", "scales", "feature_schema", "grid_side", "embedding_dim", "relevance"}
+    missing -= set(manifest)
+    if missing:
+        raise TrainingError(f"{path} lacks {', '.join(sorted(missing))}")
+    return dict(manifest)
+
+
+def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
+    scales = tuple(int(scale) for scale in manifest["scales"])
+    relevance = str(manifest["relevance"])
+    schema = feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"], relevance)
+    if schema.hash != manifest["feature_schema"]:
+        raise MixedData(
+            f"the data hold features {manifest['feature_schema']}, this version computes "
+            f"{schema.hash}: collect them again"
+        )
+    for column in ("model_hash", "feature_schema"):
+        found = table[column].unique().to_pylist()
+        if found != [manifest[column]]:
+            raise MixedData(f"the shards and their manifest differ in {column}: {found[:3]}")
+    metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
+    table, metadata, again = _without_repeats(table, metadata, len(scales))
+    try:
+        arrays = oracle_arrays(table)
+    except ValueError as error:
+        raise MixedData(str(error)) from error
+    return OracleData(
+        picture_ids=arrays.picture_ids.astype(np.str_),
+        question_ids=arrays.question_ids.astype(np.str_),
+        groups=np.array(
+            [f"{d}/{k}" for d, k in zip(arrays.datasets, arrays.kinds, strict=True)], np.str_
+        ),
+        scores=arrays.scores.astype(np.float64),
+        soft=arrays.p_reference.astype(np.float64),
+        confidence=arrays.confidence.astype(np.float64),
+        features=arrays.features,
+        has_reference=np.array([r is not None for r in table["reference"].to_pylist()]),
+        size_px=np.array([np.nan if v is None else v for v in table["size_px"].to_pylist()]),
+        metadata=metadata,
+        scales=scales,
+        flops=np.array(manifest["flops"], float) if manifest.get("flops") else None,
+        schema=schema,
+        feature_schema=schema.hash,
+        model_hash=manifest["model_hash"],
+        sources=tuple(sorted(set(table["source"].to_pylist()))),
+        data_hash=data_hash,
+        repeats=again,
+        seconds=dict(manifest.get("analytic_seconds") or {}),
+        encode=EncodeCost(**(manifest.get("encode") or {})),
+    )
+
+
+def _without_repeats(
+    table: Any, metadata: list[dict[str, Any]], n_scales: int
+) -> tuple[Any, list[dict[str, Any]], NDArray[np.float64] | None]:
+    """Return the questions alone, and the scores of their repeats (n, R, K) beside them.
+
+    A repeat is the same question in other words. It must not count as a question of its own: it
+    would weigh twice what it repeats, and train what it is meant to check.
+    """
+    originals = [row for row, facts in enumerate(metadata) if "repeat_of" not in facts]
+    if len(originals) == len(metadata):
+        return table, metadata, None
+    if not originals:
+        raise NotEnoughData("these data hold repeats of questions only; collect the questions too")
+    pictures, names = table["picture_id"].to_pylist(), table["question_id"].to_pylist()
+    place = {(pictures[row], names[row]): number for number, row in enumerate(originals)}
+    found: dict[int, list[list[float]]] = {}
+    for row, facts in enumerate(metadata):
+        original = place.get((pictures[row], facts.get("repeat_of")))
+        if original is not None:
+            found.setdefault(original, []).append(table["scores"][row].as_py())
+    most = max(map(len, found.values()), default=0)
+    again = np.full((len(originals), most, n_scales), np.nan)
+    for original, scores in found.items():
+        again[original, : len(scores)] = scores
+    return table.take(originals), [metadata[row] for row in originals], again if most else None
+
+
+def check_fits(router: Router, data: OracleData) -> None:
+    """Raise MixedData when the router was made for other features or scales than the data's."""
+    if router.schema.hash != data.feature_schema or tuple(router.scales) != data.scales:
+        raise MixedData(
+            f"the router was fitted on features {router.schema.hash} at scales "
+            f"{'/'.join(map(str, router.scales))}, the data hold {data.feature_schema} at "
+            f"{'/'.join(map(str, data.scales))}: fit a router on these data"
+        )
+
+
+def scored_by(data: OracleData) -> str:
+    """Return in words what right means in these data."""
+    if data.has_reference.all():
+        return "exact match"
+    if not data.has_reference.any():
+        return "agreement with the finest"
+    return "exact match where a reference is known, else agreement with the finest"

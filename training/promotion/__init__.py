@@ -1,0 +1,1 @@
+"""Replay on audited traffic, the gate, and which router is in force."""

@@ -1,0 +1,155 @@
+"""Replays audited questions under several policies: exact counterfactuals, side by side.
+
+All scales of a question were run on one set of weights, so what a policy would have done is looked
+up, not estimated. Knows routers and oracle data; does not know the service.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from router.policy import Policy, token_costs
+from router.router import Router
+from training.errors import NotEnoughData, TrainingError
+from training.evaluation.evaluate import questions_of
+from training.figures import comparison as cmp
+from training.figures.metrics import Array, picked
+from training.fitting.second_look import two_looks
+from training.oracle.data import OracleData, check_fits
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy named in words: always one scale, or the first router at another price."""
+
+    text: str
+    scale: int | None = None  # None with no price: the finest
+    price: float | None = None
+
+
+def parse_policy(text: str) -> PolicySpec:
+    """Return the policy that ``finest``, ``fixed:36`` or ``price:0.02`` names.
+
+    Raises:
+        TrainingError: anything else.
+    """
+    kind, _, number = text.partition(":")
+    try:
+        if text == "finest":
+            return PolicySpec(text)
+        if kind == "fixed":
+            return PolicySpec(text, scale=int(number))
+        if kind == "price" and 0 <= float(number) < math.inf:
+            return PolicySpec(text, price=float(number))
+    except ValueError:
+        pass
+    raise TrainingError(f"unknown policy {text!r}: use finest, fixed:SCALE or price:NUMBER")
+
+
+def replay(
+    routers: Sequence[tuple[str, Router]],
+    data: OracleData,
+    *,
+    policies: Sequence[PolicySpec] = (),
+    resamples: int = 2000,
+) -> list[dict[str, Any]]:
+    """Return one row per router and policy, each against the first: accuracy, tokens, harm and
+    paired differences. A router with a second look pays both looks. Costs are those of the first
+    router (visual tokens without one).
+
+    Args:
+        routers: (name, router) pairs, each at its own price.
+        data: the questions to replay. Those of training pictures flatter a router fitted on them:
+            give the test split.
+        policies: further policies; a price is tried on the first router.
+
+    Raises:
+        MixedData: a router was made for other features or scales.
+        NotEnoughData: no question.
+        TrainingError: nothing to replay, a scale the data lack, or a price without a router.
+    """
+    if not routers and not policies:
+        raise TrainingError("nothing to replay: give --router DIR or --policy NAME")
+    if len(data) == 0:
+        raise NotEnoughData("no test question to replay; collect more pictures or use --split all")
+    for _, router in routers:
+        check_fits(router, data)
+    costs = routers[0][1].policy.costs if routers else token_costs(data.scales)
+    on = questions_of(data, np.array(costs), resamples)
+    values = [np.asarray(router.predict_values(data.features), float) for _, router in routers]
+    done = [
+        (router.version, _run(name, router, predicted, data, on))
+        for (name, router), predicted in zip(routers, values, strict=True)
+    ]
+    for spec in policies:
+        if spec.price is None:
+            done.append(("", _fixed(spec, on)))
+        elif routers:
+            policy = Policy(costs, spec.price)
+            version = routers[0][1].version
+            done.append((version, cmp.run_policy(spec.text, values[0], policy, on)))
+        else:
+            raise TrainingError(
+                f"the policy {spec.text} needs --router DIR, whose price it changes"
+            )
+    return [
+        {
+            "name": outcome.name,
+            "version": version,
+            **outcome.summary(on),
+            **cmp.details(outcome, on),
+            "difference_from_finest": cmp.difference_from_finest(outcome, on).as_dict(),
+            "minus_first": cmp.paired(outcome, done[0][1], on),
+        }
+        for version, outcome in done
+    ]
+
+
+def _run(
+    name: str, router: Router, values: Array, data: OracleData, on: cmp.Questions
+) -> cmp.Outcome:
+    """Return what a router does as it stands: with its second look, if it has one."""
+    if router.second_look is None:
+        return cmp.run_policy(name, values, router.policy, on)
+    return two_looks(name, router.second_look, values, data.confidence, on)
+
+
+def _fixed(spec: PolicySpec, on: cmp.Questions) -> cmp.Outcome:
+    scales = on.tokens.astype(int).tolist()
+    if spec.scale is not None and spec.scale not in scales:
+        raise TrainingError(
+            f"policy {spec.text}: the data have the scales {', '.join(map(str, scales))}"
+        )
+    index = len(scales) - 1 if spec.scale is None else scales.index(spec.scale)
+    picks = np.full(len(on.scores), index)
+    return cmp.Outcome(spec.text, None, picks, picked(on.scores, picks))
+
+
+def gate(rows: Sequence[dict[str, Any]], tolerance: float = 0.005) -> str | None:
+    """Return why the second router of a replay must not replace the first, or None if it may.
+
+    It may when it is not dearer and not worse: the interval of the paired accuracy difference must
+    not lie below zero as a whole, nor reach more than ``tolerance`` + its own noise below it.
+    """
+    current, candidate = rows[0], rows[1]
+    accuracy = candidate["minus_first"]["accuracy"]
+    if accuracy["high"] < 0:
+        return (
+            f"it answers worse: {100 * accuracy['mean']:+.2f} points "
+            f"({100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f})"
+        )
+    dearer = candidate["visual_tokens"] > current["visual_tokens"] * (1 + 1e-9)
+    better = accuracy["low"] > 0
+    if dearer and not better:
+        return (
+            f"it is dearer ({candidate['visual_tokens']:.1f} visual tokens against "
+            f"{current['visual_tokens']:.1f}) and not plainly better"
+        )
+    if accuracy["mean"] < -tolerance:
+        return f"it loses {-100 * accuracy['mean']:.2f} points, more than {100 * tolerance:g}"
+    return None

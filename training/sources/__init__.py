@@ -1,0 +1,21 @@
+"""Where oracle questions come from: generated scenes, LLaVA-format files, the service's log."""
+
+from training.sources.llava import llava_source
+from training.sources.log import log_source
+from training.sources.scenes import SceneSource
+from training.sources.tasks import (
+    Ask,
+    FileSource,
+    PictureTask,
+    Source,
+)
+
+__all__ = [
+    "Ask",
+    "FileSource",
+    "PictureTask",
+    "SceneSource",
+    "Source",
+    "llava_source",
+    "log_source",
+]

@@ -1,0 +1,137 @@
+"""Reads the service's decision log and feedback as plain rows.
+
+Knows the folder layout (``decisions/``, ``feedback/``) and the Arrow schemas of router.records;
+does not know pictures, models or the oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from training.errors import BadRecord, TrainingError
+from training.sources.tasks import Ask, FileSource
+
+_DECISION_COLUMNS = [
+    "request_id", "picture_ids", "question", "model", "scale", "router_version", "audited",
+    "status",
+]  # fmt: skip
+
+
+def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of every Parquet file of a folder, in file-name order, as dictionaries.
+
+    Raises:
+        BadRecord: a file is not the log's Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            table = pq.read_table(path, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise BadRecord(f"cannot read the log file {path}: {error}".splitlines()[0]) from error
+        missing = set(columns) - set(table.column_names)
+        if missing:
+            raise BadRecord(f"{path} lacks the columns {', '.join(sorted(missing))}")
+        yield from table.to_pylist()
+
+
+def audited_decisions(folder: Path, left_out: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Yield each audited decision on one picture that can be asked again; count the others.
+
+    A request that was logged twice (a retried write) is yielded once.
+    """
+    seen: set[str] = set()
+    for row in rows(folder / "decisions", _DECISION_COLUMNS):
+        if row["request_id"] in seen:
+            continue
+        seen.add(row["request_id"])
+        if not row["audited"]:
+            left_out["not audited"] += 1
+        elif row["status"] != "ok":
+            left_out["of failed requests"] += 1
+        elif not row["picture_ids"]:
+            left_out["without a picture"] += 1
+        elif len(row["picture_ids"]) > 1:
+            left_out["with several pictures"] += 1
+        elif not row["question"]:
+            left_out["without a stored question"] += 1
+        else:
+            yield row
+
+
+def latest_feedback(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the newest feedback of each request: ``{request_id: {"reference", "score"}}``."""
+    newest: dict[str, dict[str, Any]] = {}
+    for row in rows(folder / "feedback", ["request_id", "time_utc", "reference", "score"]):
+        before = newest.get(row["request_id"])
+        if before is None or row["time_utc"] >= before["time_utc"]:
+            newest[row["request_id"]] = row
+    return newest
+
+
+LEFT_OUT = (
+    "not audited",
+    "of failed requests",
+    "without a stored question",
+    "with several pictures",
+    "whose picture was not stored",
+    "without a picture",
+    "that repeat a question",
+)
+
+
+def log_source(folder: Path) -> FileSource:
+    """Return the audited questions of a service's log folder, with the latest feedback on each.
+
+    Reads ``decisions/*.parquet``, ``feedback/*.parquet`` and ``images/<picture_id>.png``. Only
+    audited (uniformly sampled) requests count: the router's own choices must never train it.
+    """
+
+    if not folder.is_dir():
+        raise TrainingError(f"the log folder {folder} does not exist")
+    feedback = latest_feedback(folder)
+    counts = dict.fromkeys(LEFT_OUT, 0)
+    asks: dict[tuple[str, str], tuple[Any, Ask]] = {}
+    for row in audited_decisions(folder, counts):
+        picture = row["picture_ids"][0]
+        path = folder / "images" / f"{picture}.png"
+        if not picture.isalnum() or not path.is_file():
+            counts["whose picture was not stored"] += 1
+            continue
+        given = feedback.get(row["request_id"], {})
+        ask = Ask(
+            question=row["question"],
+            reference=given.get("reference"),
+            question_id=row["request_id"],
+            dataset="log",
+            score=given.get("score"),
+            logged_scale=row["scale"],
+            metadata={"model": row["model"], "router_version": row["router_version"]},
+        )
+        # The same question about the same picture is asked once, with the newest feedback on it.
+        key, when = (picture, row["question"]), given.get("time_utc")
+        if key in asks:
+            counts["that repeat a question"] += 1
+            before = asks[key][0]
+            if when is None or (before is not None and before >= when):
+                continue
+        asks[key] = when, ask
+    grouped: dict[str, list[Ask]] = {}
+    for (picture, _), (_, ask) in asks.items():
+        grouped.setdefault(picture, []).append(ask)
+    left_out = tuple(f"{count} records {what}" for what, count in counts.items() if count)
+    if not grouped:
+        raise TrainingError(
+            f"{folder} holds no audited question with a stored picture"
+            + (f" ({', '.join(left_out)})" if left_out else "")
+            + "; serve with --log-images and --audit-rate"
+        )
+    pictures = tuple(
+        (name, folder / "images" / f"{name}.png", tuple(asks))
+        for name, asks in sorted(grouped.items())
+    )
+    return FileSource("log", pictures, {}, left_out, picture_ids=True)

@@ -1,0 +1,112 @@
+"""Where oracle questions come from: generated scenes, LLaVA-format files, the service's log.
+
+A source is a list of pictures with their questions, loadable one by one in any process. Knows file
+formats; does not know the model, scales or scoring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import BadRecord
+
+SourceKind = Literal["scenes", "llava", "log"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question about a picture and what is known about it."""
+
+    question: str
+    reference: str | None = None
+    question_id: str = ""
+    kind: str = ""
+    dataset: str = ""
+    size_px: float | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None  # feedback on the logged answer, when no reference was given
+    logged_scale: int | None = None
+
+
+@dataclass(frozen=True)
+class PictureTask:
+    """One decoded picture, (H, W, 3) uint8, and its questions."""
+
+    name: str
+    rgb: NDArray[np.uint8]
+    asks: tuple[Ask, ...]
+
+
+class Source(Protocol):
+    """What ``collect`` reads; instances travel to worker processes."""
+
+    @property
+    def kind(self) -> SourceKind:
+        """Return what the records say about where they came from."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+
+    def load(self, index: int) -> PictureTask:
+        """Return a picture with its questions; BadRecord when it cannot be read."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what identifies the content, for the manifest."""
+
+    def notes(self) -> list[str]:
+        """Return one line for each kind of record that was left out."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Pictures on disk, each with its questions (built by the two functions below)."""
+
+    kind: SourceKind
+    pictures: tuple[tuple[str, Path, tuple[Ask, ...]], ...]
+    origin: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+    picture_ids: bool = False  # names are picture ids: the pixels must still hash to them
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def load(self, index: int) -> PictureTask:
+        """Return the decoded picture; BadRecord names the record when it cannot be decoded."""
+        from PIL import Image
+
+        from router.records import picture_id
+
+        name, path, asks = self.pictures[index]
+        try:
+            with Image.open(path) as image:
+                rgb = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadRecord(f"{name}: cannot read the picture {path.name}: {error}") from error
+        if self.picture_ids and picture_id(rgb) != name:
+            raise BadRecord(f"{path.name}: its pixels do not match its name (was it changed?)")
+        return PictureTask(name, rgb, asks)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the origin and a hash of every question and picture name."""
+        content = hashlib.sha256()
+        for name, path, asks in self.pictures:
+            content.update(f"{name}\0{path.name}\0{json.dumps([asdict(a) for a in asks])}".encode())
+        return {"source": self.kind, **self.origin, "content": content.hexdigest()[:16]}
+
+    def notes(self) -> list[str]:
+        """Return what was left out."""
+        return list(self.left_out)
+
+
+def shards(count: int, size: int) -> Iterator[tuple[int, range]]:
+    """Yield (shard index, picture indices) covering ``count`` pictures."""
+    for index, start in enumerate(range(0, count, size)):
+        yield index, range(start, min(start + size, count))
