@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from m3model import M3Config, default_model_path, request_cost
-from m3model.convert.official import CLIP_L_336_VISION
+from m3model.config import CLIP_L_336_VISION
 from router import Router, default_router_path
 from router.policy import candidate_prices, choose_many
 from router.predictor.calibration import fit_calibration

@@ -18,6 +18,22 @@ from typing import Any
 from transformers import AutoConfig, LlavaConfig
 
 DEFAULT_SCALES = (1, 9, 36, 144, 576)
+CLIP_L_336_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+# Vicuna's shapes by their names in the checkpoints' names.
+VICUNA = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40},
+}
 
 
 class M3Config(LlavaConfig):
@@ -108,6 +124,26 @@ def _divides(scale: object, grid_side: int) -> bool:
 
 
 AutoConfig.register(M3Config.model_type, M3Config, exist_ok=True)
+
+
+def llava_shape(size: str) -> M3Config:
+    """The shape of LLaVA-1.5 with Vicuna of `size` ("7b", "13b"), to plan with: no weights.
+
+    Raises:
+        KeyError: another size.
+    """
+    text = VICUNA[size]
+    return M3Config(
+        vision_config={**CLIP_L_336_VISION, "model_type": "clip_vision_model"},
+        text_config={
+            **text, "model_type": "llama", "vocab_size": 32001,
+            "num_attention_heads": text["hidden_size"] // 128,
+            "max_position_embeddings": 4096,
+        },
+        image_token_index=32000,
+        text_vocab_size=32000,
+        dtype="bfloat16",
+    )  # fmt: skip
 
 
 def hash_model(model: Path) -> str:

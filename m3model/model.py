@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from m3model.config import M3Config
 from m3model.errors import refuse_mismatch
-from m3model.expansion import ExpandedRows, expand_rows, holds_token, text_positions
 from m3model.pooling import Scale, pool_pictures, refuse_foreign_pictures, token_counts
+from m3model.prompt.expansion import ExpandedRows, expand_rows, holds_token, text_positions
 
 
 @dataclass
@@ -83,6 +85,14 @@ class M3ForConditionalGeneration(LlavaForConditionalGeneration):
         weight = self.model.multi_modal_projector.linear_1.weight
         pixels = pixel_values.to(device=weight.device, dtype=weight.dtype)
         return torch.stack(list(self.get_image_features(pixels, return_dict=True).pooler_output))
+
+    @torch.inference_mode()
+    def question_embedding(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """(D,) the mean input embedding of a question's tokens; zeros where there are none."""
+        if not ids:
+            return np.zeros(self.config.hidden_size, np.float32)
+        mean: NDArray[np.float32] = self.embed_text(list(ids)).float().mean(dim=0).cpu().numpy()
+        return mean
 
     def embed_text(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
         """Input embeddings of token ids: (n,) gives (n, D), (B, n) gives (B, n, D)."""

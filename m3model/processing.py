@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from m3model.prompts import VICUNA_TEMPLATE
+from m3model.prompt.templates import VICUNA_TEMPLATE
 
 IMAGE_TOKEN = "<image>"
 Message = Mapping[str, Any]
@@ -105,6 +105,32 @@ class M3Processor:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt: one image token per picture, generation prompt at the end."""
         return self._tokenize(self.apply_chat_template(messages))
+
+    def prompt_and_answer(
+        self, question: str, reference: str | None
+    ) -> tuple[list[int], list[int] | None]:
+        """Ids of a prompt with one picture and a question, and of the answer if there is one."""
+        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+        prompt = self.prompt_ids([user])
+        return prompt, None if reference is None else self.answer_ids([user], reference)
+
+    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """Ids that the chat template puts behind the prompt for this answer, its end included.
+
+        Raises:
+            ValueError: the template does not continue its own generation prompt.
+        """
+        said = [*messages, {"role": "assistant", "content": answer}]
+        asked = self.apply_chat_template(messages)
+        answered = self.apply_chat_template(said, add_generation_prompt=False)
+        # Each stretch between pictures is tokenised alone; only the last one matters here.
+        before, whole = (
+            self.tokenizer(text.rsplit(IMAGE_TOKEN, 1)[-1], add_special_tokens=False)["input_ids"]
+            for text in (asked, answered)
+        )
+        if whole[: len(before)] != before or len(whole) == len(before):
+            raise ValueError("the chat template does not continue its own generation prompt")
+        return list(whole[len(before) :])
 
     def question_ids(self, text: str) -> list[int]:
         """Tokens of the bare question: no special tokens, no template."""

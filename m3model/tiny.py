@@ -18,8 +18,8 @@ from transformers import GenerationConfig
 from m3model.config import DEFAULT_SCALES, M3Config
 from m3model.model import M3ForConditionalGeneration
 from m3model.processing import M3Processor, build_image_processor
+from m3model.prompt.vocabulary import build_tokenizer
 from m3model.relevance.readout import RelevanceReadout
-from m3model.vocabulary import build_tokenizer
 
 _SENTENCES = """
 what which how many is are the a an of in on color colour shape word number letter first

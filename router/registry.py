@@ -8,6 +8,8 @@ from pathlib import Path
 
 from router.errors import RouterFileError
 
+DEFAULT_REGISTRY = Path(".m3/registry")  # the service follows it, promotion writes it
+
 
 def current_router_path(registry: str | Path) -> Path | None:
     """Return the folder of the router in force, or None where nothing was ever promoted.

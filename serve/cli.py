@@ -16,6 +16,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from router.registry import DEFAULT_REGISTRY
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True,
     rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -39,7 +41,7 @@ def up(
     text_encoder: Annotated[
         Path | None, typer.Option(help="CLIP folder, for routers fitted on CLIP relevance.")
     ] = None,
-    registry: Annotated[Path, typer.Option(help="Registry to follow.")] = Path(".m3/registry"),
+    registry: Annotated[Path, typer.Option(help="Registry to follow.")] = DEFAULT_REGISTRY,
     log_dir: Annotated[Path, typer.Option(help="Folder of the decision log.")] = Path(".m3/log"),
     log_images: Annotated[
         bool, typer.Option("--log-images", help="Store pictures and questions of audited requests.")

@@ -53,7 +53,7 @@ def shape_of(model: str) -> M3Config:
         ServeSetupError: neither.
     """
     from m3model import M3Config, default_model_path
-    from m3model.convert.official import VICUNA, llava_shape
+    from m3model.config import VICUNA, llava_shape
 
     if model in VICUNA:
         return llava_shape(model)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
 
 API_KEYS_VARIABLE = "M3_API_KEYS"
@@ -69,7 +70,7 @@ class ServeSettings(BaseModel):
         "to the embedded model, else none (every picture is read at the finest scale).",
     )
     registry: FolderPath | None = Field(
-        Path(".m3/registry"), description="Registry whose pointer is followed while running."
+        DEFAULT_REGISTRY, description="Registry whose pointer is followed while running."
     )
     registry_poll_s: float = Field(1.0, gt=0, description="Seconds between looks at the pointer.")
     text_encoder: FolderPath | None = Field(

@@ -16,10 +16,10 @@ from _engine.workload import ANSWER_TOKENS, MIX, QUESTION_TOKENS, draw_requests
 from transformers import GenerationConfig
 
 from m3model import LocalEngine, M3Config, M3ForConditionalGeneration, M3Processor
-from m3model.convert.official import llava_shape
+from m3model.config import llava_shape
 from m3model.cost import HARDWARE, Hardware, language_bytes, request_cost, request_seconds
 from m3model.processing import build_image_processor
-from m3model.vocabulary import build_tokenizer
+from m3model.prompt.vocabulary import build_tokenizer
 
 TEXT = sum(QUESTION_TOKENS) // 2 - 1
 ANSWER = sum(ANSWER_TOKENS) // 2

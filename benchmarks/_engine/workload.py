@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 
 from m3model import M3ForConditionalGeneration, M3Processor, pool_visual_tokens
 from m3model.processing import build_image_processor
+from m3model.prompt.vocabulary import build_tokenizer
 from m3model.tiny import redraw_weights, tiny_config
-from m3model.vocabulary import build_tokenizer
 
 MIX = {1: 0.30, 9: 0.25, 36: 0.20, 144: 0.15, 576: 0.10}
 QUESTION_TOKENS = (20, 60)

@@ -93,7 +93,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _vision_config(source: Mapping[str, Any], src: Path, given: Path | None) -> dict[str, Any]:
-    from m3model.convert.official import CLIP_L_336, CLIP_L_336_VISION
+    from m3model.config import CLIP_L_336_VISION
+    from m3model.convert.official import CLIP_L_336
 
     tower = str(source.get("mm_vision_tower") or "")
     folders = [Path(tower), src / tower] if tower else []
@@ -257,7 +258,7 @@ def _write_extras(
     from transformers import GenerationConfig
 
     from m3model.processing import build_image_processor
-    from m3model.prompts import VICUNA_TEMPLATE
+    from m3model.prompt.templates import VICUNA_TEMPLATE
 
     text = config.text_config
     pad = text.pad_token_id if text.pad_token_id is not None else 0

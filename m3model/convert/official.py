@@ -15,22 +15,6 @@ from m3model.config import DEFAULT_SCALES, M3Config
 from m3model.errors import ConversionError
 
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
-CLIP_L_336_VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 768,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-# Vicuna's shapes by their names in the checkpoints' names.
-VICUNA = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40},
-}
 _DROPPED = re.compile(r"(\.rotary_emb\.inv_freq|\.embeddings\.position_ids)$")
 _RENAMED = (
     (re.compile(r"^model\.vision_tower\.vision_tower\.(vision_model\.)?"), "model.vision_tower."),
@@ -146,23 +130,3 @@ def _config(
         image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
         tie_word_embeddings=bool(source.get("tie_word_embeddings", False)),
     )
-
-
-def llava_shape(size: str) -> M3Config:
-    """The shape of LLaVA-1.5 with Vicuna of `size` ("7b", "13b"), to plan with: no weights.
-
-    Raises:
-        KeyError: another size.
-    """
-    text = VICUNA[size]
-    return M3Config(
-        vision_config={**CLIP_L_336_VISION, "model_type": "clip_vision_model"},
-        text_config={
-            **text, "model_type": "llama", "vocab_size": 32001,
-            "num_attention_heads": text["hidden_size"] // 128,
-            "max_position_embeddings": 4096,
-        },
-        image_token_index=32000,
-        text_vocab_size=32000,
-        dtype="bfloat16",
-    )  # fmt: skip

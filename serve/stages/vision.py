@@ -110,10 +110,7 @@ class Vision:
             relevance: name of the source the router was fitted on; `check_router` accepted it.
         """
         ids = self._processor.question_ids(question)
-        if ids:
-            embedding = self._model.embed_text(ids).float().mean(dim=0).cpu().numpy()
-        else:
-            embedding = np.zeros(self._grid_shape[1], np.float32)
+        embedding = self._model.question_embedding(ids)
         source = self._sources[relevance]
         rows = []
         for picture in pictures:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from m3model.capacity import measured_cpu, plan
-from m3model.convert.official import llava_shape
+from m3model.config import llava_shape
 from m3model.cost import HARDWARE
 from m3model.tiny import tiny_config
 from serve.errors import ServeSetupError

@@ -18,14 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from m3model import M3ForConditionalGeneration, M3Processor
+from m3model.config import CLIP_L_336_VISION
 from m3model.convert.checkpoint import app, convert
-from m3model.convert.official import (
-    CLIP_L_336,
-    CLIP_L_336_VISION,
-    config_from_official,
-    our_key,
-    scales_of,
-)
+from m3model.convert.official import CLIP_L_336, config_from_official, our_key, scales_of
 from m3model.convert.tokenizer import load_tokenizer
 from m3model.errors import CheckpointMismatch, ConversionError
 

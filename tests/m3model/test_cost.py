@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from m3model import M3Config, request_cost
-from m3model.convert.official import llava_shape
+from m3model.config import llava_shape
 from m3model.cost import (
     HARDWARE,
     encode_flops,

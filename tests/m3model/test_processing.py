@@ -15,9 +15,9 @@ from PIL import Image
 
 from m3model import M3Processor
 from m3model.processing import build_image_processor
-from m3model.prompts import VICUNA_SYSTEM, VICUNA_TEMPLATE
+from m3model.prompt.templates import VICUNA_SYSTEM, VICUNA_TEMPLATE
+from m3model.prompt.vocabulary import build_tokenizer
 from m3model.tiny import write_tiny_checkpoint
-from m3model.vocabulary import build_tokenizer
 
 
 @pytest.fixture(scope="module")

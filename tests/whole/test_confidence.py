@@ -27,7 +27,7 @@ from serve.client.wire import chat_body
 from serve.in_process import compose
 from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
-from training.oracle.labelling import Labeller, prompt_and_answer
+from training.oracle.labelling import Labeller
 from training.oracle.packed import PackedQuestion, answer_packed
 from training.sources.scenes import SceneSource
 
@@ -44,7 +44,7 @@ def test_packed_answers_and_the_engine_agree_on_the_confidence(most: int) -> Non
     grid = torch.from_numpy(
         np.random.default_rng(0).standard_normal((576, model.config.hidden_size), np.float32)
     )
-    prompts = [prompt_and_answer(processor, question, None)[0] for question in QUESTIONS]
+    prompts = [processor.prompt_and_answer(question, None)[0] for question in QUESTIONS]
 
     async def served(prompt: list[int], visual: torch.Tensor) -> tuple[list[int], float]:
         name = uuid.uuid4().hex

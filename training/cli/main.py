@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
 from training.cli.collect import ModelOption, WorkersOption, collect, model_folder
@@ -28,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-REGISTRY = Path(".m3/registry")
 OracleOption = Annotated[
     list[Path], typer.Option("--oracle", help="Folder of `collect`; repeat for several.")
 ]
@@ -167,7 +167,7 @@ app.command("bench")(bench)
 @app.command()
 def promote(
     router: RouterOption,
-    registry: RegistryOption = REGISTRY,
+    registry: RegistryOption = DEFAULT_REGISTRY,
     oracle: Annotated[
         list[Path] | None,
         typer.Option(help="Gate: compare with the router in force on these data."),
@@ -192,7 +192,7 @@ def promote(
 
 
 @app.command()
-def rollback(registry: RegistryOption = REGISTRY) -> None:
+def rollback(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
     """Put the previous router back in force."""
     from training.promotion.registry import rollback as go_back
 
@@ -204,7 +204,7 @@ def retrain(
     from_log: Annotated[Path, typer.Option(help="Log folder of the service.")],
     out: OutOption,
     model: ModelOption = None,
-    registry: RegistryOption = REGISTRY,
+    registry: RegistryOption = DEFAULT_REGISTRY,
     oracle: Annotated[list[Path] | None, typer.Option(help="More oracle data to fit on.")] = None,
     target: TargetOption = 0.995,
     cost: CostOption = "tokens",

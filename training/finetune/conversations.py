@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 
 from m3model import M3Processor
 from training.errors import BadRecord
-from training.oracle.labelling import answer_ids
 from training.sources.llava import LlavaRecord
 
 IGNORED = -100
@@ -69,7 +68,7 @@ def conversation_ids(
         first = not messages and record.image is not None
         messages.append({"role": "user", "content": [{"type": "image"}, text] if first else [text]})
         prompt = processor.prompt_ids(messages)
-        answer = answer_ids(processor, messages, turn.answer)
+        answer = processor.answer_ids(messages, turn.answer)
         if prompt[: len(ids)] != ids:
             raise BadRecord(f"record {record.record_id}: the chat template rewrites earlier turns")
         if len(prompt) + len(answer) > max_length:

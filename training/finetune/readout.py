@@ -21,7 +21,7 @@ from torch.nn import functional
 from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
 from training.errors import BadRecord, TrainingError
 from training.finetune.attention_maps import answer_attention
-from training.oracle.labelling import MAX_QUESTIONS, prompt_and_answer
+from training.oracle.labelling import MAX_QUESTIONS
 from training.sources.tasks import PictureTask, Source
 
 RANK = 64
@@ -156,7 +156,7 @@ class _Watcher:
         pixels = self._processor.pixel_values(Image.fromarray(task.rgb)).to(self.device)
         grid = self._model.encode_images(pixels)[0]
         asks = task.asks[:MAX_QUESTIONS]
-        prompts = [prompt_and_answer(self._processor, ask.question, None)[0] for ask in asks]
+        prompts = [self._processor.prompt_and_answer(ask.question, None)[0] for ask in asks]
         maps = answer_attention(self._model, grid, prompts).cpu().numpy()
         return Example(
             grid=grid.half().cpu().numpy(),

@@ -86,7 +86,7 @@ def mini_config(shape: MiniShape, tokenizer, grid_side: int) -> M3Config:
 
 def mini_tokenizer():
     """Return the tokenizer of m3-mini: the scenes' words, and characters for every other word."""
-    from m3model.vocabulary import build_tokenizer
+    from m3model.prompt.vocabulary import build_tokenizer
 
     return build_tokenizer(sorted({*question_words(), *PATCH_CLASSES[1:], *COLORS}))
 

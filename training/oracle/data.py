@@ -11,18 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.features.vector import FeatureSchema, feature_schema
-from router.records import OracleRecord, conform, oracle_arrays, split_of
+from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.oracle.collection import MANIFEST
-
-Split = Literal["train", "calibration", "test"]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,6 @@ class Labeller:
         if end is None:
             end = self.processor.tokenizer.eos_token_id
         self.end_ids: tuple[int, ...] = tuple(end) if isinstance(end, list) else (int(end),)
-        self._table = self.model.get_input_embeddings().weight
 
     def label(
         self,
@@ -159,7 +158,7 @@ class Labeller:
             yield _Job(task, asks, grid, tower, questions)
 
     def _question(self, ask: Ask) -> PackedQuestion:
-        prompt, answer = prompt_and_answer(self.processor, ask.question, ask.reference)
+        prompt, answer = self.processor.prompt_and_answer(ask.question, ask.reference)
         return PackedQuestion(prompt, answer)
 
     def _at_scale(self, jobs: Sequence[_Job], scale: int) -> list[list[PackedAnswer]]:
@@ -206,48 +205,11 @@ class Labeller:
             ids = self.processor.question_ids(ask.question)
             relevance = self.relevance.score(projected, ask.question, ids)
             rows.append(
-                question_features(picture, relevance, ask.question, self.question_embedding(ids))
+                question_features(
+                    picture, relevance, ask.question, self.model.question_embedding(ids)
+                )
             )
         return rows
-
-    def question_embedding(self, ids: Sequence[int]) -> np.ndarray:
-        """Return (E,) float32: the mean input embedding of the question's tokens (none: zeros)."""
-        if not ids:
-            return np.zeros(self._table.shape[1], np.float32)
-        embedded = self.model.embed_text(torch.tensor(list(ids), device=self.device))
-        return embedded.float().mean(dim=0).cpu().numpy()
-
-
-def prompt_and_answer(
-    processor: M3Processor, question: str, reference: str | None
-) -> tuple[list[int], list[int] | None]:
-    """Return the prompt's ids (one image token) and the answer's, end token included."""
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    prompt = processor.prompt_ids([user])
-    if reference is None:
-        return prompt, None
-    return prompt, answer_ids(processor, [user], reference)
-
-
-def answer_ids(
-    processor: M3Processor, messages: Sequence[dict[str, Any]], answer: str
-) -> list[int]:
-    """Return the ids that the chat template puts behind the prompt of ``messages`` for this answer.
-
-    Raises:
-        ValueError: the template does not continue its own generation prompt.
-    """
-    said = [*messages, {"role": "assistant", "content": answer}]
-    asked = processor.apply_chat_template(messages)
-    answered = processor.apply_chat_template(said, add_generation_prompt=False)
-    # The processor tokenises each stretch between pictures alone; only the last one matters here.
-    before, whole = (
-        processor.tokenizer(text.rsplit("<image>", 1)[-1], add_special_tokens=False)["input_ids"]
-        for text in (asked, answered)
-    )
-    if whole[: len(before)] != before or len(whole) == len(before):
-        raise ValueError("the chat template does not continue its own generation prompt")
-    return list(whole[len(before) :])
 
 
 def scores_of(ask: Ask, answers: Sequence[str], scales: Sequence[int]) -> tuple[float, ...]:

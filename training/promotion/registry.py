@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from router.registry import DEFAULT_REGISTRY
 from training.errors import TrainingError
-
-DEFAULT_REGISTRY = Path(".m3/registry")
 
 
 def promote(router: Path, registry: Path = DEFAULT_REGISTRY) -> Path:

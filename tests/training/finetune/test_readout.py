@@ -14,7 +14,6 @@ from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
 from training.errors import TrainingError
 from training.finetune.attention_maps import answer_attention
 from training.finetune.readout import Example, agreement, as_target, distil_readout, fit_readout
-from training.oracle.labelling import prompt_and_answer
 from training.sources.scenes import SceneSource
 
 
@@ -25,7 +24,7 @@ def test_maps_are_the_models_own_attention(tiny_model: Path) -> None:
     processor = M3Processor.from_pretrained(tiny_model)
     grid = torch.randn(576, 64, generator=torch.Generator().manual_seed(0))
     prompts = [
-        prompt_and_answer(processor, text, None)[0]
+        processor.prompt_and_answer(text, None)[0]
         for text in ("what colour is the star", "how many")
     ]
     found = answer_attention(model, grid, prompts)

@@ -26,7 +26,7 @@ from router.records import (
 )
 from training.errors import BadRecord, ParametersDiffer, TrainingError
 from training.oracle.collection import collect
-from training.oracle.labelling import Labeller, prompt_and_answer, scores_of
+from training.oracle.labelling import Labeller, scores_of
 from training.oracle.workers import BAD_KEY, shard_path
 from training.sources.llava import llava_source
 from training.sources.log import log_source
@@ -59,7 +59,7 @@ def test_labels_are_what_the_model_generates(tiny_model: Path, collected: Path, 
         for ask in task.asks:
             record = found[ask.question_id]
             k = record.scales.index(scale)
-            prompt, answer = prompt_and_answer(labeller.processor, ask.question, ask.reference)
+            prompt, answer = labeller.processor.prompt_and_answer(ask.question, ask.reference)
             said = labeller.model.generate(
                 input_ids=torch.tensor([prompt]), pixel_values=pixels, scale=scale,
                 max_new_tokens=16, do_sample=False,

@@ -12,7 +12,7 @@ from string import ascii_lowercase, digits, punctuation
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from m3model.prompts import QUESTION_TEMPLATE
+from m3model.prompt.templates import QUESTION_TEMPLATE
 
 PAD, BOS, EOS, UNK, IMAGE, QUESTION, ANSWER = (
     "<pad>",
