@@ -16,8 +16,6 @@ Negative control: the same certificates from calibration pictures drawn from ano
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _result import arguments, write
 from numpy.typing import NDArray
 
 from router.certificate.proof import (
@@ -37,7 +36,6 @@ from router.certificate.proof import (
     question_losses,
 )
 
-RESULTS = Path(__file__).parent / "results" / "certificate_validity.json"
 Array = NDArray[np.float64]
 DELTA = 0.1
 BOUNDS = (0.01, 0.02, 0.05)
@@ -263,9 +261,7 @@ def main() -> None:
     """Measure, print, write."""
     from router import default_router_path
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
-    parser.add_argument("--quick", action="store_true", help="60 repetitions: shows that it runs")
+    parser = arguments(__doc__, quick="60 repetitions: shows that it runs")
     parser.add_argument("--oracle", type=Path, action="append", help="folders of m3-train collect")
     parser.add_argument("--router", type=Path, default=default_router_path())
     parser.add_argument("--repetitions", type=int)
@@ -278,9 +274,7 @@ def main() -> None:
         given.pictures,
     )
     show(result)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, given.json)
 
 
 if __name__ == "__main__":

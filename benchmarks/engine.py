@@ -11,13 +11,10 @@ measured there as well. Throughput is the median of interleaved repetitions.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import copy
-import json
 import statistics
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +30,7 @@ from _engine.baselines import (
 from _engine.device import device_figures
 from _engine.exactness import bf16_agreement, exactness
 from _engine.workload import ANSWER_TOKENS, MIX, QUESTION_TOKENS, build_model, draw_requests
+from _result import arguments, write
 
 from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling
 from m3model.capacity import measured_cpu, plan
@@ -210,9 +208,7 @@ def growth(model: M3ForConditionalGeneration, processor: M3Processor, count: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--quick", action="store_true", help="few requests, a smaller model")
+    parser = arguments(__doc__, quick="few requests, a smaller model")
     options = parser.parse_args()
     quick = options.quick
     torch.set_num_threads(1)
@@ -277,10 +273,7 @@ def main() -> None:
     for key in ("throughput_ratio", "routed_vs_finest", "kv_bytes", "growth", "gpu"):
         print(f"{key}: {result[key]}")
     print(f"poisson: { ({k: v for k, v in result['poisson'].items() if k != 'seconds'}) }")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {options.json}")
+    write(result, options.json)
 
 
 if __name__ == "__main__":

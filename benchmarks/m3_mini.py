@@ -11,8 +11,6 @@ resampled by picture.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from collections import Counter
 from itertools import pairwise
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _result import arguments, write
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -219,15 +218,13 @@ def show_models(report: dict[str, Any], console: Console) -> None:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, quick="100 scenes; 40 to compare")
     parser.add_argument("--model", type=Path, default=default_model_path(), help="model folder")
     parser.add_argument(
         "--compare", type=Path, nargs="+", metavar="DIR",
         help="models of several training seeds instead, on validation scenes",
     )  # fmt: skip
     parser.add_argument("--scenes", type=int, help="2,000; 800 to compare")
-    parser.add_argument("--quick", action="store_true", help="100 scenes; 40 to compare")
-    parser.add_argument("--json", type=Path, help="write the report here")
     options = parser.parse_args()
     console = Console()
     if options.compare:
@@ -238,9 +235,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             report = run(options.model, scenes, Path(folder) / "oracle", console)
         show(report, console)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.json)
 
 
 if __name__ == "__main__":

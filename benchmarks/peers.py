@@ -11,8 +11,6 @@ drawn and encoded again, since peers want embeddings or patches, and only a part
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,12 +32,12 @@ from _peers.pictures import Encoded, Encoder, embeddings, encode, rows_in
 from _predictors.chained import ALL_KINDS
 from _predictors.kinds import SETTINGS
 from _predictors.splits import Splits, part_of, summary
+from _result import arguments, write
 from predictors import oracle_data
 
 from training.figures.metrics import Array, picked
 from training.oracle.data import OracleData
 
-RESULTS = Path(__file__).parent / "results" / "peers.json"
 OURS = ("heads, soft labels, chained",)
 PRESETS = {"conservative": 0.99, "balanced": 0.97, "aggressive": 0.93}  # of the finest accuracy
 SWEEP = np.linspace(0.80, 1.0, 41)
@@ -241,11 +239,9 @@ def main() -> None:
     """Measure, print, write."""
     from m3model import default_model_path
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, quick="a few pictures: that it runs")
     parser.add_argument("--oracle", type=Path, help="folder of oracle data, labelled from scenes")
     parser.add_argument("--model", type=Path, default=default_model_path())
-    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
-    parser.add_argument("--quick", action="store_true", help="a few pictures: that it runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=3000, help="training pictures")
     parser.add_argument("--avg-pictures", type=int, default=1500, help="training pictures")
@@ -272,9 +268,7 @@ def main() -> None:
     print(f"on {len(small['train'])} training pictures")
     with_avg = run_all([*(ours(kind) for kind in OURS), avg_llava], data, small, encoder, seeds)
     report["on_fewer_pictures"] = with_avg
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, given.json)
 
 
 if __name__ == "__main__":

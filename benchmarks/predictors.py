@@ -11,8 +11,6 @@ curve follow. Without --oracle scenes are labelled first. Beside the JSON file: 
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,11 +32,11 @@ from _predictors.splits import (
     resampled,
     summary,
 )
+from _result import arguments, write
 
 from training.figures.metrics import accuracy_at_cost, cost_at_accuracy
 from training.oracle.data import OracleData, read_oracle
 
-RESULTS = Path(__file__).parent / "results" / "predictors.json"
 SIZES = (100, 250, 500, 1000, 2000, 4000, 8000)
 SCENES, QUICK_SCENES, SCENE_SEED = 6000, 120, 11
 QUICK_PICTURES = 150  # of each split
@@ -223,17 +221,14 @@ def measure(data: OracleData, seeds: int, quick: bool) -> Row:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, quick="one seed, few scenes: that it runs")
     parser.add_argument("--oracle", type=Path, help="folder of oracle data")
-    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
-    parser.add_argument("--quick", action="store_true", help="one seed, few scenes: that it runs")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     with oracle_data(given.oracle, given.quick) as (data, _):
         report = measure(data, 1 if given.quick else given.seeds, given.quick)
+    write(report, given.json)
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
         plot(report["labels"], report["fixed_mixture"], given.json.with_suffix(".png"))
 
 

@@ -11,8 +11,6 @@ trained with: m3-mini has none, so it is left out. Without --oracle scenes are l
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ import torch
 from _peers.pictures import Encoded, Encoder, encode
 from _predictors.kinds import KINDS
 from _predictors.splits import SHARES, part_of, resampled
+from _result import arguments, write
 from numpy.typing import NDArray
 from predictors import oracle_data, rows_of
 
@@ -35,7 +34,6 @@ from training.finetune.readout import distil_readout
 from training.oracle.data import OracleData
 from training.sources.scenes import SceneSource
 
-RESULTS = Path(__file__).parent / "results" / "relevance_sources.json"
 PICTURES = {"train": 1200, "calibration": 500, "test": 800}
 QUICK_PICTURES = {"train": 60, "calibration": 30, "test": 30}
 DISTIL_PICTURES, QUICK_DISTIL_PICTURES, DISTIL_SEED = 300, 32, 3000
@@ -171,11 +169,9 @@ def main() -> None:
     """Measure, print, write."""
     from m3model import default_model_path
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, quick="one seed, few scenes: that it runs")
     parser.add_argument("--oracle", type=Path, help="folder of oracle data, labelled from scenes")
     parser.add_argument("--model", type=Path, default=default_model_path())
-    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
-    parser.add_argument("--quick", action="store_true", help="one seed, few scenes: that it runs")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -183,9 +179,7 @@ def main() -> None:
     with oracle_data(given.oracle, given.quick) as (data, folder):
         seeds = 1 if given.quick else given.seeds
         report = measure(data, folder, given.model, seeds, given.quick)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, given.json)
 
 
 if __name__ == "__main__":

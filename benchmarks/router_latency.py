@@ -12,17 +12,15 @@ rides on: m3-mini's vision tower and projector.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightgbm
 import numpy as np
+from _result import arguments, write
 from rich.console import Console
 from rich.table import Table
 
@@ -216,15 +214,11 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smaller router, fewer rounds")
-    parser.add_argument("--json", type=Path, help="write the report here")
+    parser = arguments(__doc__, quick="a smaller router, fewer rounds")
     options = parser.parse_args()
     report = run(options.quick)
     show(report, Console())
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.json)
 
 
 if __name__ == "__main__":

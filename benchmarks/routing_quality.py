@@ -10,14 +10,13 @@ training scenes draw from the same held-out pool.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "routing_quality.json"
+from _result import arguments, write
+
 SEED = 7
 
 
@@ -94,9 +93,7 @@ def main() -> None:
     from m3model import default_model_path
     from router import default_router_path
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
-    parser.add_argument("--quick", action="store_true", help="200 scenes: shows that it runs")
+    parser = arguments(__doc__, quick="200 scenes: shows that it runs")
     parser.add_argument("--scenes", type=int, help="held-out scenes to label")
     parser.add_argument("--model", type=Path, default=default_model_path())
     parser.add_argument("--router", type=Path, default=default_router_path())
@@ -106,9 +103,7 @@ def main() -> None:
     scenes = given.scenes or (200 if given.quick else 5000)
     report = measure(scenes, given.model, given.router, given.oracle, given.workers)
     show(report)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, given.json)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ calibration pictures; every figure is of test pictures, intervals by picture.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _operating_paths import Draws, Runs, Walk, interval_of
+from _result import arguments, write
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -39,7 +38,6 @@ from training.oracle.collection import collect
 from training.oracle.data import OracleData, check_fits, read_oracle
 from training.sources.scenes import SceneSource
 
-RESULTS = Path(__file__).parent / "results" / "second_look.json"
 SHARES = (0.95, 0.98, 0.99, 0.995)  # of the finest accuracy
 FOLDS = 3
 FAST: Any = {"n_estimators": 150, "learning_rate": 0.08, "n_folds": 0, "calibration": "none"}
@@ -296,11 +294,9 @@ def show(name: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Simulate, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, quick="200 pictures: shows that it runs")
     parser.add_argument("--oracle", type=Path, help="labels of m3-train collect; else collected")
     parser.add_argument("--router", type=Path, default=default_router_path())
-    parser.add_argument("--json", type=Path, help=f"write the result there (committed: {RESULTS})")
-    parser.add_argument("--quick", action="store_true", help="200 pictures: shows that it runs")
     given = parser.parse_args()
     router = Router.from_pretrained(given.router)
     most = 200 if given.quick else None
@@ -320,8 +316,7 @@ def main() -> None:
     for name, cost in costs().items():
         report["costs"][name] = compare(calibration, test, cost, draws)
         show(name, report["costs"][name])
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, given.json)
 
 
 if __name__ == "__main__":

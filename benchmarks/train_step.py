@@ -18,8 +18,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from _result import arguments, write
 
 WAYS = ("official", "one vision pass, all graphs held", "one vision pass, scale by scale")
 
@@ -147,9 +148,7 @@ def run(rows: int, repeats: int, quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Print the table and write it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the result there")
-    parser.add_argument("--quick", action="store_true", help="a smaller model, fewer repeats")
+    parser = arguments(__doc__, quick="a smaller model, fewer repeats")
     parser.add_argument("--rows", type=int, help="conversations a step")
     parser.add_argument("--repeats", type=int, help="timed steps")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
@@ -172,9 +171,7 @@ def main() -> None:
             f"{row['step_memory_mib']:10.0f}{row['step_memory_ratio']:7.2f}"
             f"{row['vision_passes']:8.0f}{row['loss']:9.4f}"
         )
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, given.json)
 
 
 if __name__ == "__main__":
