@@ -1,8 +1,9 @@
 """`M3Config`: a LLaVA config plus the scales a checkpoint was trained for.
 
 It checks what the rest of the package relies on (every scale is a square whose side divides the
-patch grid; the image token lies inside the embedding table). It knows nothing about a call's
-scale: that is an argument of every call.
+patch grid; the image token lies inside the embedding table). Beside it the shapes of LLaVA-1.5, to
+plan with, and the hash that names a model folder. It knows nothing about a call's scale: that is an
+argument of every call.
 """
 
 from __future__ import annotations

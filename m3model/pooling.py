@@ -1,4 +1,7 @@
-"""Nested visual tokens: all of M3 in one function. It knows tensors, not models."""
+"""Nested visual tokens: all of M3 in one function, and the same for the pictures of one call.
+
+It knows tensors and which scales a config allows, not models.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,15 @@ from typing import Any
 import torch
 
 from m3model.config import M3Config
+
+Scale = int | Sequence[int]
+# LLaVA's own ways of passing pictures, which know no scale.
+_FOREIGN = (
+    "mm_encoder_outputs",
+    "image_sizes",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+)
 
 
 def pool_visual_tokens(grid: torch.Tensor, scale: int) -> torch.Tensor:
@@ -48,16 +60,6 @@ def pool_visual_tokens(grid: torch.Tensor, scale: int) -> torch.Tensor:
 def allowed_scales(grid_side: int) -> tuple[int, ...]:
     """Every scale a grid of `grid_side` x `grid_side` can be pooled to, ascending."""
     return tuple(side * side for side in range(1, grid_side + 1) if grid_side % side == 0)
-
-
-Scale = int | Sequence[int]
-# LLaVA's own ways of passing pictures, which know no scale.
-_FOREIGN = (
-    "mm_encoder_outputs",
-    "image_sizes",
-    "vision_feature_layer",
-    "vision_feature_select_strategy",
-)
 
 
 def pool_pictures(

@@ -1,8 +1,7 @@
 """Official M3 / LLaVA-1.5 checkpoints into ours: `python -m m3model.convert --src DIR --dst DIR`.
 
 Every tensor is accounted for before anything is written; the result appears whole or not at all.
-Names and numbers of the official format live in `official`, its tokenizer in
-`tokenizer`.
+Names and numbers of the official format live in `official`, its tokenizer in `tokenizer`.
 """
 
 from __future__ import annotations

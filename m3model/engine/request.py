@@ -1,6 +1,7 @@
-"""One request inside an engine: checked against the model, and the way its tokens go back.
+"""One request inside an engine: checked against the model, its row in a pass, its way back.
 
-It knows the limits of a model's config and one reader's event loop; nothing of generation.
+It knows the limits of a model's config, a row's place in the pool and one reader's event loop;
+nothing of threads or of how a pass is computed.
 """
 
 from __future__ import annotations

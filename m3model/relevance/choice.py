@@ -1,10 +1,8 @@
-"""Where a picture's relevance to a question comes from: a trained readout, or the model as it is.
+"""Which sources of relevance a model folder gives: a trained readout, the model as it is, CLIP.
 
-Every source turns by-products of the one encode and the question into one number a patch. A router
-is fitted on the numbers of one source and knows its name. Knows the model's embeddings and first
-layer; knows nothing of routers, services or training. CLIP's text tower is in `relevance_clip`.
+Knows every source by name and what each needs; knows nothing of routers, services or training.
 
-Shapes: N patches, D their width, V vocabulary, n words (tokens) of a question.
+Shapes: N patches, R rank of a readout.
 """
 
 from __future__ import annotations

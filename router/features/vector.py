@@ -1,5 +1,8 @@
 """One feature vector a question, from by-products of the one encode. Numpy only.
 
+Wide vectors are made narrow by signs from a hash and not from a library's generator, whose stream
+may change with a version: a feature must mean the same next year.
+
 Knows projected patches, a relevance map and the question's text; knows nothing of models, of
 where relevance comes from, of labels or scales that were chosen. The core is question-conditioned
 relevance: how pure and how full the cells of each coarse grid are around the patches that answer to

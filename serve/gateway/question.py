@@ -1,5 +1,7 @@
 """A chat request taken apart: the conversation, its pictures as bytes, the question, the wishes.
 
+A knob is honoured or refused by name, never ignored.
+
 Knows the wire types and what makes a request impossible; knows nothing of models, queues or HTTP.
 """
 
@@ -14,6 +16,34 @@ from serve.errors import BadRequest, UnknownModel, no_second_look, refusal
 from serve.pictures import bytes_of_data_url, check_header
 from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids
 from serve.settings import ServeSettings
+
+# Fields that never change an answer: accepted, and that is all.
+HARMLESS = frozenset(
+    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
+)
+# Fields that are not honoured, with the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "tool_choice": (None, "none"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -179,35 +209,6 @@ def _as_processor_takes_it(message: Message) -> dict[str, Any]:
         for part in message.content
     ]
     return {"role": role, "content": parts}
-
-
-# Fields that never change an answer: accepted, and that is all.
-HARMLESS = frozenset(
-    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
-)
-# Fields that are not honoured, with the values that ask for nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "frequency_penalty": (None, 0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": (None, True, False),
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "verbosity": (None,),
-    "web_search_options": (None,),
-}
 
 
 def refused_knob(request: ChatRequest) -> tuple[str, str] | None:

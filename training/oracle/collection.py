@@ -2,7 +2,7 @@
 
 A shard is written under a temporary name, synced and renamed, so it is there whole or not at all; a
 rerun computes the missing ones only. Knows folders and manifests; does not know processes (see
-oracle_workers) nor how a picture is labelled (see labelling).
+`workers`) nor how a picture is labelled (see `labelling`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads visual instruction data in LLaVA's JSON format, refusing what it cannot trust.
+"""Visual instruction data in LLaVA's JSON format as a source, refusing what it cannot trust.
 
 A file is a list of records like this one, with as many turns as it likes:
 

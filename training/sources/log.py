@@ -1,4 +1,4 @@
-"""Reads the service's decision log and feedback as plain rows.
+"""The service's log as a source: its audited questions, with what was said about the answers.
 
 Knows the folder layout (``decisions/``, ``feedback/``) and the Arrow schemas of router.records;
 does not know pictures, models or the oracle.
@@ -13,6 +13,15 @@ from typing import Any
 from training.errors import BadRecord, TrainingError
 from training.sources.tasks import Ask, FileSource
 
+LEFT_OUT = (
+    "not audited",
+    "of failed requests",
+    "without a stored question",
+    "with several pictures",
+    "whose picture was not stored",
+    "without a picture",
+    "that repeat a question",
+)
 _DECISION_COLUMNS = [
     "request_id", "picture_ids", "question", "model", "scale", "router_version", "audited",
     "status",
@@ -71,17 +80,6 @@ def latest_feedback(folder: Path) -> dict[str, dict[str, Any]]:
         if before is None or row["time_utc"] >= before["time_utc"]:
             newest[row["request_id"]] = row
     return newest
-
-
-LEFT_OUT = (
-    "not audited",
-    "of failed requests",
-    "without a stored question",
-    "with several pictures",
-    "whose picture was not stored",
-    "without a picture",
-    "that repeat a question",
-)
 
 
 def log_source(folder: Path) -> FileSource:

@@ -1,4 +1,4 @@
-"""The questions of a generated scene as the oracle asks them, in one wording or in two.
+"""Generated scenes as a source: their questions as the oracle asks them, in one wording or two.
 
 Keeps with each question what only the generator knows: size, clutter and the target's true mask.
 Knows scenes and asks; does not know models, scales or files.
@@ -14,6 +14,9 @@ import numpy as np
 from training.errors import TrainingError
 from training.sources.target_cells import METADATA_KEY, target_cells
 from training.sources.tasks import Ask, PictureTask, SourceKind
+
+SCENE_SEEDS = 1_000_000  # scene seeds per collect seed: two seeds never share a scene
+MAX_REPEATS = 2
 
 if TYPE_CHECKING:
     from training.scenes.scene import Scene
@@ -60,12 +63,6 @@ def _plain(value: Any) -> float | int | str | None:
     if value is None or isinstance(value, int | float | str):
         return value
     return float(value)
-
-
-SCENE_SEEDS = 1_000_000  # scene seeds per collect seed: two seeds never share a scene
-
-
-MAX_REPEATS = 2
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Where oracle questions come from: generated scenes, LLaVA-format files, the service's log.
+"""What a source of oracle questions is: pictures with their questions, loadable one by one.
 
-A source is a list of pictures with their questions, loadable one by one in any process. Knows file
-formats; does not know the model, scales or scoring.
+A source travels to worker processes. Knows questions and picture files; does not know where they
+come from, the model, scales or scoring.
 """
 
 from __future__ import annotations
