@@ -1,7 +1,7 @@
 """Where oracle questions come from: generated scenes, LLaVA-format files, the service's log.
 
-`tasks` says what a source is; `scenes`, `llava` and `log` are the three; `target_cells` is what only
-the generator of a scene knows about it.
+`tasks` says what a source is; `scenes`, `llava` and `log` are the three; `target_cells` is what
+only the generator of a scene knows about it.
 """
 
 from training.sources.llava import llava_source

@@ -15,11 +15,11 @@ from training.errors import TrainingError
 from training.sources.target_cells import METADATA_KEY, target_cells
 from training.sources.tasks import Ask, PictureTask, SourceKind
 
-SCENE_SEEDS = 1_000_000  # scene seeds per collect seed: two seeds never share a scene
-MAX_REPEATS = 2
-
 if TYPE_CHECKING:
     from training.scenes.scene import Scene
+
+SCENE_SEEDS = 1_000_000  # scene seeds per collect seed: two seeds never share a scene
+MAX_REPEATS = 2
 
 
 def asks_of(scene: Scene, name: str) -> tuple[Ask, ...]:
