@@ -28,10 +28,14 @@ def test_after_an_error_the_old_file_stays_and_nothing_lies_beside_it(tmp_path: 
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     with pytest.raises(InterruptedError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise InterruptedError
+        interrupted_after_half(temporary)
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def interrupted_after_half(path: Path) -> None:
+    path.write_text("half")
+    raise InterruptedError
 
 
 def test_what_a_killed_process_leaves_can_be_cleared(tmp_path: Path) -> None:
