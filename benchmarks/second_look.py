@@ -32,7 +32,7 @@ from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
 from training.fitting.calibration_parts import calibration_parts
-from training.fitting.fit import labels_of
+from training.fitting.predictor import labels_of
 from training.fitting.second_look import after_first, fit_gates
 from training.oracle.collection import collect
 from training.oracle.data import OracleData, check_fits, read_oracle

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
@@ -24,11 +24,15 @@ from router.predictor.calibration import Calibration
 from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
 CONFIG_FILE = "config.json"
 SCHEMA_FILE = "schema.json"
 CALIBRATION_FILE = "calibration.json"
 SECOND_LOOK_FILE = "second_look.json"
 CARD_FILE = "README.md"
+CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 FORMAT = 1
 
 
@@ -154,44 +158,33 @@ def parse(files: Mapping[str, bytes]) -> RouterParts:
     return RouterParts(predictor, schema, policy, metadata, _parse_second_look(files, scales))
 
 
-def card(parts: RouterParts, version: str) -> str:
+def plain_card(parts: RouterParts, version: str) -> str:
     """Return the text of README.md: what the router is, its dial, and what is known about it."""
-    policy = parts.policy
-    rows = "\n".join(
-        f"| {scale} | {cost:.4g} |"
-        for scale, cost in zip(parts.schema.scales, policy.costs, strict=True)
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.from_template(
+        card_data(),
+        template_path=str(CARD_TEMPLATE),
+        version=version,
+        policy=parts.policy,
+        second_look=parts.second_look is not None,
+        schema_hash=parts.schema.hash,
+        n_features=len(parts.schema.names),
+        rows=list(zip(parts.schema.scales, parts.policy.costs, strict=True)),
+        facts=json.dumps(parts.metadata, indent=1, sort_keys=True),
     )
-    return f"""---
-library_name: m3-router
-tags: [m3-router, lightgbm, adaptive-visual-tokens]
----
-# Router {version}
+    return f"{card}\n"
 
-Chooses how many visual tokens per picture a question gets, from {len(parts.schema.names)} features
-of one encode (schema {parts.schema.hash}). One LightGBM booster per scale predicts whether the
-scale suffices; the choice is argmax of that minus price x cost.
 
-Price {policy.price:.6g}; cost unit: {policy.cost_unit}; always the finest scale:
-{"yes, no price met the target" if policy.finest_only else "no"}; second look:
-{"no" if parts.second_look is None else "yes"}.
+def card_data() -> "ModelCardData":
+    """Return what a Hub reads about any router, without the card's words."""
+    from huggingface_hub import ModelCardData
 
-| scale | cost |
-| --- | --- |
-{rows}
-
-```python
-from router import Router
-
-router = Router.from_pretrained("path/to/this/folder")
-decision = router.route(features)  # ({len(parts.schema.names)},) from router.question_features
-```
-
-What is known about it:
-
-```json
-{json.dumps(parts.metadata, indent=1, sort_keys=True)}
-```
-"""
+    return ModelCardData(
+        library_name="m3-router",
+        license="apache-2.0",
+        tags=["m3-router", "lightgbm", "adaptive-visual-tokens"],
+    )
 
 
 def _render_predictor(predictor: ComplexityPredictor, scales: Sequence[int]) -> dict[str, bytes]:

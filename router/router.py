@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from router.folder import (
     CARD_FILE,
     SECOND_LOOK_FILE,
     RouterParts,
-    card,
     parse,
+    plain_card,
     predictor_hash,
     read_files,
     render,
@@ -87,11 +88,22 @@ class Router:
         self.policy = policy
         self.metadata = dict(metadata or {})
         self.second_look = second_look
-        parts = RouterParts(predictor, schema, policy, self.metadata, second_look)
-        self._files = render(parts)
+        self._files = render(self._parts)
         self.version = version_of(self._files)
-        self.card_text = card(parts, self.version) if card_text is None else card_text
+        if card_text is not None:
+            self.card_text = card_text
         self.held = HeldCertificate()
+
+    @property
+    def _parts(self) -> RouterParts:
+        return RouterParts(
+            self.predictor, self.schema, self.policy, self.metadata, self.second_look
+        )
+
+    @cached_property
+    def card_text(self) -> str:
+        """The text of README.md: as given, else written from what is known when it is asked for."""
+        return plain_card(self._parts, self.version)
 
     @property
     def scales(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from router.policy import calibrate_price, choose_many, frontier, token_costs
 from training.figures.metrics import Array, cost_at_accuracy, picked
-from training.fitting.fit import labels_of
+from training.fitting.predictor import labels_of
 from training.oracle.data import OracleData
 
 SHARES = (0.99, 0.98, 0.95)

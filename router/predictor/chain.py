@@ -5,7 +5,7 @@ Notation: n rows, F features, K scales ascending, Y[i, k] in [0, 1] whether (or 
 scale k suffices for row i. Monotonicity is never forced.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +92,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         Y: np.ndarray,
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | Sequence[str] | None = None,
+        progress: Callable[[int, int, str], None] = lambda done, total, now: None,
     ) -> "ComplexityPredictor":
         """Return self, fitted.
 
@@ -100,6 +101,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             Y: (n, K) labels in [0, 1], bool or soft, columns coarsest to finest.
             sample_weight: (n,) not negative.
             groups: (n,) picture of each row; None takes every row as its own.
+            progress: called with (boosters done, K, words) as each scale's booster begins.
 
         Raises:
             ValueError: shapes that do not fit, values that are not finite or not in [0, 1].
@@ -115,7 +117,10 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             raise ValueError(f"expected ({len(X)},) weights that are not negative")
         folds = self._folds(len(X), groups)
         said = np.zeros((len(folds) + 1, len(X)))
-        fitted = [self._fit_scale(Rows(X, y, weight), folds, said) for y in Y.T]
+        fitted, n_scales = [], Y.shape[1]
+        for k, y in enumerate(Y.T):
+            progress(k, n_scales, f"booster {k + 1} of {n_scales}")
+            fitted.append(self._fit_scale(Rows(X, y, weight), folds, said))
         self.calibrations_ = [calibration for _, calibration in fitted]
         self.n_features_in_ = X.shape[1]
         self.adopt([text for text, _ in fitted])

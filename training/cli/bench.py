@@ -44,6 +44,7 @@ def bench(
 def _publish(oracle: list[Path], out: Path) -> None:
     import pyarrow.parquet as pq
 
+    from training.files import replacing
     from training.oracle.data import oracle_table
     from training.published.datasheet import datasheet
     from training.published.table import DATASHEET, TABLE, publish
@@ -52,9 +53,8 @@ def _publish(oracle: list[Path], out: Path) -> None:
     made = publish(records, manifest, data_hash)
     sources = sorted(set(records["source"].to_pylist()))
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f"{TABLE}.tmp"
-    pq.write_table(made, temporary, compression="zstd")
-    temporary.replace(out / TABLE)
+    with replacing(out / TABLE) as temporary:
+        pq.write_table(made, temporary, compression="zstd")
     (out / DATASHEET).write_text(datasheet(made, manifest, sources), encoding="utf-8")
     say(f"{records.num_rows} questions at {len(manifest['scales'])} scales in {out / TABLE}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.cli.console import say, table
+from training.cli.console import bar, say, table
 
 if TYPE_CHECKING:
     from router.certificate.promise import Certificate
@@ -74,7 +74,9 @@ def certify(
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a router folder; give --router DIR")
     before = Router.from_pretrained(folder)
-    found = prove(before, read_oracle(oracle), loss=loss, bound=bound, delta=delta)
+    data = read_oracle(oracle)
+    with bar("certifying", "steps") as move:
+        found = prove(before, data, loss=loss, bound=bound, delta=delta, progress=move)
     # The installed package is not the place for a promise about somebody's own traffic.
     target = out or (SHIPPED_OUT if router is None else folder)
     made = certified_router(before, found, keep_price=keep_price)

@@ -93,14 +93,11 @@ def fit(
     from training.fitting.fit import fit as fit_router
     from training.oracle.data import read_oracle
 
-    result = fit_router(
-        read_oracle(oracle),
-        target=target,
-        cost=cost,
-        labels=labels,
-        second_look=second_look,
-        say=say,
-    )
+    data = read_oracle(oracle)
+    with bar("fitting", "steps") as move:
+        result = fit_router(
+            data, target=target, cost=cost, labels=labels, second_look=second_look, progress=move
+        )
     result.router.save_pretrained(out)
     here = result.metrics["on_calibration"]
     table(
@@ -138,13 +135,9 @@ def evaluate(
     from training.oracle.data import read_oracle
 
     folder = _router_folder(router)
-    report = judge(
-        Router.from_pretrained(folder),
-        read_oracle(oracle),
-        target=target,
-        resamples=resamples,
-        say=say,
-    )
+    before, data = Router.from_pretrained(folder), read_oracle(oracle)
+    with bar("evaluating", "steps") as move:
+        report = judge(before, data, target=target, resamples=resamples, say=say, progress=move)
     write_report(report, out)
     rows = [
         [f"always {p['scale']}", f"{p['accuracy']:.3f}", str(p["scale"])] for p in report["fixed"]
@@ -220,7 +213,7 @@ def retrain(
         from_log, model_folder(model), out, registry, tuple(oracle or ()),
         target, cost, second_look=second_look, workers=workers, force=force,
     )  # fmt: skip
-    with bar("labelling", "pictures") as move:
+    with bar("retraining", "steps") as move:
         result = learn(job, progress=move, say=say)
     router = result.report["router"]
     say(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from training.cli.console import interval, table
+from training.cli.console import bar, interval, table
 
 
 def replay(
@@ -48,7 +48,8 @@ def replay(
     routers = [(str(path), Router.from_pretrained(path)) for path in router or ()]
     data = read_oracle(oracle)
     asked = data if split == "all" else data.split("test")
-    rows = compare(routers, asked, policies=specs, resamples=resamples)
+    with bar("replaying", "steps") as move:
+        rows = compare(routers, asked, policies=specs, resamples=resamples, progress=move)
     if json_out is not None:
         json_out.parent.mkdir(parents=True, exist_ok=True)
         facts = {"split": split, "n_questions": len(asked), "n_pictures": asked.n_pictures}

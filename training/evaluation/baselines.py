@@ -15,14 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.figures.metrics import Picks
-from training.fitting.fit import fit_predictor
+from training.fitting.predictor import fit_predictor
 from training.oracle.data import OracleData
+from training.progress import Steps
 from training.sources.target_cells import METADATA_KEY, names
 
 Array = NDArray[np.float64]
 SHRINK = 10.0  # a type's mean counts as much as the mean of all after this many questions
-IMAGE_GROUPS = ("picture", "statistics")
-QUESTION_GROUPS = ("question",)
+TOLERANCE = 0.01
+TABLE = "type_table"
+SEES = {"question_only": ("question",), "image_only": ("picture", "statistics")}  # feature groups
+
+Parts = tuple[OracleData, OracleData, OracleData]  # training, calibration and test questions
 
 
 @dataclass(frozen=True)
@@ -46,43 +50,64 @@ class Typed(Protocol):
         """Return (n, K)."""
 
 
-def baselines(train: OracleData, calibration: OracleData, test: OracleData) -> list[Baseline]:
-    """Return every baseline that the data allow; the ceilings need scene metadata.
+def names_of(parts: Parts) -> list[str]:
+    """Return the names of the baselines that the data allow; the ceilings need scene metadata.
 
     ``privileged`` is the better-informed ceiling: with the statistics of the true masks where the
     data have them, and then ``privileged_metadata`` is the one without.
     """
+    found = [TABLE, "question_only", "image_only"]
+    if not all(has_privileged(part) for part in parts):
+        return found
+    without = ["privileged_metadata"] if all(has_masks(part) for part in parts) else []
+    return [*found, *without, "privileged"]
+
+
+def baselines(names: Sequence[str], parts: Parts, steps: Steps) -> list[Baseline]:
+    """Return the baselines of these names (see `names_of`); a step is begun for each booster."""
+    return [_table(parts) if name == TABLE else _fitted(name, parts, steps) for name in names]
+
+
+def _table(parts: Parts) -> Baseline:
+    train, calibration, test = parts
     table = type_table(train)
-    found = [Baseline("type_table", *(look_up(table, part) for part in (calibration, test)))]
-    for name, groups in (("question_only", QUESTION_GROUPS), ("image_only", IMAGE_GROUPS)):
-        columns = train.schema.columns(*groups)
-        parts = [part.features[:, columns] for part in (train, calibration, test)]
-        found.append(_fitted(name, train, calibration, parts))
-    three = (train, calibration, test)
-    if all(has_privileged(part) for part in three):
-        kinds = sorted(set(train.groups.tolist()))
-        told = [privileged_features(part, kinds) for part in three]
-        masks = all(has_masks(part) for part in three)
-        name = "privileged_metadata" if masks else "privileged"
-        found.append(_fitted(name, train, calibration, told))
-        if masks:
-            told = [np.hstack([x, mask_features(p)]) for x, p in zip(told, three, strict=True)]
-            found.append(_fitted("privileged", train, calibration, told))
-    return found
+    return Baseline(TABLE, look_up(table, calibration), look_up(table, test))
+
+
+def _fitted(name: str, parts: Parts, steps: Steps) -> Baseline:
+    train, calibration, _ = parts
+    seen = _seen(name, parts)
+    predictor = fit_predictor(
+        (seen[0], seen[1]), train, calibration,
+        progress=lambda done, total, now: steps.begin(f"{name}: {now}"),
+    )  # fmt: skip
+    return Baseline(name, *(np.asarray(predictor.predict_proba(x), float) for x in seen[1:]))
+
+
+def _seen(name: str, parts: Parts) -> list[NDArray[np.float32]]:
+    """Return (n, F) for each part: all that the baseline of this name sees of its questions."""
+    if name in SEES:
+        columns = parts[0].schema.columns(*SEES[name])
+        return [part.features[:, columns] for part in parts]
+    kinds = sorted(set(parts[0].groups.tolist()))
+    told = [privileged_features(part, kinds) for part in parts]
+    if name == "privileged_metadata" or not all(has_masks(part) for part in parts):
+        return told
+    return [np.hstack([x, mask_features(p)]) for x, p in zip(told, parts, strict=True)]
 
 
 def type_table(train: Typed) -> dict[str, Array]:
     """Return the mean score per scale of each "dataset/kind", shrunk to that of all; "" is all."""
-    return _table(train.groups, train.scores)
+    return _means(train.groups, train.scores)
 
 
 def dataset_values(train: Typed, on: Typed) -> Array:
     """Return (n, K): the mean score per scale of the dataset of each question of ``on``."""
-    table = _table(datasets_of(train.groups), train.scores)
+    table = _means(datasets_of(train.groups), train.scores)
     return rows_of(table, datasets_of(on.groups))
 
 
-def _table(keys: NDArray[np.str_], scores: Array) -> dict[str, Array]:
+def _means(keys: NDArray[np.str_], scores: Array) -> dict[str, Array]:
     overall = scores.mean(axis=0)
     table = {"": overall}
     for key in sorted(set(keys.tolist())):
@@ -125,19 +150,6 @@ def has_masks(data: OracleData) -> bool:
 def mask_features(data: OracleData) -> NDArray[np.float32]:
     """Return (n, M): what the true mask of the target tells, as `sources.target_cells` names it."""
     return np.array([m[METADATA_KEY] for m in data.metadata], dtype=np.float32)
-
-
-def _fitted(
-    name: str,
-    train: OracleData,
-    calibration: OracleData,
-    parts: Sequence[NDArray[np.float32]],
-) -> Baseline:
-    predictor = fit_predictor((parts[0], parts[1]), train, calibration)
-    return Baseline(name, *(np.asarray(predictor.predict_proba(x), float) for x in parts[1:]))
-
-
-TOLERANCE = 0.01
 
 
 def datasets_of(groups: NDArray[np.str_]) -> NDArray[np.str_]:

@@ -139,6 +139,13 @@ def difference_from_finest(outcome: Outcome, on: Questions) -> Interval:
     return on.resampler.interval(outcome.score - on.scores[:, -1])
 
 
+def resampled_point(outcome: Outcome, on: Questions) -> tuple[Array, Array]:
+    """Return (R,) tokens and (R,) accuracy of an operating point."""
+    both = np.stack([outcome.spent(on.tokens), outcome.score], axis=1)
+    tokens, accuracy = on.resampler.means(both).T
+    return tokens, accuracy
+
+
 def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
     """Return harm, rescue, regret and how often each scale gives the answer that counts."""
     harm, rescue = harm_and_rescue(on.scores, outcome.picks)

@@ -1,8 +1,8 @@
-"""What equal accuracy costs: tokens, cost and GPU time of every policy, ratios, headroom.
+"""What equal accuracy costs: tokens, cost and GPU time of every policy, and ratios.
 
 Every policy is read off its own hull over the test questions, which favours it; the router's own
-figures in ratios and headroom are those of its operating point, priced before. Intervals resample
-pictures, the same for all policies. Knows lines and outcomes; does not know reports.
+figures in ratios are those of its operating point, priced before. Intervals resample pictures, the
+same for all policies. Knows lines and outcomes; does not know reports.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from training.figures.comparison import Outcome, Questions
+from training.figures.comparison import Outcome, Questions, resampled_point
 from training.figures.curves import RESOURCES, Line, Resource
 from training.figures.metrics import Array
 from training.figures.resampling import percentiles
@@ -69,7 +69,7 @@ def token_ratios(
     Where a policy never has that accuracy it is charged what its best accuracy takes, which
     understates the router's gain; ``reached`` is the share of resamples in which it has it.
     """
-    tokens, accuracy = _resampled(ours, on)
+    tokens, accuracy = resampled_point(ours, on)
     found = {}
     for name, line in lines.items():
         theirs, reached = line.resampled_at("visual_tokens", accuracy)
@@ -82,36 +82,3 @@ def token_ratios(
             "reached": float(reached.mean()),
         }
     return found
-
-
-def headroom_recovered(
-    table: Line, ceiling: Line, ours: Outcome, on: Questions
-) -> dict[str, float | None] | None:
-    """Return (table - router) / (table - ceiling) in tokens at the router's accuracy.
-
-    1: as good as being told the scene; 0: as good as the table. Both lines are charged as in
-    `token_ratios`. ``defined`` is the share of resamples with headroom, which the interval is of;
-    None where the ceiling needs no fewer tokens than the table.
-    """
-    tokens, accuracy = _resampled(ours, on)
-    high_end, low_end = (
-        line.at_or_best("visual_tokens", float(ours.score.mean())) for line in (table, ceiling)
-    )
-    if high_end - low_end <= 1e-9:
-        return None
-    above, below = (line.resampled_at("visual_tokens", accuracy)[0] for line in (table, ceiling))
-    defined = above - below > 1e-9
-    low, high = percentiles((above - tokens)[defined] / (above - below)[defined])
-    return {
-        "mean": (high_end - float(ours.spent(on.tokens).mean())) / (high_end - low_end),
-        "low": low,
-        "high": high,
-        "defined": float(defined.mean()),
-    }
-
-
-def _resampled(ours: Outcome, on: Questions) -> tuple[Array, Array]:
-    """Return (R,) tokens and (R,) accuracy of an operating point."""
-    both = np.stack([ours.spent(on.tokens), ours.score], axis=1)
-    tokens, accuracy = on.resampler.means(both).T
-    return tokens, accuracy

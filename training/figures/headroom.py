@@ -1,4 +1,4 @@
-"""How much is there to gain at all: oracles, and the share of their gap that a router recovers.
+"""How much is there to gain at all: oracles, and the share of the gap that a router recovers.
 
 Knows test questions and curves; does not know routers or reports.
 """
@@ -20,6 +20,7 @@ from training.figures.metrics import (
     picked,
     strict_picks,
 )
+from training.figures.resampling import percentiles
 
 
 def oracles(on: cmp.Questions, repeats: Array | None) -> dict[str, Any]:
@@ -79,3 +80,30 @@ def gaps(ours: cmp.Outcome, on: cmp.Questions, lines: dict[str, Line]) -> dict[s
         if ceiling is not None and table is not None and ceiling - table > 1e-9:
             found["privileged_headroom_over_type_table"] = (here[1] - table) / (ceiling - table)
     return found
+
+
+def headroom_recovered(
+    table: Line, ceiling: Line, ours: cmp.Outcome, on: cmp.Questions
+) -> dict[str, float | None] | None:
+    """Return (table - router) / (table - ceiling) in tokens at the router's accuracy.
+
+    1: as good as being told the scene; 0: as good as the table. Both lines are charged as in
+    `equal_accuracy.token_ratios`, the router at its operating point. ``defined`` is the share of
+    resamples with headroom, which the interval is of; None where the ceiling needs no fewer tokens
+    than the table.
+    """
+    tokens, accuracy = cmp.resampled_point(ours, on)
+    high_end, low_end = (
+        line.at_or_best("visual_tokens", float(ours.score.mean())) for line in (table, ceiling)
+    )
+    if high_end - low_end <= 1e-9:
+        return None
+    above, below = (line.resampled_at("visual_tokens", accuracy)[0] for line in (table, ceiling))
+    defined = above - below > 1e-9
+    low, high = percentiles((above - tokens)[defined] / (above - below)[defined])
+    return {
+        "mean": (high_end - float(ours.spent(on.tokens).mean())) / (high_end - low_end),
+        "low": low,
+        "high": high,
+        "defined": float(defined.mean()),
+    }

@@ -5,7 +5,7 @@ Knows outcomes, lines and groups; does not know routers or how a report looks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ def slices(
     lines: Iterable[Line],
     on: cmp.Questions,
     repeats: Array | None,
+    *,
+    begin: Callable[[str], None] = lambda group: None,
 ) -> list[dict[str, Any]]:
     """Return one object per group: accuracies, harm, regret, calibration, oracles, tokens.
 
@@ -35,9 +37,11 @@ def slices(
         lines: every policy at every price on all n questions; the router's is named "router".
         on: all n questions.
         repeats: (n, R, K) scores of other wordings, or None.
+        begin: called with each group as it begins.
     """
     rows = []
     for group in sorted(set(groups.tolist())):
+        begin(group)
         mask = groups == group
         part = on.only(mask)
         here, there = ours.only(mask), [line.only(mask, part) for line in lines]

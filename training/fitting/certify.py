@@ -27,6 +27,7 @@ from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.fitting.calibration_parts import MIN_PART_PICTURES, SEPARATE, certifying
 from training.oracle.data import OracleData, check_fits, scored_by
+from training.progress import Progress, Steps, unseen
 
 LADDER = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
 POPULATION = (
@@ -37,7 +38,13 @@ POPULATION = (
 
 
 def certify(
-    router: Router, data: OracleData, *, loss: Loss, bound: float, delta: float = 0.05
+    router: Router,
+    data: OracleData,
+    *,
+    loss: Loss,
+    bound: float,
+    delta: float = 0.05,
+    progress: Progress = unseen,
 ) -> Certificate:
     """Return the certificate of the router for ``bound`` and the usual bounds.
 
@@ -46,6 +53,7 @@ def certify(
         loss: "harm" (finest right, chosen wrong) or "drop" (finest score minus chosen score).
         bound: mean loss that must not be exceeded.
         delta: allowed probability that the promise for one bound is wrong.
+        progress: called at every step.
 
     Raises:
         TrainingError: a bound or delta outside (0, 1), or a router that saw the pictures.
@@ -59,18 +67,25 @@ def certify(
     method: Method = "betting"
     if loss == "harm" and len(on) == on.n_pictures:
         method = "clopper_pearson"
+    levels, kinds = sorted({*LADDER, bound}), sorted(set(on.groups.tolist()))
+    steps = Steps(progress, 1 + len(levels) + len(kinds))
+    steps.begin(f"{loss} at every price ({len(on)} questions)")
     costs = router.policy.costs
     values = np.asarray(router.predict_values(on.features), dtype=np.float64)
     family = price_family(costs)
     losses = picture_losses(values, on.scores, costs, on.pictures, family, loss)
     rungs = []
-    for level in sorted({*LADDER, bound}):
+    for level in levels:
+        steps.begin(f"{loss} of at most {level:g}")
         member = certified_member(losses, level, delta, method)
         if member or level == bound:
             price = float(family[member - 1]) if member else None
             spent = float(on.tokens[_picks(values, router, price)].mean())
             rungs.append(Rung(level, price, spent, float(losses[member].mean())))
     asked = next(rung for rung in rungs if rung.bound == bound)
+    picks = _picks(values, router, asked.price)
+    slices = tuple(_slice(kind, on, picks, loss, bound, delta, steps) for kind in kinds)
+    steps.finish()
     return Certificate(
         loss=loss,
         bound=bound,
@@ -88,7 +103,7 @@ def certify(
         data_hash=on.data_hash,
         prices=tuple(family.tolist()),
         ladder=tuple(rungs),
-        slices=_slices(on, _picks(values, router, asked.price), loss, bound, delta),
+        slices=slices,
     )
 
 
@@ -120,31 +135,27 @@ def _picks(values: Array, router: Router, price: float | None) -> np.ndarray:
     return choose_many(values, router.policy.costs, price)
 
 
-def _slices(
-    on: OracleData, picks: np.ndarray, loss: Loss, bound: float, delta: float
-) -> tuple[SliceBound, ...]:
-    """Return what is known of each kind of question by itself, at the certified price."""
-    found = []
-    for name in sorted(set(on.groups.tolist())):
-        part = on.take(on.groups == name)
-        chosen = picks[on.groups == name]
-        # From the finest down, each tested at the full delta until one fails: as in the family.
-        floors = range(len(on.scales) - 1, -1, -1)
-        raised = [
-            mean_by_picture(
-                question_losses(part.scores, np.maximum(chosen, floor), loss), part.pictures
-            )
-            for floor in floors
-        ]
-        member = certified_member(np.stack(raised), bound, delta)
-        found.append(
-            SliceBound(
-                name=name,
-                pictures=part.n_pictures,
-                questions=len(part),
-                loss=float(raised[-1].mean()),
-                upper=upper_bound(raised[-1], delta),
-                floor=on.scales[floors[member]],
-            )
+def _slice(
+    kind: str, on: OracleData, picks: np.ndarray, loss: Loss, bound: float, delta: float,
+    steps: Steps,
+) -> SliceBound:  # fmt: skip
+    """Return what is known of one kind of question by itself, at the certified price."""
+    steps.begin(f"{kind} by itself")
+    part, chosen = on.take(on.groups == kind), picks[on.groups == kind]
+    # From the finest down, each tested at the full delta until one fails: as in the family.
+    floors = range(len(on.scales) - 1, -1, -1)
+    raised = [
+        mean_by_picture(
+            question_losses(part.scores, np.maximum(chosen, floor), loss), part.pictures
         )
-    return tuple(found)
+        for floor in floors
+    ]
+    member = certified_member(np.stack(raised), bound, delta)
+    return SliceBound(
+        name=kind,
+        pictures=part.n_pictures,
+        questions=len(part),
+        loss=float(raised[-1].mean()),
+        upper=upper_bound(raised[-1], delta),
+        floor=on.scales[floors[member]],
+    )

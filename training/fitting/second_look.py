@@ -20,9 +20,10 @@ from router.second_look import Gate, SecondLook, log_odds
 from training.figures.comparison import Outcome, Questions
 from training.figures.curves import Line, line_of
 from training.figures.metrics import Array, hull, paid, picked
+from training.progress import Steps
 
 PRICES = np.concatenate([[0.0], np.geomspace(0.003, 3.0, 24)])  # of escalating
-STARTS = 24  # start prices tried, out of those on the single look's hull
+STARTS = 24  # most start prices tried, out of those on the single look's hull
 PULL = 1.0  # ridge on the coefficients, in rows
 MARGIN = 0.5  # standard errors by picture, as router.policy.calibrate_price
 
@@ -77,6 +78,7 @@ def price_second_look(
     costs: Sequence[float],
     *,
     target: float,
+    steps: Steps,
 ) -> Priced:
     """Return the look at the prices that cost least while keeping ``target`` of the finest.
 
@@ -87,10 +89,13 @@ def price_second_look(
         costs: (K,) of one look. Costs of whole requests count the encode in both looks, so that
             a second look seems dearer than it is; visual tokens are exact.
         target: share of the finest accuracy to keep.
+        steps: `STARTS` of them are taken here.
     """
     finest = scores[:, -1]
     best: Priced | None = None
-    for start_price in start_prices(values, scores, costs):
+    tried = start_prices(values, scores, costs)
+    for number, start_price in enumerate(tried, 1):
+        steps.begin(f"second look: start price {number} of {len(tried)}")
         starts = choose_many(values, costs, start_price)
         known = after_first(look, values, starts, confidence)
         for price in PRICES.tolist():
@@ -106,6 +111,7 @@ def price_second_look(
                 priced, True, float(right.mean()), cost, float(finest.mean()),
                 float((ends != starts).mean()),
             )  # fmt: skip
+    steps.skip(STARTS - len(tried))
     if best is None:
         mean = float(finest.mean())
         return Priced(look, False, mean, float(costs[-1]), mean, 0.0)

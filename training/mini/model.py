@@ -7,6 +7,7 @@ Notation: G patches a side, D hidden width, R relevance width, V vocabulary size
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,19 +232,7 @@ def load_exported(model: MiniModel, folder: Path) -> None:
         ) from error
 
 
-CARD = """# m3-mini
-
-A Matryoshka multimodal model small enough to ship: the same {parameters:.2f} M weights read a
-picture of {side} pixels as {scales} visual tokens. Trained on generated scenes
-(`training/scenes`) with `m3-train model --preset mini`, seed {seed} of the last run. It answers
-short questions about such scenes and nothing else; its use is to show, test and benchmark routing
-without a download.
-Accuracy by scale: `benchmarks/results/m3_mini.json`; how it was trained, run by run:
-`docs/experiments.md`.
-
-`relevance.safetensors` marks the patches a question asks about (`m3model.relevance`). Weights are
-fp16 on disk.
-"""
+CARD = Path(__file__).with_name("model_card.md.jinja")
 
 
 @torch.no_grad()
@@ -272,10 +261,22 @@ def export(model: MiniModel, tokenizer, folder: Path, seed: int = 0) -> None:
     M3Processor(build_image_processor(side), tokenizer).save_pretrained(folder)
     readout = {k: v.detach().float().cpu().numpy() for k, v in model.relevance.items()}
     RelevanceReadout(**readout).save(folder)
-    card = CARD.format(
-        side=side,
-        scales="/".join(map(str, m3.config.scales)),
-        parameters=sum(p.numel() for p in m3.parameters()) / 1e6,
-        seed=seed,
+    parameters = sum(p.numel() for p in m3.parameters())
+    (folder / "README.md").write_text(_card(m3.config.scales, side, parameters, seed))
+
+
+def _card(scales: Sequence[int], side: int, parameters: int, seed: int) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(
+        language="en",
+        library_name="m3-router",
+        license="apache-2.0",
+        pipeline_tag="image-text-to-text",
+        tags=["m3-router", "matryoshka", "adaptive-visual-tokens"],
     )
-    (folder / "README.md").write_text(card)
+    millions = parameters / 1e6
+    card = ModelCard.from_template(
+        data, template_path=str(CARD), scales=scales, side=side, millions=millions, seed=seed
+    )
+    return f"{card}\n"

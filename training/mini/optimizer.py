@@ -7,11 +7,12 @@ needs is a flat dictionary of tensors (safetensors, never pickle).
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from training.files import replacing
 
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.03
@@ -112,9 +113,8 @@ class Checkpoint:
         from safetensors.torch import save_file
 
         self.tensors.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.tensors.with_suffix(".tmp")
-        save_file(optimizer.state(), fresh, metadata={"progress": json.dumps(progress)})
-        os.replace(fresh, self.tensors)
+        with replacing(self.tensors) as temporary:
+            save_file(optimizer.state(), temporary, metadata={"progress": json.dumps(progress)})
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
         """Return (tensors, progress) of the last save, or None."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from m3model.config import hash_model
 from training.errors import ParametersDiffer, TrainingError
-from training.files import write_json
+from training.files import clear_leftovers, write_json
 from training.oracle.workers import BAD_KEY, CollectJob, default_workers, run_shards, shard_path
 from training.sources.tasks import Source, shards
 
@@ -145,6 +145,7 @@ def _costs(model: Path) -> dict[str, Any]:
 def _claim(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest of the folder, written now or equal to this run's parameters."""
     path = out / MANIFEST
+    clear_leftovers(path)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -160,7 +161,7 @@ def _claim(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
                 "use another folder"
             )
         return {key: found[key] for key in wanted}
-    if any(file.name not in (".lock", f"{MANIFEST}.tmp") for file in out.iterdir()):
+    if any(file.name != ".lock" for file in out.iterdir()):
         raise ParametersDiffer(f"{out} is not empty and holds no oracle data; use another folder")
     write_json(path, {**parameters, "finished": False})
     return parameters
@@ -186,6 +187,5 @@ def _totals(out: Path, planned: dict[int, range]) -> tuple[int, list[str]]:
         metadata = pq.read_metadata(shard_path(out, index))
         questions += metadata.num_rows
         bad += json.loads((metadata.metadata or {}).get(BAD_KEY, b"[]"))
-    for leftover in out.glob("oracle-*.tmp"):
-        leftover.unlink()
+        clear_leftovers(shard_path(out, index))
     return questions, bad

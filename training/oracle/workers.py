@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.errors import BadRecord, TrainingError
+from training.files import replacing
 from training.sources.tasks import Source
 
 if TYPE_CHECKING:
@@ -148,10 +149,5 @@ def _write_shard(job: CollectJob, labeller: Labeller, index: int, pictures: rang
         )
     table = to_table(records, OracleRecord)
     metadata = {**(table.schema.metadata or {}), BAD_KEY: json.dumps(bad).encode()}
-    path = shard_path(job.out, index)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(shard_path(job.out, index)) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from router.registry import DEFAULT_REGISTRY
 from training.errors import TrainingError
+from training.files import replacing
 
 
 def promote(router: Path, registry: Path = DEFAULT_REGISTRY) -> Path:
@@ -98,12 +99,8 @@ def _pointed(registry: Path, pointer: str) -> str | None:
 
 
 def _point(registry: Path, pointer: str, name: str) -> None:
-    aside = registry / f".{pointer}.{os.getpid()}.tmp"
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, registry / pointer)
+    with replacing(registry / pointer) as temporary:
+        temporary.write_text(f"{name}\n", encoding="utf-8")
 
 
 def _sync(folder: Path) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 from router.policy import Policy, token_costs
 from router.router import Router
 from training.errors import NotEnoughData, TrainingError
-from training.evaluation.evaluate import questions_of
+from training.evaluation.exam import questions_of
 from training.figures import comparison as cmp
 from training.figures.metrics import Array, picked
 from training.fitting.second_look import two_looks
 from training.oracle.data import OracleData, check_fits
+from training.progress import Progress, Steps, unseen
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def replay(
     *,
     policies: Sequence[PolicySpec] = (),
     resamples: int = 2000,
+    progress: Progress = unseen,
 ) -> list[dict[str, Any]]:
     """Return one row per router and policy, each against the first: accuracy, tokens, harm and
     paired differences. A router with a second look pays both looks. Costs are those of the first
@@ -67,21 +69,21 @@ def replay(
         data: the questions to replay. Those of training pictures flatter a router fitted on them:
             give the test split.
         policies: further policies; a price is tried on the first router.
+        progress: called at every step.
 
     Raises:
         MixedData: a router was made for other features or scales.
         NotEnoughData: no question.
         TrainingError: nothing to replay, a scale the data lack, or a price without a router.
     """
-    if not routers and not policies:
-        raise TrainingError("nothing to replay: give --router DIR or --policy NAME")
-    if len(data) == 0:
-        raise NotEnoughData("no test question to replay; collect more pictures or use --split all")
-    for _, router in routers:
-        check_fits(router, data)
+    _check(routers, data, policies)
     costs = routers[0][1].policy.costs if routers else token_costs(data.scales)
     on = questions_of(data, np.array(costs), resamples)
-    values = [np.asarray(router.predict_values(data.features), float) for _, router in routers]
+    steps = Steps(progress, 2 * len(routers) + len(policies))
+    values = []
+    for name, router in routers:
+        steps.begin(f"{name}: decisions")
+        values.append(np.asarray(router.predict_values(data.features), float))
     done = [
         (router.version, _run(name, router, predicted, data, on))
         for (name, router), predicted in zip(routers, values, strict=True)
@@ -89,25 +91,49 @@ def replay(
     for spec in policies:
         if spec.price is None:
             done.append(("", _fixed(spec, on)))
-        elif routers:
+        else:
             policy = Policy(costs, spec.price)
             version = routers[0][1].version
             done.append((version, cmp.run_policy(spec.text, values[0], policy, on)))
-        else:
+    rows = []
+    for version, outcome in done:
+        steps.begin(f"{outcome.name}: intervals")
+        rows.append(_row(version, outcome, done[0][1], on))
+    steps.finish()
+    return rows
+
+
+def _check(
+    routers: Sequence[tuple[str, Router]], data: OracleData, policies: Sequence[PolicySpec]
+) -> None:
+    if not routers and not policies:
+        raise TrainingError("nothing to replay: give --router DIR or --policy NAME")
+    if len(data) == 0:
+        raise NotEnoughData("no test question to replay; collect more pictures or use --split all")
+    for _, router in routers:
+        check_fits(router, data)
+    for spec in policies:
+        if spec.price is not None and not routers:
             raise TrainingError(
                 f"the policy {spec.text} needs --router DIR, whose price it changes"
             )
-    return [
-        {
-            "name": outcome.name,
-            "version": version,
-            **outcome.summary(on),
-            **cmp.details(outcome, on),
-            "difference_from_finest": cmp.difference_from_finest(outcome, on).as_dict(),
-            "minus_first": cmp.paired(outcome, done[0][1], on),
-        }
-        for version, outcome in done
-    ]
+        if spec.scale is not None and spec.scale not in data.scales:
+            raise TrainingError(
+                f"policy {spec.text}: the data have the scales {', '.join(map(str, data.scales))}"
+            )
+
+
+def _row(
+    version: str, outcome: cmp.Outcome, first: cmp.Outcome, on: cmp.Questions
+) -> dict[str, Any]:
+    return {
+        "name": outcome.name,
+        "version": version,
+        **outcome.summary(on),
+        **cmp.details(outcome, on),
+        "difference_from_finest": cmp.difference_from_finest(outcome, on).as_dict(),
+        "minus_first": cmp.paired(outcome, first, on),
+    }
 
 
 def _run(
@@ -121,10 +147,6 @@ def _run(
 
 def _fixed(spec: PolicySpec, on: cmp.Questions) -> cmp.Outcome:
     scales = on.tokens.astype(int).tolist()
-    if spec.scale is not None and spec.scale not in scales:
-        raise TrainingError(
-            f"policy {spec.text}: the data have the scales {', '.join(map(str, scales))}"
-        )
     index = len(scales) - 1 if spec.scale is None else scales.index(spec.scale)
     picks = np.full(len(on.scores), index)
     return cmp.Outcome(spec.text, None, picks, picked(on.scores, picks))

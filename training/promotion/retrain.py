@@ -15,9 +15,11 @@ from router.router import Router
 from training.errors import GateClosed
 from training.evaluation.evaluate import evaluate
 from training.evaluation.report import write_report
-from training.fitting.fit import Cost, Labels, fit
+from training.fitting.fit import Cost, fit
+from training.fitting.predictor import Labels
 from training.oracle.collection import collect
-from training.oracle.data import read_oracle
+from training.oracle.data import OracleData, read_oracle
+from training.progress import Progress, unseen
 from training.promotion.registry import promote
 from training.promotion.replay import gate, replay
 from training.sources.log import log_source
@@ -54,12 +56,13 @@ class RetrainResult:
 def retrain(
     job: RetrainJob,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = unseen,
     say: Callable[[str], None] = lambda line: None,
 ) -> RetrainResult:
     """Collect from the log, fit, evaluate, promote; return what is now in force.
 
-    Results stay in ``job.out``: ``oracle/``, ``router/`` and ``report/``.
+    Results stay in ``job.out``: ``oracle/``, ``router/`` and ``report/``. ``progress`` counts each
+    part of the work by itself, from nothing; ``say`` gets what a person must be told.
 
     Raises:
         GateClosed: the candidate is not better than the router in force (and not ``force``).
@@ -68,27 +71,31 @@ def retrain(
     source = log_source(job.log)
     for note in source.notes():
         say(f"left out: {note}")
-    say(f"collecting {len(source)} pictures")
-    collect(source, job.model, job.out / "oracle", workers=job.workers, progress=progress)
+    collect(
+        source, job.model, job.out / "oracle", workers=job.workers,
+        progress=lambda done, total: progress(done, total, "labelling pictures"),
+    )  # fmt: skip
     data = read_oracle([job.out / "oracle", *job.more_oracle])
     fitted = fit(
         data, target=job.target, cost=job.cost, labels=job.labels, second_look=job.second_look,
-        say=say,
+        progress=progress,
     )  # fmt: skip
     for line in fitted.advice:
         say(line)
     folder = fitted.router.save_pretrained(job.out / "router")
-    report = evaluate(fitted.router, data, target=job.target, say=say)
+    report = evaluate(fitted.router, data, target=job.target, say=say, progress=progress)
     write_report(report, job.out / "report")
     if not job.force:
-        closed = why_not(fitted.router, job.registry, data.split("test"))
+        closed = why_not(fitted.router, job.registry, data.split("test"), progress)
         if closed is not None:
             raise GateClosed(f"not promoted: {closed} (--force promotes all the same)")
     promoted = promote(folder, job.registry)
     return RetrainResult(promoted, fitted.router.version, report)
 
 
-def why_not(candidate: Router, registry: Path, test: Any) -> str | None:
+def why_not(
+    candidate: Router, registry: Path, test: OracleData, progress: Progress = unseen
+) -> str | None:
     """Return why the candidate must not replace the registry's router, or None if it may.
 
     Without a router in force, with one made for other features, or with too few test pictures to
@@ -100,4 +107,5 @@ def why_not(candidate: Router, registry: Path, test: Any) -> str | None:
     before = Router.from_pretrained(current)
     if before.schema.hash != candidate.schema.hash:
         return None
-    return gate(replay([("current", before), ("candidate", candidate)], test))
+    pairs = [("current", before), ("candidate", candidate)]
+    return gate(replay(pairs, test, progress=progress))

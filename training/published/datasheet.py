@@ -1,17 +1,22 @@
 """Writes the datasheet of a published table: what it is, what it holds, how to score a router.
 
-Every count and accuracy is computed from the table. Knows the table's columns and the manifest;
-does not know how questions were made beyond what their source says.
+Every count and accuracy is computed from the table; the words are the template's. Knows the table's
+columns and the manifest; does not know how questions were made beyond what their source says.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from training.published.table import COLUMNS, TABLE
 
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetCardData
+
+TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 LICENCES = {
     "scenes": "Scenes are drawn by this repository's code (Apache-2.0). Their photographs and "
     "handwritten digits are scikit-learn's sample data, whose licences apply to pictures made "
@@ -33,73 +38,57 @@ COLLECTED = {
 }
 
 
+_READ = ("picture_id", "split", "dataset", "kind", "repeat_of", "reference", "exact_match")
+
+
 def datasheet(table: Any, manifest: dict[str, Any], sources: list[str]) -> str:
-    """Return the Markdown of the datasheet.
+    """Return the dataset card: the template's words, with what the table holds.
 
     Args:
         table: from training.published.publish.
         manifest: of the oracle folder.
         sources: kinds of source in the data.
     """
+    from huggingface_hub import DatasetCard
+
     columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in _READ}
     scales = [int(scale) for scale in manifest["scales"]]
     names = {key: value[:: len(scales)] for key, value in columns.items()}
     repeats = names["repeat_of"] != np.array(None, dtype=object)
     main = ~repeats
     score = columns["exact_match"].astype(float).reshape(-1, len(scales))
-    parts = [
-        "# A benchmark of visual-token granularity",
-        "Every question of the table was answered by one model from the same picture read as "
-        f"{', '.join(map(str, scales))} visual tokens. A router that picks a scale for each "
-        "question can be scored exactly, without running the model.",
-        "## Motivation",
-        "How many visual tokens a question needs depends on the picture and on the question. "
-        "Benchmarks for routing between models exist; this one is for routing between "
-        "granularities of the same weights, with the outcome of every choice.",
-        "## Composition",
-        f"`{TABLE}`: one row per question and scale, {table.num_rows} rows; "
-        f"{int(main.sum())} questions about {len(set(names['picture_id']))} pictures"
-        + (f", and {int(repeats.sum())} repeats in other words" if repeats.any() else "")
-        + f"; {int((names['reference'] == None).sum())} without a reference answer.",  # noqa: E711
-        _rows(["split", "pictures", "questions"], _by_split(names, main)),
-        "Accuracy by type and scale (all splits, repeats left out):",
-        _rows(["type", "n", *map(str, scales)], _by_kind(names, main, score)),
-        _rows(["column", "meaning"], [[f"`{c}`", what] for c, what in COLUMNS.items()]),
-        "## Collection",
-        "\n\n".join(COLLECTED[source] for source in sources),
-        f"Model `{manifest.get('model', 'unknown')}` (hash `{manifest['model_hash']}`), greedy "
-        f"decoding, at most {manifest.get('max_new_tokens', 'an unknown number of')} new tokens. "
-        "Right means equal after lower-casing and dropping outer punctuation and a leading "
-        "article; without a reference, agreement with the finest scale's answer. Nothing is made "
-        "monotone: a finer scale may be wrong where a coarser one is right. `flops` and `gpu_ms` "
-        "are computed from the model's shape, not measured.",
-        "## Splits",
-        "By picture: a hash of the pixels decides, so no picture is in two splits and the split "
-        "never changes. Fit on `train`, choose thresholds on `calibration`, report on `test` only. "
-        "Rows with `repeat_of` are the same question in other words: leave them out of training "
-        "and of accuracies; use them to see how much of an outcome is luck.",
-        "## How to score a router",
-        "Write a Parquet file with the columns `question_id` and `scale`, one row for every test "
-        "question, then:",
-        "```bash\nm3-train bench --score picks.parquet --table FOLDER\n```",
-        "It prints accuracy and mean visual tokens with 95 % intervals (bootstrap by picture), the "
-        "paired difference to the finest scale, harm and rescue, and the tokens relative to random "
-        "mixing of fixed scales and to a table by question type at equal accuracy. By hand:",
-        "```python\n" + _BY_HAND + "```",
-        "## Licence",
-        "\n\n".join(LICENCES[source] for source in sources),
-    ]
-    return "\n\n".join(parts) + "\n"
+    card = DatasetCard.from_template(
+        _card_data(sources),
+        template_path=str(TEMPLATE),
+        file=TABLE,
+        scales=scales,
+        n_rows=table.num_rows,
+        n_questions=int(main.sum()),
+        n_pictures=len(set(names["picture_id"])),
+        n_repeats=int(repeats.sum()),
+        n_without_reference=int((names["reference"] == None).sum()),  # noqa: E711
+        splits=_by_split(names, main),
+        kinds=_by_kind(names, main, score),
+        columns=COLUMNS,
+        collected=[COLLECTED[source] for source in sources],
+        licences=[LICENCES[source] for source in sources],
+        model=manifest.get("model", "unknown"),
+        model_hash=manifest["model_hash"],
+        max_new_tokens=manifest.get("max_new_tokens", "an unknown number of"),
+    )
+    return f"{card}\n"
 
 
-_READ = ("picture_id", "split", "dataset", "kind", "repeat_of", "reference", "exact_match")
-_BY_HAND = f"""import pyarrow.parquet as pq
+def _card_data(sources: list[str]) -> DatasetCardData:
+    from huggingface_hub import DatasetCardData
 
-table = pq.read_table("{TABLE}").to_pandas()
-test = table[(table.split == "test") & table.repeat_of.isna()]
-mine = test.merge(picks, on=["question_id", "scale"])
-print(mine.exact_match.mean(), mine.visual_tokens.mean())
-"""
+    return DatasetCardData(
+        pretty_name="A benchmark of visual-token granularity",
+        # Other people's questions keep their licence, which this program does not know.
+        license="apache-2.0" if sources == ["scenes"] else "unknown",
+        task_categories=["visual-question-answering"],
+        tags=["m3-router", "routing", "adaptive-visual-tokens"],
+    )
 
 
 def _by_split(names: dict[str, Any], main: Any) -> list[list[object]]:
@@ -119,8 +108,3 @@ def _by_kind(names: dict[str, Any], main: Any, score: Any) -> list[list[object]]
         here = main if group == "all" else (groups == group) & main
         rows.append([group.strip("/"), int(here.sum()), *(f"{a:.3f}" for a in score[here].mean(0))])
     return rows
-
-
-def _rows(columns: list[str], rows: list[list[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

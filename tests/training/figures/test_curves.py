@@ -7,6 +7,7 @@ from training.evaluation.baselines import cheapest_within, datasets_of, picks_of
 from training.figures import comparison as cmp
 from training.figures import equal_accuracy as eq
 from training.figures.curves import fixed_line, line_of, oracle_line
+from training.figures.headroom import headroom_recovered
 from training.figures.resampling import Resampler, clustered_interval, percentiles
 
 TOKENS = np.array([1.0, 9.0, 36.0])
@@ -93,10 +94,10 @@ def test_token_ratio_and_headroom_by_hand() -> None:
     assert ratios["oracle"]["mean"] == pytest.approx(82 / 47)
     assert ratios["mix"]["reached"] == 1.0
     assert ratios["mix"]["low"] <= ratios["mix"]["mean"] <= ratios["mix"]["high"]
-    recovered = eq.headroom_recovered(fixed_line(on), oracle_line(on), ours, on)
+    recovered = headroom_recovered(fixed_line(on), oracle_line(on), ours, on)
     assert recovered is not None
     assert recovered["mean"] == pytest.approx((36 - 82 / 4) / (36 - 47 / 4))
-    assert eq.headroom_recovered(fixed_line(on), fixed_line(on), ours, on) is None
+    assert headroom_recovered(fixed_line(on), fixed_line(on), ours, on) is None
     found = eq.at_equal_accuracy({"mix": fixed_line(on)}, on, ours)
     at = found["router_accuracy"]["policies"]["mix"]
     assert at["visual_tokens"]["mean"] == pytest.approx(36.0)

@@ -90,7 +90,7 @@ def test_certifying_pictures_are_seen_by_nothing_in_the_predictor(data, monkeypa
 
     seen: set[str] = set()
 
-    def spy(features, train, calibration, labels):
+    def spy(features, train, calibration, labels, progress):
         seen.update(train.picture_ids.tolist(), calibration.picture_ids.tolist())
         raise InterruptedError
 
@@ -115,7 +115,12 @@ def test_a_third_of_the_calibration_pictures_fits_probabilities(data) -> None:
 
 
 def test_the_certificate_says_what_it_rests_on(router, data) -> None:
-    found = certify(router, data, loss="harm", bound=0.1)
+    seen: list[tuple[int, int, str]] = []
+    found = certify(
+        router, data, loss="harm", bound=0.1, progress=lambda *call: seen.append(call)
+    )  # fmt: skip
+    assert [done for done, *_ in seen] == list(range(seen[0][1] + 1))
+    assert {"harm of at most 0.1", "made/b by itself"} <= {now for *_, now in seen}
     on = certifying(data)
     assert (found.pictures, found.questions) == (on.n_pictures, len(on))
     assert (found.model_hash, found.feature_schema) == ("feed", SCHEMA.hash)

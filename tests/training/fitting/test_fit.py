@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 
 from router import Router, default_router_path
 from router.features.vector import feature_schema
@@ -202,6 +203,61 @@ def test_flops_are_a_cost(data) -> None:
     assert "operations" in router.policy.cost_unit
 
 
+def test_each_step_is_told_once_and_in_order(fitted, data) -> None:
+    """A bar that is fed these calls moves with every booster, line, section and kind."""
+    seen: list[tuple[int, int, str]] = []
+
+    def heard() -> tuple[list[int], int, str]:
+        calls = seen.copy()
+        seen.clear()
+        assert calls[-1] == (calls[0][1], calls[0][1], "")
+        return [done for done, *_ in calls], calls[0][1], " | ".join(now for *_, now in calls)
+
+    evaluate(fitted.router, data, resamples=100, progress=lambda *call: seen.append(call))
+    done, total, words = heard()
+    assert done == list(range(total + 1))
+    for now in (
+        "question_only: booster 5 of 5", "type_table: intervals of visual_tokens",
+        "equal accuracy", "simulated/bar",
+    ):  # fmt: skip
+        assert now in words
+    fit(data, progress=lambda *call: seen.append(call))
+    done, total, words = heard()
+    assert done == list(range(total + 1))
+    assert "booster 1 of 5" in words
+    fit(data, second_look=True, progress=lambda *call: seen.append(call))
+    done, total, words = heard()
+    assert done == sorted(set(done))
+    assert "start price 2 of" in words
+    pairs = [("a", fitted.router), ("b", fitted.router)]
+    replay(pairs, data.split("test"), resamples=100, progress=lambda *call: seen.append(call))
+    done, total, words = heard()
+    assert done == list(range(total + 1))
+    assert "b: intervals" in words
+
+
+def test_a_warning_for_people_is_said(fitted, data) -> None:
+    said: list[str] = []
+    other = replace(data, model_hash="feed")
+    evaluate(fitted.router, other, resamples=100, say=said.append)
+    assert said == ["the router was fitted for model 0123456789abcdef, these data are of feed"]
+
+
+def test_the_card_is_one_a_hub_reads(fitted, data, tmp_path) -> None:
+    """Read back by the Hub's own library: both cards a router can have."""
+    router = fitted.router
+    for name, made in (("fitted", router), ("plain", router.with_policy(router.policy))):
+        card = ModelCard.load(made.save_pretrained(tmp_path / name) / "README.md")
+        assert (card.data.license, card.data.library_name) == ("apache-2.0", "m3-router")
+        assert "lightgbm" in card.data.tags
+    assert f"Router {made.version}" in card.text
+    assert json.loads(card.text.split("```json")[1].split("```")[0]) == made.metadata
+    accuracy = data.scores[:, 0].mean()
+    rows = [line for line in router.card_text.splitlines() if line.startswith("| 1 |")]
+    assert float(rows[0].split("|")[3]) == pytest.approx(accuracy, abs=0.1)
+    assert "{{" not in router.card_text + card.text
+
+
 def test_too_little_data_says_how_much(tmp_path) -> None:
     few = read_oracle([write_oracle(tmp_path / "few", pictures=6)])
     with pytest.raises(NotEnoughData, match=r"at least 10 with 30 questions"):
@@ -264,8 +320,6 @@ def test_gate() -> None:
 
 
 def test_router_of_other_features_is_refused(fitted, data) -> None:
-    from dataclasses import replace
-
     with pytest.raises(MixedData, match="fit a router on these data"):
         evaluate(fitted.router, replace(data, feature_schema="0" * 12))
 

@@ -7,6 +7,7 @@ from router.policy import calibrate_price, choose_many
 from router.second_look import Gate, SecondLook
 from training.figures.comparison import Questions
 from training.fitting.second_look import (
+    STARTS,
     after_first,
     ends_of,
     fit_gates,
@@ -15,6 +16,7 @@ from training.fitting.second_look import (
     price_second_look,
     two_looks,
 )
+from training.progress import Steps, unseen
 
 SCALES = (1, 9, 36)
 COSTS = (0.1, 0.25, 1.0)
@@ -69,8 +71,10 @@ def test_the_prices_keep_the_target_and_cost_less_than_one_look() -> None:
     (scores, sure), (fit_scores, fit_sure) = simulated(0), simulated(1)
     values = np.tile(fit_scores.mean(axis=0), (len(scores), 1))  # a router that knows nothing
     pictures = np.repeat(np.arange(500), 4)
-    look = fit_gates(values, fit_scores, fit_sure, SCALES)
-    found = price_second_look(look, values, scores, sure, pictures, COSTS, target=0.95)
+    look, steps = fit_gates(values, fit_scores, fit_sure, SCALES), Steps(unseen, STARTS)
+    found = price_second_look(
+        look, values, scores, sure, pictures, COSTS, target=0.95, steps=steps
+    )  # fmt: skip
     assert found.feasible
     starts = choose_many(values, COSTS, found.look.start_price)
     known = after_first(found.look, values, starts, sure)
@@ -86,8 +90,10 @@ def test_the_prices_keep_the_target_and_cost_less_than_one_look() -> None:
 
 def test_an_impossible_target_is_not_feasible() -> None:
     scores, sure = simulated(0, 200)
-    look = fit_gates(sure, scores, sure, SCALES)
-    found = price_second_look(look, sure, scores, sure, np.arange(200), COSTS, target=1.5)
+    look, steps = fit_gates(sure, scores, sure, SCALES), Steps(unseen, STARTS)
+    found = price_second_look(
+        look, sure, scores, sure, np.arange(200), COSTS, target=1.5, steps=steps
+    )  # fmt: skip
     assert not found.feasible
     assert found.looked_again == 0.0
     assert found.accuracy == found.finest_accuracy
