@@ -135,13 +135,16 @@ def _mend_transparency(picture: Image.Image, depth: int) -> None:
     """Put the colour that a PNG calls transparent on the scale of its pixels in Pillow.
 
     Pillow spreads 2 and 4 bits over 0 to 255 and keeps the upper half of 16-bit colours, but
-    leaves that one colour as the file has it.
+    leaves that one colour as the file has it: two bytes, of which the lowest ``depth`` bits count.
     """
     clear = picture.info.get("transparency")
-    if picture.mode == "L" and depth in (2, 4) and isinstance(clear, int):
-        picture.info["transparency"] = clear * 255 // (2**depth - 1)
-    elif picture.mode == "RGB" and depth == 16 and isinstance(clear, tuple):
-        picture.info["transparency"] = tuple(part >> 8 for part in clear)
+    if picture.mode == "L" and isinstance(clear, int):
+        most = 2**depth - 1
+        picture.info["transparency"] = (clear & most) * 255 // most
+    elif picture.mode == "RGB" and isinstance(clear, tuple):
+        picture.info["transparency"] = tuple(
+            part >> 8 if depth == 16 else part & 255 for part in clear
+        )
 
 
 _TURNS = {
@@ -158,8 +161,8 @@ _TURNS = {
 def _turned(picture: Image.Image) -> Image.Image:
     """Return the picture as it was held; EXIF that cannot be read turns nothing.
 
-    `PIL.ImageOps.exif_transpose` also writes the EXIF anew, and fails on the odd tags of many
-    cameras although their pixels are fine.
+    `PIL.ImageOps.exif_transpose` also writes the EXIF anew, and fails on odd tags although the
+    pixels are fine.
     """
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))

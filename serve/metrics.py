@@ -178,7 +178,7 @@ class _Families(Collector):
         Raises:
             ValueError: it is not in Prometheus' text format; nothing of it is taken in.
         """
-        # Parsing a whole export would cost a tenth of a second a node, for a hundred other metrics.
+        # A node says some 300 kB about a hundred other metrics: parsing them helps nobody.
         own = "\n".join(line for line in export.splitlines() if line.startswith(_OWN_LINES))
         for family in list(text_string_to_metric_families(own)):
             name = family.name.removeprefix(_RAY)
