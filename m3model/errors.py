@@ -17,6 +17,18 @@ class RelevanceUnavailable(ValueError):
     """A source of relevance that this model or folder cannot give; the message says what would."""
 
 
+class BadPicture(ValueError):
+    """A picture that cannot be read; ``code`` is for programs, the message says what to do."""
+
+    code = "invalid_image"
+
+
+class PictureTooLarge(BadPicture):
+    """A picture with more pixels than are accepted; nothing of it was decoded."""
+
+    code = "image_too_large"
+
+
 class EngineError(RuntimeError):
     """Something an engine reports about one request."""
 

@@ -5,19 +5,23 @@ data are Parquet, so pyarrow is loaded on the first use of a schema or table.
 Notation: n records, K scales, F features.
 """
 
-import dataclasses
 import functools
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, cast
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Split = Literal["train", "calibration", "test"]
+# Columns that are narrower than Python's numbers; the second half is Arrow's name of the type.
+Int32 = Annotated[int, "int32"]
+Float32 = Annotated[float, "float32"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +51,16 @@ class OracleRecord:
     dataset: str
     reference: str | None = None
     source: Literal["scenes", "llava", "log"]
-    scales: tuple[int, ...]
+    scales: tuple[Int32, ...]
     answers: tuple[str, ...]
-    scores: tuple[float, ...]
-    p_reference: tuple[float, ...]
-    confidence: tuple[float, ...]
-    visual_tokens: tuple[int, ...]
-    features: tuple[float, ...] | np.ndarray
+    scores: tuple[Float32, ...]
+    p_reference: tuple[Float32, ...]
+    confidence: tuple[Float32, ...]
+    visual_tokens: tuple[Int32, ...]
+    features: tuple[Float32, ...] | np.ndarray
     feature_schema: str
     model_hash: str
-    size_px: float | None = None
+    size_px: Float32 | None = None
     metadata: str = "{}"
 
     def __post_init__(self) -> None:
@@ -80,24 +87,24 @@ class DecisionRecord:
     picture_ids: tuple[str, ...]
     question: str | None = None
     model: str
-    scale: int
-    visual_tokens: int
+    scale: Int32
+    visual_tokens: Int32
     reason: str
-    p_suffices: tuple[float, ...] | None = None
+    p_suffices: tuple[Float32, ...] | None = None
     price: float | None = None
     router_version: str = ""
     answer: str | None = None
-    confidence: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    route_ms: float = 0.0
-    encode_ms: float = 0.0
-    total_ms: float = 0.0
+    confidence: Float32 | None = None
+    prompt_tokens: Int32 = 0
+    completion_tokens: Int32 = 0
+    route_ms: Float32 = 0.0
+    encode_ms: Float32 = 0.0
+    total_ms: Float32 = 0.0
     audited: bool = False
     status: str = "ok"
     max_harm: float | None = None
-    escalated_from: int | None = None
-    first_confidence: float | None = None
+    escalated_from: Int32 | None = None
+    first_confidence: Float32 | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +114,7 @@ class FeedbackRecord:
     request_id: str
     time_utc: datetime
     reference: str | None = None
-    score: float | None = None
+    score: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -305,69 +312,53 @@ def __getattr__(name: str) -> Any:
 
 
 SCHEMA_VERSION = "1"
-
-_NULLABLE = {
-    "OracleRecord": {"reference", "size_px"},
-    "DecisionRecord": {
-        "question", "p_suffices", "price", "answer", "confidence", "max_harm", "escalated_from",
-        "first_confidence",
-    },
-    "FeedbackRecord": {"reference", "score"},
-}  # fmt: skip
+_ARROW_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 
 def schema_of(record_type: type) -> "pa.Schema":
     """Return the Arrow schema of a record dataclass; its metadata holds ``schema_version``.
 
+    The annotations are the schema: a field that may be None is nullable, a tuple is a list.
+
     Raises:
         TypeError: not one of the record types.
     """
-    if record_type.__name__ not in _NULLABLE:
+    if record_type not in Record.__constraints__:
         raise TypeError(f"{record_type!r} is not a record type")
-    return _schema(cast(Hashable, record_type))
+    return _schema(record_type)
 
 
 @functools.cache
-def _schema(record_type: Any) -> "pa.Schema":
+def _schema(record_type: type) -> "pa.Schema":
     import pyarrow as pa
 
-    texts, floats, ints = pa.list_(pa.string()), pa.list_(pa.float32()), pa.list_(pa.int32())
-    types: dict[str, Any] = {
-        "scales": ints,
-        "answers": texts,
-        "scores": floats,
-        "p_reference": floats,
-        "confidence": floats,
-        "visual_tokens": ints,
-        "features": floats,
-        "size_px": pa.float32(),
-        "time_utc": pa.timestamp("us", tz="UTC"),
-        "picture_ids": texts,
-        "scale": pa.int32(),
-        "p_suffices": floats,
-        "price": pa.float64(),
-        "max_harm": pa.float64(),
-        "escalated_from": pa.int32(),
-        "first_confidence": pa.float32(),
-        "prompt_tokens": pa.int32(),
-        "completion_tokens": pa.int32(),
-        "route_ms": pa.float32(),
-        "encode_ms": pa.float32(),
-        "total_ms": pa.float32(),
-        "audited": pa.bool_(),
-        "score": pa.float32(),
-    }
-    name = record_type.__name__
-    if name == "DecisionRecord":  # one number a request here, one a scale in the oracle's
-        types |= {"confidence": pa.float32(), "visual_tokens": pa.int32()}
+    hints = get_type_hints(record_type, include_extras=True)
     return pa.schema(
-        [
-            pa.field(
-                field.name,
-                types.get(field.name, pa.string()),
-                nullable=field.name in _NULLABLE[name],
-            )
-            for field in dataclasses.fields(record_type)
-        ],
-        metadata={"schema_version": SCHEMA_VERSION, "record": name},
+        [_field(name, annotation) for name, annotation in hints.items()],
+        metadata={"schema_version": SCHEMA_VERSION, "record": record_type.__name__},
     )
+
+
+def _field(name: str, annotation: Any) -> "pa.Field":
+    import pyarrow as pa
+
+    union = get_origin(annotation) in (Union, UnionType)
+    choices = get_args(annotation) if union else (annotation,)
+    # An array may stand where a tuple is told: it holds the same numbers.
+    (told,) = (choice for choice in choices if choice not in (NoneType, np.ndarray))
+    return pa.field(name, _arrow_type(told), nullable=NoneType in choices)
+
+
+def _arrow_type(annotation: Any) -> "pa.DataType":
+    import pyarrow as pa
+
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return pa.type_for_alias(arguments[1])
+    if origin is tuple:
+        return pa.list_(_arrow_type(arguments[0]))
+    if origin is Literal:
+        return _arrow_type(type(arguments[0]))
+    if annotation is datetime:
+        return pa.timestamp("us", tz="UTC")
+    return pa.type_for_alias(_ARROW_NAMES[annotation])

@@ -83,7 +83,9 @@ def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], N
         ServeSetupError: the settings name something that is not there.
     """
     import uvicorn
+    from prometheus_client import disable_created_metrics
 
+    disable_created_metrics()  # of the whole process, which is ours: Ray has no such series either
     _on_signals(_leave)
     service = compose(settings)
 

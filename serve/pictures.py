@@ -1,27 +1,26 @@
-"""Pictures from strangers: data URLs to bytes, bytes to RGB pixels, every danger refused by name.
+"""Pictures in requests: data URLs to bytes, and what is wrong with a picture told to the caller.
 
-Knows Pillow and the limits; knows nothing of models or HTTP. Size and format are read from the
-header before anything is decoded, so a small file that unfolds into gigabytes costs nothing.
+Knows data URLs and the fields of a request; decoding is `m3model.pictures`, the same for training.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from m3model import pictures
+from m3model.errors import BadPicture
 from serve.errors import BadRequest
-from serve.settings import PICTURE_FORMATS, PictureLimits
+from serve.settings import PictureLimits
 
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<rest>(;[^,;]+)*),", re.IGNORECASE)
 _HOW = "Send it as a data URL: data:image/png;base64,... "
-_FORMAT_NAMES = "PNG, JPEG, WebP or GIF"
 
 
 def bytes_of_data_url(url: str, param: str) -> bytes:
@@ -64,71 +63,29 @@ def check_header(data: bytes, limits: PictureLimits, param: str | None = None) -
     Raises:
         BadRequest: not an accepted format, or too many pixels.
     """
-    with _open(data, limits, param):
-        pass
+    with _told_to_caller(param):
+        pictures.check_header(data, _limits(limits))
 
 
 def decode_picture(
     data: bytes, limits: PictureLimits, param: str | None = None
 ) -> NDArray[np.uint8]:
-    """Return the pixels, (H, W, 3) uint8 RGB: first frame, turned as EXIF says, on white.
+    """Return the pixels, (H, W, 3) uint8 RGB.
 
     Raises:
         BadRequest: as `check_header`, or the file is cut off or damaged.
     """
-    with _open(data, limits, param) as picture:
-        try:
-            picture.load()
-            return np.asarray(_flat_rgb(ImageOps.exif_transpose(picture)), dtype=np.uint8)
-        except Exception as error:  # whatever a decoder makes of hostile bytes is the caller's
-            raise BadRequest(
-                "The picture is cut off or damaged and cannot be decoded. "
-                f"Save it again as {_FORMAT_NAMES} and send the whole file.",
-                param, "invalid_image",
-            ) from error  # fmt: skip
+    with _told_to_caller(param):
+        return pictures.decode_picture(data, _limits(limits))
 
 
-def _open(data: bytes, limits: PictureLimits, param: str | None) -> Image.Image:
+def _limits(settings: PictureLimits) -> pictures.PictureLimits:
+    return pictures.PictureLimits(**settings.model_dump())
+
+
+@contextmanager
+def _told_to_caller(param: str | None) -> Iterator[None]:
     try:
-        picture = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large("The picture has far too many pixels.", limits, param) from error
-    except Exception as error:
-        raise BadRequest(
-            f"The bytes are not a picture in an accepted format. Send {_FORMAT_NAMES}.",
-            param, "invalid_image",
-        ) from error  # fmt: skip
-    width, height = picture.size
-    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
-        picture.close()
-        raise _too_large(f"The picture has {width} x {height} pixels.", limits, param)
-    return picture
-
-
-def _too_large(what: str, limits: PictureLimits, param: str | None) -> BadRequest:
-    return BadRequest(
-        f"{what} At most {limits.max_pixels:,} pixels and {limits.max_side_px:,} on a side are "
-        "accepted. Scale it down and send it again.",
-        param, "image_too_large",
-    )  # fmt: skip
-
-
-def _flat_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255, which turns most of it white.
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        picture = Image.alpha_composite(white, rgba)
-    return picture.convert("RGB")
-
-
-def check_pictures(pictures: Sequence[bytes], limits: PictureLimits, params: Sequence[str]) -> None:
-    """Return if every header is fine.
-
-    Raises:
-        BadRequest: for the first that is not.
-    """
-    for data, param in zip(pictures, params, strict=True):
-        check_header(data, limits, param)
+        yield
+    except BadPicture as error:
+        raise BadRequest(str(error), param, error.code) from error

@@ -20,6 +20,7 @@ from pydantic import ConfigDict
 
 ROUTED_MODEL = "m3-auto"
 PINNED_MODEL_PREFIX = "m3-"
+REPLY_ID_PREFIX = "chatcmpl-"  # before a request's id: the id of its reply
 
 
 class Wire(BaseModel):

@@ -16,7 +16,6 @@ from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
 
 API_KEYS_VARIABLE = "M3_API_KEYS"
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 
 def _as_path(value: Any) -> Any:

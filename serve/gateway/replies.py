@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal, cast
 
 from serve.protocol import (
+    REPLY_ID_PREFIX,
     AnswerMessage,
     Certified,
     ChatChunk,
@@ -28,14 +29,13 @@ if TYPE_CHECKING:
     from serve.gateway.request_trace import Trace
     from serve.stages.messages import Encoded
 
-ID_PREFIX = "chatcmpl-"
 FinishReason = Literal["stop", "length"]
 
 
 def completion(trace: Trace) -> ChatCompletion:
     """Return the whole reply of a finished trace."""
     return ChatCompletion(
-        id=ID_PREFIX + trace.request_id,
+        id=REPLY_ID_PREFIX + trace.request_id,
         created=trace.created,
         model=trace.body.model,
         choices=[
@@ -81,7 +81,7 @@ def _chunk(
     usage: Usage | None = None,
 ) -> ChatChunk:
     return ChatChunk(
-        id=ID_PREFIX + trace.request_id,
+        id=REPLY_ID_PREFIX + trace.request_id,
         created=trace.created,
         model=trace.body.model,
         choices=choices,

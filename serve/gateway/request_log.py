@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from router.records import DecisionRecord, FeedbackRecord
 from serve.errors import BadRequest, NotReady, ServiceError
-from serve.gateway.replies import ID_PREFIX
 from serve.gateway.request_trace import Trace
 from serve.pictures import decode_picture
-from serve.protocol import FeedbackRequest
+from serve.protocol import REPLY_ID_PREFIX, FeedbackRequest
 from serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class RequestLog:
         self._log.feedback(
             FeedbackRecord(
                 # Callers may know the id of the reply or the x-request-id header: same thing.
-                request_id=body.request_id.removeprefix(ID_PREFIX),
+                request_id=body.request_id.removeprefix(REPLY_ID_PREFIX),
                 time_utc=datetime.now(UTC),
                 reference=body.reference,
                 score=body.score,

@@ -29,16 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from m3model.pictures import CHECKED_BEFORE, decode_picture
 from router.records import DecisionRecord, FeedbackRecord, picture_id
-from serve.errors import ServeSetupError, ServiceError
+from serve.errors import ServeSetupError
 from serve.log.segments import Segments, replace_file
-from serve.pictures import decode_picture
-from serve.settings import PictureLimits
 
 LOG = logging.getLogger(__name__)
 PENDING_PICTURE_BYTES = 256 * 2**20
 SEEN_PICTURES = 100_000
-CHECKED_BEFORE = PictureLimits(max_pixels=2**40, max_side_px=2**30)  # by the service, on arrival
 
 
 @dataclass
@@ -228,7 +226,7 @@ class DecisionLog:
                 Image.fromarray(rgb).save(png, format="PNG", compress_level=1)
                 replace_file(path, png.getvalue())
                 self.counts.pictures += 1
-        except (OSError, ValueError, ServiceError) as error:
+        except (OSError, ValueError) as error:
             self._seen_pictures.discard(picture.picture_id)
             self._failed(f"cannot write {path}", error)
         finally:

@@ -23,7 +23,8 @@ from serve.settings import DeploymentSettings, ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
-from serve.web.api import create_api, own_request_id
+from serve.web.api import create_api
+from serve.web.callers import own_request_id
 
 APP_NAME = "m3"
 LOG = logging.getLogger("ray.serve")

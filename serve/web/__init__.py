@@ -1,4 +1,4 @@
-"""HTTP: paths and errors (`api`), bodies in, event streams out, the port."""
+"""HTTP: who calls (`callers`), paths (`answers`, `api`), bodies in, event streams out, the port."""
 
 from serve.web.api import create_api
 

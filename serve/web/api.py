@@ -1,61 +1,29 @@
-"""The HTTP surface: paths, headers, body limits, errors in OpenAI's envelope, event streams.
+"""The HTTP surface: every path of the service, and errors in OpenAI's envelope.
 
 Knows FastAPI and the gateway's methods; knows nothing of models, routers or Ray. The same
 application runs under uvicorn and inside a Ray Serve replica.
 """
 
-import hmac
 import logging
-import os
-import re
-import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from serve.errors import (
-    BadRequest,
-    NotFound,
-    NotReady,
-    ServiceError,
-    Unauthorized,
-    UnknownModel,
-    WrongMethod,
-)
+from serve.errors import BadRequest, NotFound, NotReady, ServiceError, WrongMethod
 from serve.gateway.gateway import Gateway
-from serve.protocol import (
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    FeedbackReply,
-    FeedbackRequest,
-    ModelEntry,
-    ModelList,
-    RouteReply,
-    model_ids,
-)
-from serve.settings import API_KEYS_VARIABLE
-from serve.web.body import Body, describe_bodies, parse_body, read_body
-from serve.web.stream import EventStream, envelope, unless_disconnected
+from serve.web.answers import BODIES, add_answers, add_models
+from serve.web.body import describe_bodies
+from serve.web.callers import Callers, keys_from_environment, own_request_id
+from serve.web.stream import envelope
 
 LOG = logging.getLogger(__name__)
 CONSOLE = Path(__file__).parents[1] / "console"
 PICTURES = Path(__file__).parents[1] / "pictures"
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
-Reply = TypeVar("Reply")
-
-
-def own_request_id(request: Request) -> str:
-    """Return the caller's x-request-id if it is harmless, else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def create_api(
@@ -76,70 +44,18 @@ def create_api(
         description="Answers questions about pictures with as many visual tokens as they need.",
     )  # fmt: skip
     app.state.gateway = gateway
-    keys = [key.strip().encode() for key in os.environ.get(API_KEYS_VARIABLE, "").split(",")]
-    keys = [key for key in keys if key]
+    callers = Callers(request_id, sets_request_id, keys_from_environment())
+    add_answers(app, gateway, callers)
+    add_models(app, gateway, callers)
+    add_state(app, gateway)
+    add_console(app)
+    add_errors(app, callers)
+    describe_bodies(app, BODIES)
+    return app
 
-    def call_of(request: Request) -> str:
-        request.state.request_id = request_id(request)
-        check_key(request.headers.get("authorization", ""), keys)
-        return str(request.state.request_id)
 
-    call = Annotated[str, Depends(call_of)]
-
-    def headers(name: str, scale: int | None = None) -> dict[str, str]:
-        said = {"x-request-id": name} if sets_request_id else {}
-        return said if scale is None else said | {"x-m3-scale": str(scale)}
-
-    async def body_of(request: Request, kind: type[Body], name: str) -> tuple[Body, int]:
-        try:
-            raw = await read_body(request, gateway.settings.max_body_bytes)
-            return await parse_body(raw, kind), len(raw)
-        except ServiceError as error:
-            gateway.refused(name, error)
-            raise
-
-    @app.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def chat_completions(request: Request, name: call) -> Response:
-        """Answer a question about pictures; server-sent events with ``stream``."""
-        body, n_bytes = await body_of(request, ChatRequest, name)
-        if body.stream:
-            # Until the first chunk is there, an error has a status of its own.
-            chunks = gateway.stream(body, name, n_bytes)
-            first = await unless_disconnected(request, _first(chunks))
-            scale = None if first.routing is None else first.routing.scale
-            return EventStream(first, chunks, headers(name, scale))
-        reply = await unless_disconnected(request, gateway.complete(body, name, n_bytes))
-        return _json(reply, headers(name, reply.routing.scale))
-
-    @app.post("/v1/route", response_model=RouteReply)
-    async def route(request: Request, name: call) -> Response:
-        """Return the decision for a chat request without answering it."""
-        body, n_bytes = await body_of(request, ChatRequest, name)
-        reply = await unless_disconnected(request, gateway.route(body, name, n_bytes))
-        return _json(reply, headers(name, reply.routing.scale))
-
-    @app.post("/v1/feedback", response_model=FeedbackReply)
-    async def feedback(request: Request, name: call) -> Response:
-        """Record what is known about an earlier answer."""
-        body, _ = await body_of(request, FeedbackRequest, name)
-        gateway.log.feedback(body)
-        return _json(FeedbackReply(), headers(name))
-
-    @app.get("/v1/models", response_model=ModelList)
-    async def models(name: call) -> Response:
-        """List the model ids: the routed one, and one for each scale."""
-        return _json(ModelList(data=_models(gateway)), headers(name))
-
-    @app.get("/v1/models/{model}", response_model=ModelEntry)
-    async def model(model: str, name: call) -> Response:
-        """Return one model id."""
-        for entry in _models(gateway):
-            if entry.id == model:
-                return _json(entry, headers(name))
-        known = ", ".join(model_ids(gateway.card.scales))
-        raise UnknownModel(
-            f"The model '{model}' does not exist here. Choose one of {known}.", "model"
-        )
+def add_state(app: FastAPI, gateway: Gateway) -> None:
+    """Put in the paths that probes and Prometheus look at; they need no key."""
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -155,6 +71,10 @@ def create_api(
         """Return the metrics in Prometheus' text format."""
         return PlainTextResponse(await gateway.metrics.text())
 
+
+def add_console(app: FastAPI) -> None:
+    """Put in the page to try the service by hand, with its pictures."""
+
     @app.get("/", include_in_schema=False)
     async def console() -> FileResponse:
         page = CONSOLE / "index.html"
@@ -164,12 +84,16 @@ def create_api(
             )
         return FileResponse(page, headers={"cache-control": "no-cache"})
 
-    app.mount("/pictures", StaticFiles(directory=PICTURES, check_dir=False))  # for the console
+    app.mount("/pictures", StaticFiles(directory=PICTURES, check_dir=False))
+
+
+def add_errors(app: FastAPI, callers: Callers) -> None:
+    """Make every error, whoever raises it, a sentence in OpenAI's envelope."""
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
         told = _told(request, error)
         name = getattr(request.state, "request_id", None)
-        sent = headers(name) if name is not None else {}
+        sent = callers.headers(name) if name is not None else {}
         if told.retry_after_s is not None:
             sent |= {"retry-after": str(told.retry_after_s)}
         if told.status == 401:
@@ -178,41 +102,6 @@ def create_api(
 
     for kind in (ServiceError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, failed)
-    describe_bodies(
-        app, {"/v1/chat/completions": ChatRequest, "/v1/route": ChatRequest,
-              "/v1/feedback": FeedbackRequest},
-    )  # fmt: skip
-    return app
-
-
-def check_key(authorization: str, keys: list[bytes]) -> None:
-    """Return if the header carries one of the keys, or no keys are set.
-
-    Raises:
-        Unauthorized: it does not.
-    """
-    if not keys:
-        return
-    scheme, _, given = authorization.partition(" ")
-    # Every key is compared in constant time, and all of them whatever came before.
-    matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
-        raise Unauthorized(
-            "The API key is missing or wrong. Send the header 'Authorization: Bearer <key>'."
-        )
-
-
-async def _first(chunks: AsyncGenerator[ChatChunk]) -> ChatChunk:
-    return await anext(chunks)
-
-
-def _json(reply: BaseModel, headers: dict[str, str]) -> Response:
-    return Response(reply.model_dump_json(), media_type="application/json", headers=headers)
-
-
-def _models(gateway: Gateway) -> list[ModelEntry]:
-    ids = model_ids(gateway.card.scales)
-    return [ModelEntry(id=i, created=gateway.started_at, scale=scale) for i, scale in ids.items()]
 
 
 def _told(request: Request, error: Exception) -> ServiceError:

@@ -105,8 +105,8 @@ def describe_bodies(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None
             return app.openapi_schema
         schema = plain()
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        kinds: set[type[BaseModel]] = {*bodies.values(), ErrorReply}
-        for kind in kinds:
+        kinds: list[type[BaseModel]] = [*bodies.values(), ErrorReply]
+        for kind in dict.fromkeys(kinds):  # in one order every time
             own = kind.model_json_schema(ref_template=REF)
             schemas |= own.pop("$defs", {})
             schemas[kind.__name__] = own

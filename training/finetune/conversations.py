@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from m3model import M3Processor
 from training.errors import BadRecord
 from training.sources.llava import LlavaRecord
+from training.sources.tasks import read_picture
 
 IGNORED = -100
 
@@ -42,13 +43,8 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         ids, labels = conversation_ids(self.processor, record, self.max_length)
         item: dict[str, Any] = {"input_ids": ids, "labels": labels}
         if record.image is not None:
-            try:
-                with Image.open(record.image) as image:
-                    item["pixel_values"] = self.processor.pixel_values(image.convert("RGB"))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise BadRecord(
-                    f"record {record.record_id}: cannot read its picture: {error}"
-                ) from error
+            rgb = read_picture(record.image, f"record {record.record_id}")
+            item["pixel_values"] = self.processor.pixel_values(Image.fromarray(rgb))
         return item
 
 

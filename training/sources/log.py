@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from m3model.pictures import CHECKED_BEFORE
 from training.errors import BadRecord, TrainingError
 from training.sources.tasks import Ask, FileSource
 
@@ -132,4 +133,5 @@ def log_source(folder: Path) -> FileSource:
         (name, folder / "images" / f"{name}.png", tuple(asks))
         for name, asks in sorted(grouped.items())
     )
-    return FileSource("log", pictures, {}, left_out, picture_ids=True)
+    # The service checked them when they came, under limits of its own.
+    return FileSource("log", pictures, {}, left_out, picture_ids=True, limits=CHECKED_BEFORE)

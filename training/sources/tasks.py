@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from m3model.errors import BadPicture
+from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from training.errors import BadRecord
 
 SourceKind = Literal["scenes", "llava", "log"]
@@ -74,22 +76,17 @@ class FileSource:
     origin: dict[str, Any]
     left_out: tuple[str, ...] = ()
     picture_ids: bool = False  # names are picture ids: the pixels must still hash to them
+    limits: PictureLimits = DEFAULT_LIMITS
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def load(self, index: int) -> PictureTask:
-        """Return the decoded picture; BadRecord names the record when it cannot be decoded."""
-        from PIL import Image
-
+        """Return the decoded picture; BadRecord names record and file when it cannot be read."""
         from router.records import picture_id
 
         name, path, asks = self.pictures[index]
-        try:
-            with Image.open(path) as image:
-                rgb = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadRecord(f"{name}: cannot read the picture {path.name}: {error}") from error
+        rgb = read_picture(path, name, self.limits)
         if self.picture_ids and picture_id(rgb) != name:
             raise BadRecord(f"{path.name}: its pixels do not match its name (was it changed?)")
         return PictureTask(name, rgb, asks)
@@ -104,6 +101,21 @@ class FileSource:
     def notes(self) -> list[str]:
         """Return what was left out."""
         return list(self.left_out)
+
+
+def read_picture(
+    path: Path, record: str, limits: PictureLimits = DEFAULT_LIMITS
+) -> NDArray[np.uint8]:
+    """Return the pixels of a file, (H, W, 3) uint8 RGB, as the service would see them.
+
+    Raises:
+        BadRecord: it cannot be read or is no picture; ``record`` and file are named.
+    """
+    try:
+        return decode_picture(path.read_bytes(), limits)
+    except (OSError, BadPicture) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadRecord(f"{record}: cannot read the picture {path.name}: {why}") from error
 
 
 def shards(count: int, size: int) -> Iterator[tuple[int, range]]:

@@ -1,0 +1,189 @@
+"""Pictures from strangers: a file's bytes to RGB pixels, every danger refused by name.
+
+The service and the offline tools read pictures here and nowhere else: a router is fitted on the
+pixels that it will be asked about, and a file has one identity in traffic and in data. Knows
+Pillow, formats and limits; knows nothing of models, folders or HTTP.
+
+Size and format are read from the header before anything is decoded, so a small file that unfolds
+into gigabytes costs nothing. Colours are taken as they stand: no profile is applied.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from m3model.errors import BadPicture, PictureTooLarge
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+FORMAT_NAMES = "PNG, JPEG, WebP or GIF"
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """What a picture may be before it is decoded.
+
+    Beyond twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million pixels) Pillow opens nothing. That
+    number belongs to the whole process, so it is left as it is.
+
+    Attributes:
+        max_pixels: width times height.
+        max_side_px: the longer side; pictures are padded to squares, so it costs squared.
+    """
+
+    max_pixels: int = 50_000_000
+    max_side_px: int = 10_000
+
+
+DEFAULT_LIMITS = PictureLimits()
+# For files that were checked when they arrived, under limits that are known no more.
+CHECKED_BEFORE = PictureLimits(max_pixels=2**40, max_side_px=2**30)
+
+
+def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> None:
+    """Return if the header promises a picture within the limits; nothing is decoded.
+
+    Raises:
+        BadPicture: not an accepted format.
+        PictureTooLarge: too many pixels.
+    """
+    with _open(data, limits):
+        pass
+
+
+def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Return the pixels, (H, W, 3) uint8 RGB: first frame, turned as EXIF says, on white.
+
+    Raises:
+        BadPicture: as `check_header`, or the file is cut off or damaged.
+        PictureTooLarge: as `check_header`.
+    """
+    with _open(data, limits) as picture:
+        try:
+            picture.load()
+            return np.asarray(_flat_rgb(_turned(picture)), dtype=np.uint8)
+        except Exception as error:  # whatever a decoder makes of hostile bytes is the sender's
+            raise BadPicture(
+                "The picture is cut off or damaged and cannot be decoded. "
+                f"Save it again as {FORMAT_NAMES}."
+            ) from error
+
+
+def _open(data: bytes, limits: PictureLimits) -> Image.Image:
+    try:
+        is_png = data.startswith(_PNG)
+        file = io.BytesIO(_only_pixels(data) if is_png else data)
+        picture = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large("The picture has far too many pixels.", limits) from error
+    except Exception as error:
+        raise BadPicture(
+            f"The bytes are not a picture in an accepted format. Save it as {FORMAT_NAMES}."
+        ) from error
+    width, height = picture.size
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+        picture.close()
+        raise _too_large(f"The picture has {width} x {height} pixels.", limits)
+    if is_png:
+        _mend_transparency(picture, depth=data[_DEPTH_AT])
+    return picture
+
+
+def _too_large(what: str, limits: PictureLimits) -> PictureTooLarge:
+    most = limits.max_pixels
+    if Image.MAX_IMAGE_PIXELS is not None:
+        most = min(most, 2 * Image.MAX_IMAGE_PIXELS)
+    return PictureTooLarge(
+        f"{what} At most {most:,} pixels and {limits.max_side_px:,} on a side are "
+        "accepted. Scale it down."
+    )
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_DEPTH_AT = 24  # signature, length and name of the first chunk, width, height
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"})
+# Older programs hide the orientation in text: as hexadecimal EXIF, or as XMP, which is not
+# compressed in a PNG.
+_TURNING_TEXT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0\0")
+
+
+def _only_pixels(data: bytes) -> bytes:
+    """Return a PNG without the chunks that say nothing about the pixels of its first frame.
+
+    Pillow refuses a picture for its text or colour profile (over a megabyte unfolded, a wrong
+    checksum), and lifting that would change its limits for the whole process.
+    """
+    view, kept = memoryview(data), bytearray()
+    begin, start, name = 0, len(_PNG), b""
+    while start < len(data) and name != b"IEND":
+        name = data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        wanted = name in _PIXEL_CHUNKS or data.startswith(_TURNING_TEXT, start + 8)
+        # A chunk that is cut off stays, so that the file is refused as one that is.
+        if not wanted and end <= len(data):
+            kept += view[begin:start]
+            begin = end
+        start = end
+    return bytes(kept + view[begin:]) if begin else data
+
+
+def _mend_transparency(picture: Image.Image, depth: int) -> None:
+    """Put the colour that a PNG calls transparent on the scale of its pixels in Pillow.
+
+    Pillow spreads 2 and 4 bits over 0 to 255 and keeps the upper half of 16-bit colours, but
+    leaves that one colour as the file has it: two bytes, of which the lowest ``depth`` bits count.
+    """
+    clear = picture.info.get("transparency")
+    if picture.mode == "L" and isinstance(clear, int):
+        most = 2**depth - 1
+        picture.info["transparency"] = (clear & most) * 255 // most
+    elif picture.mode == "RGB" and isinstance(clear, tuple):
+        picture.info["transparency"] = tuple(
+            part >> 8 if depth == 16 else part & 255 for part in clear
+        )
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """Return the picture as it was held; EXIF that cannot be read turns nothing.
+
+    `PIL.ImageOps.exif_transpose` also writes the EXIF anew, and fails on odd tags although the
+    pixels are fine.
+    """
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as in a decoder: anything may be raised, and the pixels are good
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _flat_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(picture)).convert("RGB")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        picture = Image.alpha_composite(white, rgba)
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return the upper half of 16-bit grey, as Pillow does with colour; by itself it would clip."""
+    grey = np.asarray(picture)
+    shades = (grey >> 8).astype(np.uint8)
+    clear = picture.info.get("transparency")
+    return shades if clear is None else np.where(grey == clear, np.uint8(255), shades)

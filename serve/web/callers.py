@@ -1,0 +1,78 @@
+"""Who calls: a name for every request, and the keys that let callers in.
+
+Knows two headers; knows nothing of paths, bodies or answers.
+"""
+
+import hmac
+import os
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from serve.errors import Unauthorized
+from serve.settings import API_KEYS_VARIABLE
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+
+
+def own_request_id(request: Request) -> str:
+    """Return the caller's x-request-id if it is harmless, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def keys_from_environment() -> tuple[bytes, ...]:
+    """Return the keys that M3_API_KEYS lists; none: everybody may call."""
+    listed = os.environ.get(API_KEYS_VARIABLE, "").split(",")
+    return tuple(key.strip().encode() for key in listed if key.strip())
+
+
+@dataclass(frozen=True)
+class Callers:
+    """Names requests and lets them in.
+
+    Attributes:
+        request_id: names a request.
+        sets_request_id: False where whatever stands in front sets the x-request-id header.
+        keys: that let callers in; none: everybody may call.
+    """
+
+    request_id: Callable[[Request], str]
+    sets_request_id: bool
+    keys: tuple[bytes, ...]
+
+    def admit(self, request: Request) -> str:
+        """Return the request's name, which it keeps in its state.
+
+        Raises:
+            Unauthorized: it carries no key.
+        """
+        name = self.request_id(request)
+        request.state.request_id = name
+        check_key(request.headers.get("authorization", ""), self.keys)
+        return name
+
+    def headers(self, name: str, scale: int | None = None) -> dict[str, str]:
+        """Return what the response to a request says in its headers."""
+        said = {"x-request-id": name} if self.sets_request_id else {}
+        return said if scale is None else said | {"x-m3-scale": str(scale)}
+
+
+def check_key(authorization: str, keys: tuple[bytes, ...]) -> None:
+    """Return if the header carries one of the keys, or no keys are set.
+
+    Raises:
+        Unauthorized: it does not.
+    """
+    if not keys:
+        return
+    scheme, _, given = authorization.partition(" ")
+    # Every key is compared in constant time, and all of them whatever came before.
+    matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
+    if scheme.lower() != "bearer" or not any(matches):
+        raise Unauthorized(
+            "The API key is missing or wrong. Send the header 'Authorization: Bearer <key>'."
+        )

@@ -1,0 +1,399 @@
+"""One decoder for pictures from strangers: the right pixels of good files, a sentence for bad ones.
+
+Files are made by hand where Pillow would not write them; the truth is counted out in numpy.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from m3model.errors import BadPicture, PictureTooLarge
+from m3model.pictures import CHECKED_BEFORE, PictureLimits, check_header, decode_picture
+from router.records import picture_id
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = PictureLimits(max_pixels=10_000, max_side_px=200)
+PIXELS = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of PNG
+
+
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, content: bytes = b"") -> bytes:
+    body = name + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png(
+    size: tuple[int, int], depth: int, colour: int, row: bytes = b"", *before: bytes,
+    after: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A PNG of equal rows, with chunks before and after its pixels."""
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
+    rows = zlib.compress(size[1] * (b"\0" + row) if row else b"")
+    pixels = chunk(b"IDAT", rows)
+    signature = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return signature + b"".join(before) + pixels + after + chunk(b"IEND")
+
+
+def row_of(data: bytes) -> list[list[int]]:
+    """The pixels of a picture that is one row high."""
+    (row,) = decode_picture(data).tolist()
+    return row
+
+
+def greys(*shades: int) -> list[list[int]]:
+    return [[shade] * 3 for shade in shades]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_lossless_formats_give_the_pixels_back(kind: str) -> None:
+    decoded = decode_picture(saved(Image.fromarray(PIXELS), kind, lossless=True), LIMITS)
+    assert np.array_equal(decoded, PIXELS)
+    assert decoded.dtype == np.uint8
+
+
+def test_the_identity_of_a_plain_file_never_changes() -> None:
+    data = (ROOT / "serve" / "pictures" / "scene-00.png").read_bytes()
+    identity = "fc48cfac186be1cd31de9a5607953ee7185d1fa456437c858b605e6b9727a6f3"
+    assert picture_id(decode_picture(data)) == identity
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored", "rgb"),
+    [
+        ("RGB", (200, 30, 60), (200, 30, 60)),
+        ("L", 77, (77, 77, 77)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("CMYK", (255, 0, 0, 0), (0, 255, 255)),
+        ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
+        ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
+    ],
+)
+def test_jpeg_keeps_its_colours(
+    mode: str, stored: tuple[int, ...] | int, rgb: tuple[int, ...]
+) -> None:
+    data = saved(Image.new(mode, (16, 16), stored), "JPEG", quality=95)
+    assert np.abs(decode_picture(data).astype(int) - rgb).max() <= 3
+
+
+def test_few_bits_a_pixel() -> None:
+    assert row_of(png((4, 1), 1, GREY, bytes([0b0101_0000]))) == greys(0, 255, 0, 255)
+    assert row_of(png((4, 1), 2, GREY, bytes([0b00_01_10_11]))) == greys(0, 85, 170, 255)
+    assert row_of(png((2, 1), 4, GREY, bytes([0x3F]))) == greys(51, 255)
+    colours = chunk(b"PLTE", bytes([255, 0, 0, 0, 200, 0, 0, 0, 100]))
+    for depth, row in ((2, bytes([0b10_00_01_00])), (4, bytes([0x20, 0x10])), (8, b"\2\0\1")):
+        assert row_of(png((3, 1), depth, PALETTE, row, colours)) == [
+            [0, 0, 100], [255, 0, 0], [0, 200, 0],
+        ]  # fmt: skip
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    values = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    grey = decode_picture(saved(Image.fromarray(values), "PNG"))
+    assert np.array_equal(grey, np.repeat(values[..., None] // 256, 3, axis=2))
+    row = values[0].astype(">u2")
+    colour = decode_picture(png((64, 1), 16, RGB, np.repeat(row, 3).tobytes()))
+    assert np.array_equal(colour[0], grey[0])  # the same shades, whichever way they are stored
+    opaque = np.stack([row, np.full_like(row, 65535)], axis=1).astype(">u2")
+    with_alpha = decode_picture(png((64, 1), 16, GREY_ALPHA, opaque.tobytes()))
+    assert np.array_equal(with_alpha[0], grey[0])
+
+
+def on_white(colour: NDArray[np.int64], alpha: NDArray[np.int64]) -> NDArray[np.float64]:
+    return (colour * alpha + 255 * (255 - alpha)) / 255
+
+
+def test_transparent_colours_are_laid_on_white() -> None:
+    alpha, colour = np.meshgrid(np.arange(256), [0, 1, 100, 254, 255], indexing="ij")
+    rgba = np.stack([colour, 255 - colour, colour // 2, alpha], axis=2).astype(np.uint8)
+    truth = on_white(rgba[..., :3].astype(int), alpha[..., None])
+    for kind in ("PNG", "WEBP"):
+        options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+        decoded = decode_picture(saved(Image.fromarray(rgba), kind, **options))
+        assert np.abs(decoded - truth).max() < 1
+        assert (decoded[0] == 255).all()
+        assert np.array_equal(decoded[255], rgba[255, :, :3])
+
+
+def test_transparent_greys_are_laid_on_white() -> None:
+    alpha, shade = np.meshgrid(np.arange(256), [0, 100, 255], indexing="ij")
+    la = np.stack([shade, alpha], axis=2).astype(np.uint8)
+    decoded = decode_picture(saved(Image.fromarray(la, "LA"), "PNG"))
+    assert np.abs(decoded - on_white(shade, alpha)[..., None]).max() < 1
+    assert (decoded[0] == 255).all()
+    half = struct.pack(">4H", 0x4000, 0xFFFF, 0x4000, 0x8000)  # 16 bits: shade 64, alpha 128
+    assert row_of(png((2, 1), 16, GREY_ALPHA, half)) == greys(64, 159)
+
+
+def test_transparent_entries_of_a_palette() -> None:
+    colours = chunk(b"PLTE", bytes([255, 0, 0, 0, 255, 0, 0, 0, 255]))
+    alphas = chunk(b"tRNS", bytes([255, 128, 0]))
+    assert row_of(png((3, 1), 8, PALETTE, b"\0\1\2", colours, alphas)) == [
+        [255, 0, 0], [127, 255, 127], [255, 255, 255],
+    ]  # fmt: skip
+    one = chunk(b"tRNS", bytes([0]))
+    assert row_of(png((2, 1), 8, PALETTE, b"\0\1", colours, one)) == [[255] * 3, [0, 255, 0]]
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "clear", "expected"),
+    [
+        (1, GREY, bytes([0b0101_0000]), [0], greys(255, 255, 255, 255)),
+        (1, GREY, bytes([0b0101_0000]), [1], greys(0, 255, 0, 255)),
+        (2, GREY, bytes([0b00_01_10_11]), [1], greys(0, 255, 170, 255)),
+        (4, GREY, bytes([0x03, 0x5F]), [3], greys(0, 255, 85, 255)),
+        (8, GREY, bytes([0, 100, 101, 7]), [0x0164], greys(0, 255, 101, 7)),
+        (16, GREY, struct.pack(">4H", 0, 0x4000, 0x4001, 0x8000), [0x4000],
+         greys(0, 255, 64, 128)),
+        (8, RGB, bytes([1, 2, 3, 1, 2, 4, 9, 9, 9, 0, 0, 0]), [0x0101, 2, 3],
+         [[255] * 3, [1, 2, 4], [9] * 3, [0] * 3]),
+        (16, RGB, struct.pack(">12H", 0x1234, 0, 0, 0x5678, 0, 0, *[0xFFFF] * 6), [0x1234, 0, 0],
+         [[255] * 3, [0x56, 0, 0], [255] * 3, [255] * 3]),
+    ],
+)  # fmt: skip
+def test_the_one_colour_that_a_png_calls_transparent(
+    depth: int, colour: int, row: bytes, clear: list[int], expected: list[list[int]]
+) -> None:
+    told = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    assert row_of(png((4, 1), depth, colour, row, told)) == expected
+
+
+# Where the file's first row and first column are seen (Exif 3.0, tag 274).
+SIDES = {
+    1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+    5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+}  # fmt: skip
+
+
+def as_seen(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    height, width, _ = stored.shape
+    first_row, first_column = SIDES[orientation]
+    upright = first_row in ("top", "bottom")
+    seen = np.zeros((height, width, 3) if upright else (width, height, 3), np.uint8)
+    for row in range(height):
+        for column in range(width):
+            along = row if first_row in ("top", "left") else height - 1 - row
+            across = column if first_column in ("top", "left") else width - 1 - column
+            seen[(along, across) if upright else (across, along)] = stored[row, column]
+    return seen
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", SIDES)
+def test_all_orientations(kind: str, orientation: int) -> None:
+    picture = Image.fromarray(PIXELS)
+    stored = decode_picture(saved(picture, kind, lossless=True))
+    turned = decode_picture(saved(picture, kind, lossless=True, exif=exif(orientation)))
+    assert np.array_equal(turned, as_seen(stored, orientation))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "I;16"])
+def test_every_mode_is_turned(mode: str) -> None:
+    grey = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20)
+    picture = grey.convert("L").convert(mode) if mode != "I;16" else grey.convert("I;16")
+    stored = decode_picture(saved(picture, "PNG"))
+    turned = decode_picture(saved(picture, "PNG", exif=exif(6)))
+    assert np.array_equal(turned, as_seen(stored, 6))
+
+
+def test_older_programs_hide_the_orientation_in_text() -> None:
+    row = bytes(range(6))
+    raw = exif(3).tobytes()
+    told = f"\nexif\n{len(raw):8}\n{raw.hex()}\n".encode()
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="3"/></x:xmpmeta>'
+    for text in (
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(told)),
+        chunk(b"tEXt", b"Raw profile type exif\0" + told),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    ):
+        assert row_of(png((2, 1), 8, RGB, row, text)) == [[3, 4, 5], [0, 1, 2]]
+
+
+def with_exif(jpeg: bytes, tiff: bytes) -> bytes:
+    body = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def tiff(*entries: tuple[int, int, int, bytes]) -> bytes:
+    lines = [struct.pack(">HHI", *entry[:3]) + entry[3] for entry in entries]
+    return b"MM\0*\0\0\0\x08" + struct.pack(">H", len(lines)) + b"".join(lines) + bytes(64)
+
+
+SIXTH = (0x0112, 3, 1, b"\0\6\0\0")
+
+
+def test_odd_tags_beside_the_orientation_are_no_matter() -> None:
+    plain = saved(Image.fromarray(PIXELS), "JPEG")
+    odd = with_exif(plain, tiff(SIXTH, (0x011A, 3, 1, b"\0\1\0\0"), (0x0131, 12, 1, bytes(4))))
+    with pytest.raises(Exception), Image.open(io.BytesIO(odd)) as picture:  # noqa: B017, PT011
+        ImageOps.exif_transpose(picture)
+    assert np.array_equal(decode_picture(odd), as_seen(decode_picture(plain), 6))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "broken", [b"garbage", b"MM\0*\xff\xff\xff\xff", tiff((0x0112, 2, 2, b"a\0\0\0")), b""]
+)
+def test_broken_exif_turns_nothing_and_refuses_nothing(broken: bytes) -> None:
+    jpeg = saved(Image.fromarray(PIXELS), "JPEG")
+    assert np.array_equal(decode_picture(with_exif(jpeg, broken)), decode_picture(jpeg))
+    assert row_of(png((1, 1), 8, RGB, b"\1\2\3", chunk(b"eXIf", broken))) == [[1, 2, 3]]
+
+
+MEGABYTES = zlib.compress(b"x" * 1_200_000)
+BESIDES = {
+    "compressed text": chunk(b"zTXt", b"workflow\0\0" + MEGABYTES),
+    "international text": chunk(b"iTXt", b"workflow\0\1\0\0\0" + MEGABYTES),
+    "plain text": chunk(b"tEXt", b"workflow\0" + b"x" * 1_200_000),
+    "much text": 70 * chunk(b"zTXt", b"workflow\0\0" + zlib.compress(b"x" * 1_000_000)),
+    "text with a wrong checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"!",
+    "text in an unknown compression": chunk(b"zTXt", b"a\0\7b"),
+    "large profile": chunk(b"iCCP", b"profile\0\0" + MEGABYTES),
+    "short gamma": chunk(b"gAMA", b"1"),
+    "short resolution": chunk(b"pHYs", b"1"),
+    "no animation": chunk(b"acTL", bytes(8)),
+    "something private": chunk(b"prVt", b"abc"),
+}
+
+
+@pytest.mark.parametrize("besides", BESIDES.values(), ids=BESIDES)
+def test_what_a_png_says_besides_its_pixels_is_not_read(besides: bytes) -> None:
+    row = bytes(range(12))
+    expected = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    for data in (png((4, 1), 8, RGB, row, besides), png((4, 1), 8, RGB, row, after=besides)):
+        check_header(data)
+        assert row_of(data) == expected
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO"])
+def test_several_frames_give_the_first(kind: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], quality=95)
+    assert decode_picture(data, LIMITS).shape == (16, 16, 3)
+    assert np.abs(decode_picture(data, LIMITS).astype(int) - (255, 0, 0)).max() <= 2
+
+
+def test_a_gif_may_be_transparent() -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    picture.putpixel((1, 0), 1)
+    assert row_of(saved(picture, "GIF", transparency=1)) == [[255, 0, 0], [255] * 3]
+    assert row_of(saved(picture, "GIF")) == [[255, 0, 0], [0, 255, 0]]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_truncated_pictures_are_refused(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(noise), kind)
+    with pytest.raises(BadPicture, match="Save it") as caught:
+        decode_picture(data[: int(len(data) * share)], LIMITS)
+    assert caught.value.code == "invalid_image"
+
+
+def test_a_png_that_is_cut_off_in_a_text_behind_its_pixels_is_refused() -> None:
+    whole = png((1, 1), 8, RGB, b"\1\2\3", after=chunk(b"tEXt", b"a\0" + b"b" * 1000))
+    assert row_of(whole) == [[1, 2, 3]]
+    with pytest.raises(BadPicture, match="cut off"):
+        decode_picture(whole[:-500])
+
+
+def test_damaged_pixels_are_refused() -> None:
+    good = png((4, 1), 8, RGB, bytes(range(12)))
+    at = good.index(b"IDAT") + 6
+    with pytest.raises(BadPicture, match="damaged"):
+        decode_picture(good[:at] + b"\xff" * 4 + good[at + 4 :])
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
+def test_other_formats_are_refused(kind: str) -> None:
+    with pytest.raises(BadPicture, match="accepted format"):
+        check_header(saved(Image.fromarray(PIXELS), kind), LIMITS)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" * 9])
+def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
+    with pytest.raises(BadPicture) as caught:
+        decode_picture(data, LIMITS)
+    assert caught.value.code == "invalid_image"
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (101, 100), (201, 1), (9500, 9500)])
+def test_too_many_pixels_are_refused_before_decoding(size: tuple[int, int]) -> None:
+    bomb = png(size, 8, RGB)  # without one pixel: decoding it would fail otherwise
+    for read in (check_header, decode_picture):
+        with pytest.raises(PictureTooLarge, match="Scale it down") as caught:
+            read(bomb, LIMITS)
+        assert caught.value.code == "image_too_large"
+
+
+def test_too_large_in_every_format() -> None:
+    colours = bytes(6)
+    gif = b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0x80, 0, 0) + colours
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0) + b"\2\1\0\0;"
+    webp = b"VP8X" + struct.pack("<IB3x", 10, 0) + 2 * (16_382).to_bytes(3, "little")
+    for bomb in (
+        gif + frame,
+        b"RIFF" + struct.pack("<I", 4 + len(webp)) + b"WEBP" + webp,
+        saved(Image.new("L", (201, 2)), "JPEG"),
+    ):
+        with pytest.raises(PictureTooLarge):
+            check_header(bomb, LIMITS)
+
+
+def test_limits_that_are_just_met() -> None:
+    assert decode_picture(saved(Image.new("L", (100, 100)), "PNG"), LIMITS).shape == (100, 100, 3)
+    assert decode_picture(saved(Image.new("L", (200, 50)), "PNG"), LIMITS).shape == (50, 200, 3)
+    tall = saved(Image.new("1", (1, 20_000)), "PNG")
+    assert decode_picture(tall, CHECKED_BEFORE).shape == (20_000, 1, 3)
+    with pytest.raises(PictureTooLarge, match="10,000 on a side"):
+        decode_picture(tall)
+
+
+def test_errors_travel_between_processes() -> None:
+    for error in (BadPicture("Save it again."), PictureTooLarge("Scale it down.")):
+        again = copy.copy(error)  # by the same protocol as between processes
+        assert (type(again), str(again), again.code) == (type(error), str(error), error.code)
+        assert isinstance(again, ValueError)
+
+
+def test_importing_is_light_and_leaves_pillow_as_it_was() -> None:
+    code = """
+import io, sys
+from PIL import Image, ImageFile, PngImagePlugin
+
+def state():
+    return (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES,
+            PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+before = state()
+from m3model.pictures import decode_picture
+buffer = io.BytesIO()
+Image.new("RGB", (2, 2)).save(buffer, "PNG")
+decode_picture(buffer.getvalue())
+assert state() == before, state()
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
