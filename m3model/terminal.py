@@ -77,8 +77,8 @@ def one_command(name: str, **more: Any) -> typer.Typer:
 
 
 def commands(name: str, summary: str) -> typer.Typer:
-    """Return the same for several commands, with `--version`."""
-    app = one_command(name, help=summary, cls=_Panels)
+    """Return the same for several commands, with `--version`; without arguments it shows help."""
+    app = one_command(name, help=summary, cls=_Panels, no_args_is_help=True)
 
     @app.callback()
     def options(version: VersionOption = False) -> None:
@@ -88,15 +88,15 @@ def commands(name: str, summary: str) -> typer.Typer:
 
 
 def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
-    """Run the command line and end the process; without arguments it shows its help.
+    """Run the command line and end the process.
 
     A usage error or one of the `expected` exceptions is one line on standard error and status 2;
     any other exception is a bug and keeps its traceback.
     """
+    words = sys.argv[1:] or (["--help"] if app.info.no_args_is_help else [])
     try:
-        status = app(
-            sys.argv[1:] or ["--help"], prog_name=app.info.name, standalone_mode=False
-        )  # what `typer.Exit` was given; a command's own None is success
+        # What `typer.Exit` was given; a command's own None is success.
+        status = app(words, prog_name=app.info.name, standalone_mode=False)
     except typer.TyperException as error:
         _complain(error.format_message())
         status = BAD_INPUT
@@ -185,17 +185,20 @@ def _in_words(value: Any) -> str:
 
 
 @contextmanager
-def stage(what: str) -> Iterator[None]:
-    """Say what is being done for as long as it takes: beside a spinner, in a pipe as one line."""
+def stage(what: str) -> Iterator[Callable[[str], None]]:
+    """Say what is being done for as long as it takes: beside a spinner, in a pipe as one line.
+
+    Yields a function that says what is being done by now.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     if console.is_terminal:
-        with console.status(what):
-            yield
+        with console.status(what) as status:
+            yield status.update
     else:
         say(what)
-        yield
+        yield say
 
 
 @contextmanager
@@ -263,6 +266,8 @@ class _Lines:
         parts = [f"{self._what}: {done:.0f}/{total:.0f} {self._unit}"]
         if rate is not None:
             parts.append(f"{rate:.1f}/s")
-            if done < total:
-                parts.append(f"{(total - done) / rate:.0f} s left")
+            left_s = (total - done) / rate
+            if left_s >= 1:
+                left = f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min"
+                parts.append(f"{left} left")
         say(", ".join([*parts, *filter(None, [note])]))
