@@ -10,6 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -72,7 +73,8 @@ def create_api(
         sets_request_id: False where whatever stands in front sets the x-request-id header.
     """
     app = FastAPI(
-        title="m3-router", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        title="m3-router", version=metadata.version("m3-router"),
+        docs_url=None, redoc_url=None, openapi_url="/openapi.json",
         description="Answers questions about pictures with as many visual tokens as they need.",
     )  # fmt: skip
     app.state.gateway = gateway
