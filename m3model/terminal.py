@@ -93,6 +93,7 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
     A usage error or one of the `expected` exceptions is one line on standard error and status 2;
     any other exception is a bug and keeps its traceback.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # their bars break ours
     words = sys.argv[1:] or (["--help"] if app.info.no_args_is_help else [])
     try:
         # What `typer.Exit` was given; a command's own None is success.
@@ -101,11 +102,17 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
         _complain(error.format_message())
         status = BAD_INPUT
     except expected as error:
-        _complain(str(error))
+        _complain(_told(error))
         status = BAD_INPUT
     except typer.Abort:
         status = INTERRUPTED
     sys.exit(status or 0)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def fail(message: str) -> NoReturn:
@@ -139,14 +146,14 @@ def interval(values: dict[str, float], factor: float, unit: str) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Print a table on standard output, columns of numbers to the right."""
+    """Print a title and a table on standard output, columns of numbers to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     # As Text, since a string would be read as markup.
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    shown = Table(title=Text(title), title_justify="left")
+    shown = Table()
     for number, name in enumerate(columns):
         said = [cell for row in cells if (cell := row[number].plain)]
         numeric = bool(said) and all(map(_NUMBER.fullmatch, said))
@@ -154,7 +161,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text
     for row in cells:
         shown.add_row(*row)
     console = Console()
-    (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(shown)
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(Text(title, style="italic"))  # a table's own title is no wider than the table
+    console.print(shown)
 
 
 def described(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -29,7 +29,7 @@ def ended(monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["x", *words])
         with pytest.raises(SystemExit) as stopped:
-            run(app, Mendable, KeyError)
+            run(app, Mendable, OSError)
         seen = capsys.readouterr()
         return stopped.value.code, seen.out, seen.err
 
@@ -46,6 +46,12 @@ def raising(error):
 @pytest.mark.parametrize("error", [Mendable("a\n  b"), Worse("a b")])
 def test_expected_errors_are_one_line_whatever_they_say(ended, error):
     assert ended(raising(error), "act") == (2, "", "error: a b\n")
+
+
+def test_a_folder_that_cannot_be_used_is_named(ended, tmp_path):
+    (tmp_path / "file").touch()
+    _, _, said = ended((tmp_path / "file").mkdir, "act")
+    assert said == f"error: {tmp_path}/file: File exists\n"
 
 
 def test_other_errors_keep_their_traceback(ended):

@@ -25,6 +25,30 @@ WorkersOption = Annotated[
 ]
 
 
+def _known_device(name: str | None) -> str | None:
+    """Return the device as given, once torch knows it and this machine has it."""
+    if name is not None:
+        import torch
+
+        try:
+            is_there = torch.device(name).type != "cuda" or torch.cuda.is_available()
+        except RuntimeError:
+            raise typer.BadParameter(f"torch knows no device {name}") from None
+        if not is_there:
+            raise typer.BadParameter("torch finds no GPU here")
+    return name
+
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="torch device; cuda where there is one, if left out.",
+        callback=_known_device,
+    ),
+]
+
+
 def collect(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     scenes: Annotated[int | None, typer.Option(help="Generate so many scenes.")] = None,
@@ -45,9 +69,7 @@ def collect(
     from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
     model: ModelOption = None,
     workers: WorkersOption = None,
-    device: Annotated[
-        str | None, typer.Option(help="torch device; cuda where there is one, if left out.")
-    ] = None,
+    device: DeviceOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     relevance: Annotated[
         Literal["auto", "readout", "cosine", "attention", "clip"],

@@ -76,9 +76,12 @@ def fit(
     here = result.metrics["on_calibration"]
     table(
         "calibration pictures (the price was chosen on them: optimistic)",
-        ["scale", "accuracy", "calibration error"],
-        [[str(r["scale"]), f"{r['accuracy']:.3f}", f"{r['ece']:.3f}"] for r in here["per_scale"]]
-        + [["router", f"{here['accuracy']:.3f}", f"at {here['visual_tokens']:.1f} tokens"]],
+        ["policy", "accuracy", "visual tokens", "calibration error"],
+        [
+            [f"always {r['scale']}", f"{r['accuracy']:.3f}", str(r["scale"]), f"{r['ece']:.3f}"]
+            for r in here["per_scale"]
+        ]
+        + [["router", f"{here['accuracy']:.3f}", f"{here['visual_tokens']:.1f}", ""]],
     )
     if (look := result.router.second_look) is not None:
         facts = look.facts
@@ -207,7 +210,7 @@ def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
     run(
         app, TrainingError, RouterFileError, FeatureMismatch, CheckpointMismatch,
-        RelevanceUnavailable,
+        RelevanceUnavailable, OSError,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from m3model.terminal import bar, say
+from training.cli.collect import DeviceOption
 from training.errors import TrainingError
 
 MINI_FLAGS = {"out", "preset", "start", "seed", "max_steps", "workers", "device"}
@@ -53,9 +54,7 @@ def model(
         int | None,
         typer.Option(min=0, help="Processes; if left out one per physical core, to load data two."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="torch device; cuda where there is one, if left out.")
-    ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Train m3-mini from nothing, or a checkpoint on your data.
 

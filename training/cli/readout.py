@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from m3model.terminal import bar, say
-from training.cli.collect import model_folder, source_of
+from training.cli.collect import DeviceOption, model_folder, source_of
 from training.errors import TrainingError
 
 SCENE_SEED = 3000  # of the scenes: far from the seeds that collect is given
@@ -34,9 +34,7 @@ def readout(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the readout that is there.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="torch device; cuda where there is one, if left out.")
-    ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Teach a checkpoint which patches a question is about.
 
