@@ -132,5 +132,5 @@ def _train_mini(
             shown = f"{event['stage']} loss {event['loss']:.3f}"
             move(offsets[event["stage"]] + event["step"], run.total_steps, shown)
 
-        written = train(run, report)
+        written = train(run, report, say)
     say(f"wrote {written}")
