@@ -132,7 +132,7 @@ def _complain(message: str) -> None:
 def say(line: str) -> None:
     """Print one line for the person who waits (once, where several processes train together)."""
     if _first_process():
-        typer.echo(line, err=True)
+        print(line, file=sys.stderr, flush=True)  # not typer.echo, which writes into a live bar
 
 
 def _first_process() -> bool:
@@ -201,11 +201,12 @@ def stage(what: str) -> Iterator[Callable[[str], None]]:
     Yields a function that says what is being done by now.
     """
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True)
     if console.is_terminal:
-        with console.status(what) as status:
-            yield status.update
+        with console.status(Text(what)) as status:
+            yield lambda told: status.update(Text(told))
     else:
         say(what)
         yield say

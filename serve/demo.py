@@ -105,20 +105,22 @@ def service(arguments: Sequence[str], port: int) -> Iterator[str]:
 def _wait_until_ready(
     process: subprocess.Popen[bytes], url: str, output: Path, tell: Callable[[str], None]
 ) -> None:
-    deadline, told = time.monotonic() + READY_S, 0
-    with M3Client(url, timeout=5.0, max_retries=0) as client:
+    deadline, told, is_ready = time.monotonic() + READY_S, 0, False
+    # The port listens before the model is loaded: a long wait for an answer would be silent.
+    with M3Client(url, timeout=1.0, max_retries=0) as client:
         while time.monotonic() < deadline:
+            with suppress(APIError):
+                is_ready = client.health()["status"] == "ok"
             lines = _lines(output)
             for line in lines[told:]:
                 if line.startswith(SAYS):
                     tell(line.removeprefix(SAYS))
             told = len(lines)
+            if is_ready:
+                return
             if process.poll() is not None:
                 say("\n".join(_lines(output)[-SHOWN_LINES:]))
                 raise DemoFailed("the service ended before it was ready; its last lines are above")
-            with suppress(APIError):
-                if client.health()["status"] == "ok":
-                    return
             time.sleep(0.3)
     say("\n".join(_lines(output)[-SHOWN_LINES:]))
     raise DemoFailed(f"the service was not ready in {READY_S:.0f} s; its last lines are above")
