@@ -19,6 +19,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
+# pip's own quiet is minutes of silence, its talk hundreds of lines: what is large, and the unpacking.
+TELL := sed -un -e 's/^ *\(Downloading\|Using cached\) \([^ ]*\) (\([0-9.]* MB\))$$/  \2, \3/p' \
+    -e 's/^Installing collected packages:.*/  unpacking/p'
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -74,13 +77,15 @@ $(STAMP): pyproject.toml constraints.txt
 	    }
 	fi
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null &&
-	   ! $(BIN)/python -m pip show torch 2>/dev/null | grep -q "^Version: $(TORCH:torch==%=%)"; then
-	    echo "installing $(TORCH), CPU build"
+	   ! $(BIN)/python -m pip show torch 2>/dev/null | grep -q "^Version: $(subst torch==,,$(TORCH))"; then
+	    echo "installing $(TORCH), CPU build, from $(TORCH_CPU_INDEX)"
 	    $(BIN)/python -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)' \
 	        $(TORCH_CPU_INDEX) 2>/dev/null &&
-	    $(BIN)/python -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$(TORCH)" ||
+	    $(BIN)/python -m pip install --progress-bar off --no-deps --index-url $(TORCH_CPU_INDEX) \
+	        "$(TORCH)" | $(TELL) ||
 	    echo "the CPU index is out of reach; torch comes from the default index"
 	fi
-	echo "installing m3-router and its dependencies"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	echo "installing m3-router and its dependencies into $(VENV): the first time some minutes and 2 GB"
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' | $(TELL)
+	echo "installed"
 	touch $@

@@ -1,7 +1,7 @@
 """`m3-serve up | ask | status | plan`: starts the service, asks it, looks at it, sizes it.
 
-Knows options and how to end with one line on stderr; everything else is imported inside the
-commands, so that `--help` is quick.
+Knows options and which errors a user can mend; everything else is imported inside the commands, so
+that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from m3model.terminal import commands, described, run, say
+from m3model.terminal import fail as _end
 from router.registry import DEFAULT_REGISTRY
+from serve.errors import ServeSetupError
+from serve.plan import DEFAULT_MIX
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True,
-    rich_markup_mode=None, pretty_exceptions_enable=False,
-    help="A vision-language service that spends only the visual tokens a question needs.",
-)  # fmt: skip
+SERVICE, SIZE = "The service", "Its size"
+
+app = commands(
+    "m3-serve", "A vision-language service that spends only the visual tokens a question needs."
+)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(help="Address of the service.", envvar="M3_URL")]
@@ -31,17 +35,24 @@ ApiKey = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     in_process: Annotated[bool, typer.Option("--in-process", help="One process, no Ray.")] = False,
     model: Annotated[Path | None, typer.Option(help="Model folder; default: m3-mini.")] = None,
-    router: Annotated[Path | None, typer.Option(help="Router folder to start with.")] = None,
+    router: Annotated[
+        Path | None,
+        typer.Option(
+            help="Router folder to start with; default: the registry's, else the shipped."
+        ),
+    ] = None,
     text_encoder: Annotated[
         Path | None, typer.Option(help="CLIP folder, for routers fitted on CLIP relevance.")
     ] = None,
-    registry: Annotated[Path, typer.Option(help="Registry to follow.")] = DEFAULT_REGISTRY,
+    registry: Annotated[
+        Path, typer.Option(help="Registry whose router in force is followed.")
+    ] = DEFAULT_REGISTRY,
     log_dir: Annotated[Path, typer.Option(help="Folder of the decision log.")] = Path(".m3/log"),
     log_images: Annotated[
         bool, typer.Option("--log-images", help="Store pictures and questions of audited requests.")
@@ -58,11 +69,13 @@ def up(
     torch_threads: Annotated[int, typer.Option(help="CPU threads of each replica.", min=1)] = 1,
     encoders: Annotated[int, typer.Option(help="Encoder replicas (Ray).", min=1)] = 1,
     generators: Annotated[int, typer.Option(help="Generator replicas (Ray).", min=1)] = 1,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show the replicas' logs.")] = False,
     gateways: Annotated[int, typer.Option(help="Gateway replicas (Ray).", min=1)] = 1,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the replicas' logs.")] = False,
 ) -> None:
-    """Start the service; it is ready when GET /health answers 200. SIGTERM drains and ends it."""
-    from serve.errors import ServeSetupError
+    """Start the service and keep it running.
+
+    It is ready when GET /health answers 200. SIGTERM drains and ends it.
+    """
     from serve.settings import DeploymentSettings, ServeSettings
     from serve.web.listening import bind, url_of
 
@@ -78,35 +91,32 @@ def up(
         generator=DeploymentSettings(replicas=generators),
         gateway=DeploymentSettings(replicas=gateways),
     )  # fmt: skip
-    try:
-        settings.model_path()
-        if settings.router is not None and not settings.router.is_dir():
-            raise ServeSetupError(f"router folder {settings.router} does not exist")
-        listening = bind(host, port)
-        url, port = url_of(host, listening), listening.getsockname()[1]
+    settings.model_path()
+    if settings.router is not None and not settings.router.is_dir():
+        raise ServeSetupError(f"router folder {settings.router} does not exist")
+    listening = bind(host, port)
+    url, port = url_of(host, listening), listening.getsockname()[1]
 
-        def ready() -> None:
-            print(f"m3-serve is ready at {url}", flush=True)
+    def ready() -> None:
+        print(f"m3-serve is ready at {url}", flush=True)
 
-        if in_process:
-            from serve import in_process as one_process
+    if in_process:
+        from serve import in_process as one_process
 
-            _progress("loading the model")
-            one_process.run(settings, listening, ready)
-        else:
-            from serve.on_ray import service as ray_service
+        _progress("loading the model")
+        one_process.run(settings, listening, ready)
+    else:
+        from serve.on_ray import service as ray_service
 
-            listening.close()  # Ray's proxy opens it again
-            ray_service.run(settings, host, port, _progress, ready, verbose=verbose)
-        # An ending interpreter gives handled signals their deadly default back: a second SIGTERM
-        # must not turn a clean end into a failure.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-    except ServeSetupError as error:
-        _end(str(error))
+        listening.close()  # Ray's proxy opens it again
+        ray_service.run(settings, host, port, _progress, ready, verbose=verbose)
+    # An ending interpreter gives handled signals their deadly default back: a second SIGTERM
+    # must not turn a clean end into a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE, short_help="Ask one question about a picture.")
 def ask(
     picture: Annotated[Path, typer.Argument(help="Picture file.")],
     question: Annotated[str, typer.Argument(help="Question about it.")],
@@ -149,20 +159,28 @@ def ask(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Show the state of a running service; one that is not well is an error."""
+    """Show the state of a running service.
+
+    A service that is not well is an error.
+    """
     from serve.client import M3Client
 
     with _client_errors(url), M3Client(url, api_key=api_key, max_retries=0) as client:
         state = client.health()
-    for name, value in state.items():
-        print(f"{name:15} {value}")
+    print(*described(state), sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=SIZE)
 def plan(
-    mix: Annotated[str, typer.Option(help="Shares by scale, as in 1:30,9:25,36:20,144:15,576:10.")],
+    mix: Annotated[
+        str,
+        typer.Option(
+            help="Shares of the requests by scale. The default is what the shipped router read "
+            "held-out generated scenes at (benchmarks/results/routing_quality.json)."
+        ),
+    ] = DEFAULT_MIX,
     model: Annotated[str, typer.Option(help="7b, 13b, mini, or a model folder.")] = "7b",
     hardware: Annotated[
         str, typer.Option(help="h200, h100, a100, l4, or cpu: this machine, measured.")
@@ -171,15 +189,16 @@ def plan(
     answer_tokens: Annotated[int, typer.Option(help="Answer tokens.", min=1)] = 16,
     max_batch: Annotated[int, typer.Option(help="Requests that share a pass.", min=1)] = 256,
 ) -> None:
-    """Compute requests a second and memory of one replica, beside reading all at the finest."""
-    from serve.errors import ServeSetupError
+    """Compute what one replica serves: requests a second, memory.
+
+    Beside the same replica with every picture read at the finest scale.
+    """
     from serve.plan import lines, make_plan
 
-    try:
-        made = make_plan(model, hardware, mix, text_tokens, answer_tokens, max_batch)
-    except ServeSetupError as error:
-        _end(str(error))
-    print(*lines(made), sep="\n")
+    print(
+        *lines(make_plan(model, hardware, mix, text_tokens, answer_tokens, max_batch), mix),
+        sep="\n",
+    )
 
 
 @contextmanager
@@ -199,24 +218,12 @@ def _absolute(path: Path | None) -> Path | None:
 
 
 def _progress(what: str) -> None:
-    print(f"m3-serve: {what}", file=sys.stderr, flush=True)
-
-
-def _end(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise typer.Exit(2)
+    say(f"m3-serve: {what}")
 
 
 def main() -> None:
-    """Run the command line; a wrong option is one line and exit code 2."""
-    try:
-        code = app(standalone_mode=False)
-    except typer.Abort:
-        code = 130
-    except typer.TyperException as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)
-        code = error.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+    """Run the command line; what a user can mend is one line and exit code 2."""
+    run(app, ServeSetupError)
 
 
 if __name__ == "__main__":

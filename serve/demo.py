@@ -1,7 +1,8 @@
 """A dozen questions through the running service: ``python -m serve.demo``, or ``make demo``.
 
 Starts ``m3-serve up`` as its own process, asks through the Python client, prints what was chosen
-and what it saved, and stops everything it started. Knows the service from outside only.
+and what it saved, and stops everything it started; says on standard error what it is doing, in a
+pipe too. Knows the service from outside only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,20 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from m3model.terminal import bar, one_command, run, say, stage, table
 from serve.client import Answer, APIError, M3Client
 
 PICTURES = Path(__file__).parent / "pictures"
 READY_S, STOP_S = 240.0, 60.0
+SAYS, SHOWN_LINES = "m3-serve: ", 20
+
+app = one_command("python -m serve.demo")
+
+
+class DemoFailed(RuntimeError):
+    """The demo could not run to its end; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,11 @@ def saving(config: Any, finest: int, answers: Sequence[Answer]) -> Saving:
 
 
 @contextmanager
-def service(arguments: Sequence[str], port: int, report: Console) -> Iterator[str]:
+def service(arguments: Sequence[str], port: int) -> Iterator[str]:
     """Start ``m3-serve up`` and yield its URL when it is ready; nothing of it is left afterwards.
 
     Raises:
-        RuntimeError: it ended, or was not ready in time; the message ends with its last lines.
+        DemoFailed: it ended, or was not ready in time; its last lines were shown.
     """
     command = [sys.executable, "-m", "serve.cli", "up", "--port", str(port), *arguments]
     with tempfile.TemporaryDirectory(prefix="m3-demo-") as folder:
@@ -88,29 +95,40 @@ def service(arguments: Sequence[str], port: int, report: Console) -> Iterator[st
             )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         try:
-            with report.status("starting the service"):
-                _wait_until_ready(process, url, output)
+            with stage("starting the service") as tell:
+                _wait_until_ready(process, url, output, tell)
             yield url
         finally:
-            with report.status("stopping the service"):
-                _stop(process)
+            _stop(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, output: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    with M3Client(url, timeout=5.0, max_retries=0) as client:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, output: Path, tell: Callable[[str], None]
+) -> None:
+    deadline, told, is_ready = time.monotonic() + READY_S, 0, False
+    # The port listens before the model is loaded: a long wait for an answer would be silent.
+    with M3Client(url, timeout=1.0, max_retries=0) as client:
         while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise RuntimeError(f"the service ended at once:\n{_last_lines(output)}")
             with suppress(APIError):
-                if client.health()["status"] == "ok":
-                    return
+                is_ready = client.health()["status"] == "ok"
+            lines = _lines(output)
+            for line in lines[told:]:
+                if line.startswith(SAYS):
+                    tell(line.removeprefix(SAYS))
+            told = len(lines)
+            if is_ready:
+                return
+            if process.poll() is not None:
+                say("\n".join(_lines(output)[-SHOWN_LINES:]))
+                raise DemoFailed("the service ended before it was ready; its last lines are above")
             time.sleep(0.3)
-    raise RuntimeError(f"the service was not ready in {READY_S:.0f} s:\n{_last_lines(output)}")
+    say("\n".join(_lines(output)[-SHOWN_LINES:]))
+    raise DemoFailed(f"the service was not ready in {READY_S:.0f} s; its last lines are above")
 
 
-def _last_lines(output: Path, n_lines: int = 20) -> str:
-    return "\n".join(output.read_text(errors="replace").splitlines()[-n_lines:])
+def _lines(output: Path) -> list[str]:
+    """Return the whole lines that the service has written so far."""
+    return output.read_text(errors="replace").rpartition("\n")[0].splitlines()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -118,12 +136,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     started: list[psutil.Process] = []
     if process.poll() is None:
         started = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with stage("stopping the service"):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     _, left = psutil.wait_procs(started, timeout=10.0)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # the group that `service` opened for it
@@ -132,44 +151,45 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(left, timeout=5.0)
 
 
-def ask_all(url: str, pictures: Path, report: Console) -> tuple[list[Asked], int]:
+def ask_all(url: str, pictures: Path) -> tuple[list[Asked], int]:
     """Return every question of ``questions.json`` with its answer, and the finest scale."""
     questions = json.loads((pictures / "questions.json").read_text(encoding="utf-8"))
     asked = []
-    with M3Client(url, timeout=120.0) as client, report.status("asking"):
+    with M3Client(url, timeout=120.0) as client, bar("asking", "questions", 0.0) as move:
         finest = max(int(name.removeprefix("m3-")) for name in client.models() if name != "m3-auto")
-        for each in questions:
+        for number, each in enumerate(questions, start=1):
             answer = client.ask(pictures / each["picture"], each["question"], max_tokens=16)
             asked.append(Asked(each["question"], each["answer"], each["picture"], answer))
+            move(number, len(questions), f"{each['question']} {answer.text}")
     return asked, finest
 
 
-def print_answers(asked: Sequence[Asked], finest: int, saved: Saving, report: Console) -> None:
+def print_answers(asked: Sequence[Asked], finest: int, saved: Saving) -> None:
     """Print the table and the saving."""
-    table = Table(title="Questions about pictures, each at the scale the router chose")
-    for header in ("picture", "question", "answer", "expected"):
-        table.add_column(header, overflow="fold")
-    for header in ("scale", "visual tokens", "ms"):
-        table.add_column(header, justify="right")
-    for each in asked:
-        answer = each.answer
-        text = Text(answer.text, style="green" if each.is_right else "red")
-        table.add_row(
-            Path(each.picture).stem, each.question, text, each.reference,
-            str(answer.scale), str(answer.visual_tokens), f"{answer.total_ms:.0f}",
-        )  # fmt: skip
-    report.print(table)
+    table(
+        "Questions about pictures, each at the scale the router chose",
+        ["picture", "question", "answer", "expected", "scale", "visual tokens", "ms"],
+        [
+            [
+                Path(each.picture).stem, each.question,
+                Text(each.answer.text, style="green" if each.is_right else "red"), each.reference,
+                str(each.answer.scale), str(each.answer.visual_tokens),
+                f"{each.answer.total_ms:.0f}",
+            ]
+            for each in asked
+        ],
+    )  # fmt: skip
     right = sum(each.is_right for each in asked)
-    report.print(f"Right answers: {right} of {len(asked)}")
+    print(f"Right answers: {right} of {len(asked)}")
     for what, spent, whole in (
         ("Visual tokens", saved.visual_tokens, saved.finest_visual_tokens),
         ("Prefill MFLOP", saved.prefill_flops / 1e6, saved.finest_prefill_flops / 1e6),
     ):
-        report.print(
+        print(
             f"{what}: {spent:,.0f} instead of {whole:,.0f} (always {finest} tokens): "
-            f"[bold]{1 - spent / whole:.0%} saved[/bold]"
+            f"{1 - spent / whole:.0%} saved"
         )
-    report.print("Pictures are generated; none was used to train the model or fit the router.")
+    print("Pictures are generated; none was used to train the model or fit the router.")
 
 
 def _missing(model: Path | None) -> str | None:
@@ -197,7 +217,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def main(
+@app.command()
+def demo(
     in_process: Annotated[bool, typer.Option(help="One process instead of Ray Serve.")] = False,
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 0,
     model: Annotated[Path | None, typer.Option(help="Model folder; default: m3-mini.")] = None,
@@ -205,8 +226,7 @@ def main(
 ) -> None:
     """Ask a dozen questions about pictures and print what the router saved."""
     if missing := _missing(model):
-        print(f"error: {missing}", file=sys.stderr)
-        raise typer.Exit(2)
+        raise DemoFailed(missing)
     from m3model import M3Config, default_model_path
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -214,17 +234,12 @@ def main(
     arguments = ["--in-process"] if in_process else []
     arguments += ["--model", str(model)] if model else []
     arguments += ["--router", str(router)] if router else []
-    report = Console(width=None if sys.stdout.isatty() else 110)
-    try:
-        with service(arguments, port or _free_port(), report) as url:
-            asked, finest = ask_all(url, PICTURES, report)
-    except (RuntimeError, APIError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+    with service(arguments, port or _free_port()) as url:
+        asked, finest = ask_all(url, PICTURES)
     config = M3Config.from_pretrained(model or default_model_path())
     saved = saving(config, finest, [each.answer for each in asked])
-    print_answers(asked, finest, saved, report)
+    print_answers(asked, finest, saved)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(app, DemoFailed, APIError)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from m3model.capacity import Plan
     from m3model.cost import Hardware
 
+# Of the shipped router's answers to its held-out scenes, the share read at each scale, in percent
+# (`share_of_scale` in benchmarks/results/routing_quality.json; a first look is not counted).
+DEFAULT_MIX = "1:2,9:18,36:34,144:29,576:17"
 HARDWARE = {
     "h200": "NVIDIA H200",
     "h100": "NVIDIA H100 SXM",
@@ -102,11 +105,17 @@ def make_plan(
             text_tokens=text_tokens, answer_tokens=answer_tokens, max_batch=max_batch,
         )  # fmt: skip
     except ValueError as error:
-        raise ServeSetupError(str(error)) from error
+        strange = mix == DEFAULT_MIX and not set(shares) <= set(config.scales)
+        hint = "; say which with --mix" if strange else ""
+        raise ServeSetupError(f"{error}{hint}") from error
 
 
-def lines(plan: Plan) -> list[str]:
-    """Return the plan as a person reads it."""
+def lines(plan: Plan, mix: str) -> list[str]:
+    """Return the plan and the mix it is for as a person reads them."""
+    shares = parsed_mix(mix)
+    total = sum(shares.values())
+    parts = ", ".join(f"{share / total:.0%} at {scale}" for scale, share in sorted(shares.items()))
+    whose = " (the shipped router on held-out scenes)" if mix == DEFAULT_MIX else ""
     rows = [
         (f"  {name:36}", *(f"{value(load):12.{digits}f}" for load in (plan.load, plan.finest)))
         for name, digits, value in (
@@ -123,6 +132,7 @@ def lines(plan: Plan) -> list[str]:
     )
     return [
         f"{plan.hardware.name}: one replica that encodes and answers",
+        f"  mix: {parts}{whose}",
         f"  {f'{plan.mean_visual_tokens:.0f} visual tokens a request':36}"
         f"{'this mix':>12}{'all finest':>12}",
         *("".join(row) for row in rows),

@@ -1,5 +1,5 @@
 """`python -m m3model.convert`."""
 
-from m3model.convert.checkpoint import app
+from m3model.convert.checkpoint import main
 
-app()
+main()

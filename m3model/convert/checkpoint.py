@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +23,12 @@ if TYPE_CHECKING:
     from m3model.config import M3Config
 
 from m3model.errors import CheckpointMismatch, ConversionError
+from m3model.terminal import VersionOption, one_command, run
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 _SHOWN = 12
 
-app = typer.Typer(add_completion=False)
+app = one_command("python -m m3model.convert")
 
 
 @dataclass(frozen=True)
@@ -274,21 +274,23 @@ def _write_extras(
 
 
 @app.command()
-def main(
+def checkpoint(
     src: Annotated[Path, typer.Option(help="Folder of the official checkpoint.")],
     dst: Annotated[Path, typer.Option(help="Folder to write; must not hold anything.")],
     vision_config: Annotated[
         Path | None,
         typer.Option(help="config.json of the vision tower, if it is not CLIP ViT-L/14-336."),
     ] = None,
+    version: VersionOption = False,
 ) -> None:
     """Turn an official M3 or LLaVA-1.5 checkpoint (safetensors) into an m3model folder."""
-    try:
-        config = convert(src, dst, vision_config)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    print(
+    config = convert(src, dst, vision_config)
+    typer.echo(
         f"{dst}: scales {', '.join(map(str, config.scales))}, "
         f"image token id {config.image_token_id}"
     )
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line and exit code 2."""
+    run(app, ConversionError, CheckpointMismatch, OSError)

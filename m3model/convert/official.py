@@ -69,8 +69,7 @@ def config_from_official(source: Mapping[str, Any], vision: Mapping[str, Any]) -
 
     Raises:
         ConversionError: the checkpoint is of another kind (no projector, another projector,
-            LLaVA-NeXT).
-        ValueError: scales that do not fit the grid.
+            LLaVA-NeXT), or its scales do not fit the grid.
     """
     wanted = {
         "mm_projector_type": ("mlp2x_gelu",),
@@ -113,6 +112,8 @@ def config_from_official(source: Mapping[str, Any], vision: Mapping[str, Any]) -
         return _config(source, vision, text, rows)
     except StrictDataclassError as error:
         raise ConversionError(f"config.json holds a value of the wrong kind: {error}") from error
+    except ValueError as error:
+        raise ConversionError(f"config.json: {error}") from error
 
 
 def _config(

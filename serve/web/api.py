@@ -6,6 +6,7 @@ application runs under uvicorn and inside a Ray Serve replica.
 
 import logging
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -40,7 +41,8 @@ def create_api(
         sets_request_id: False where whatever stands in front sets the x-request-id header.
     """
     app = FastAPI(
-        title="m3-router", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        title="m3-router", version=metadata.version("m3-router"),
+        docs_url=None, redoc_url=None, openapi_url="/openapi.json",
         description="Answers questions about pictures with as many visual tokens as they need.",
     )  # fmt: skip
     app.state.gateway = gateway

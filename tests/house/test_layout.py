@@ -204,6 +204,7 @@ LIGHT = [
     ("router.router", {"torch", "ray", "transformers", "fastapi", "m3model"}),
     ("router.records", {"torch", "ray", "pyarrow", "lightgbm"}),
     ("m3model", {"torch", "ray", "transformers", "lightgbm"}),
+    ("m3model.terminal", {"torch", "ray", "transformers", "lightgbm", "rich"}),
     ("training", {"torch", "ray", "transformers", "lightgbm"}),
     ("training.cli", {"torch", "ray", "transformers", "lightgbm", "matplotlib"}),
     ("serve.cli", {"torch", "ray", "transformers", "lightgbm"}),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,9 @@ from m3model.config import llava_shape
 from m3model.cost import HARDWARE
 from m3model.tiny import tiny_config
 from serve.errors import ServeSetupError
-from serve.plan import make_plan
+from serve.plan import DEFAULT_MIX, make_plan, parsed_mix
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 MIX = {1: 30, 9: 25, 36: 20, 144: 15, 576: 10}
 # Device, answer tokens, batch; requests a second of the mix and of all-576, encoded and cached.
 TABLE = [
@@ -91,6 +94,25 @@ def test_the_command_prints_the_plan() -> None:
     assert "3.94 x" in done.stdout
     assert "72.5 MiB a request" in done.stdout
     assert "computed and not measured" in done.stdout
+
+
+def test_the_default_mix_is_what_the_shipped_router_chose() -> None:
+    report = json.loads((RESULTS / "routing_quality.json").read_text("utf-8"))
+    chosen = report["router"]["share_of_scale"]
+    mix = parsed_mix(DEFAULT_MIX)
+    assert mix == {int(scale): round(100 * share) for scale, share in chosen.items()}
+    assert sum(mix.values()) == 100
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    said = "2% at 1, 18% at 9, 34% at 36, 29% at 144, 17% at 576 (the shipped router"
+    assert said in done.stdout
+
+
+def test_a_model_of_other_scales_asks_for_its_mix(tiny_model: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"scales": [1, 9]}), "utf-8")
+    with pytest.raises(ServeSetupError, match="knows 1, 9; say which with --mix"):
+        make_plan(str(tmp_path), "h200", DEFAULT_MIX, 40, 16, 256)
 
 
 def test_a_mistake_is_one_line() -> None:

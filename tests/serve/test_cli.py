@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def test_in_process_serves_and_ends(
 ) -> None:
     with started(tmp_path, "--in-process", "--model", str(tiny_model)) as (process, url):
         assert httpx2.get(f"{url}/health").status_code == 200
+        schema = httpx2.get(f"{url}/openapi.json").json()
+        assert schema["info"]["version"] == metadata.version("m3-router")
+        state = set(run("status", "--url", url).stdout.splitlines())
+        assert {"status          ok", "router_ok       yes", "  alive          yes"} <= state
+        assert not [line for line in state if {*"{}[]'"} & {*line}]
         # A stream that is under way when the signal comes is brought to its end.
         body = ask_body(stream=True, max_tokens=200, model="m3-576")
         with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:

@@ -38,6 +38,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         (["collect", "--out", "x", "--scenes", "0", "--model", "."], "between 1 and"),
         (["collect", "--out", "x", "--scenes", "2", "--model", "."], "no config.json"),
         (["collect", "--out", "x", "--from-log", "nowhere"], "does not exist"),
+        (["collect", "--out", "x", "--scenes", "2", "--device", "tpu"], "no device tpu"),
+        (["collect", "--out", "/dev/null/x", "--scenes", "2", "--workers", "1"], "/dev/null/x: "),
         (["fit", "--oracle", "nowhere", "--out", "x"], "no oracle data"),
         (
             ["evaluate", "--oracle", "nowhere", "--out", "x", "--router", "no"],

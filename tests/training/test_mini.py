@@ -15,8 +15,18 @@ from training.errors import ParametersDiffer, TrainingError
 from training.mini.batch import BlockTokens, make_batch, pack_scenes, patch_weights
 from training.mini.losses import answer_states, exact_matches, register_attention
 from training.mini.model import MiniModel, MiniShape, export, grow, mini_scales, mini_tokenizer
+from training.mini.optimizer import Muon, orthogonal
+from training.mini.precision import chosen_dtype, product_seconds
 from training.mini.train import STAGES as FULL_STAGES
-from training.mini.train import MiniRun, Stage, learning_rate, sample_scales, shortened, train
+from training.mini.train import (
+    MiniRun,
+    Stage,
+    learning_rate,
+    sample_scales,
+    shortened,
+    train,
+    training_loss,
+)
 from training.scenes.scene import generate_scene
 
 SHAPE = MiniShape(
@@ -26,6 +36,9 @@ STAGES = (
     Stage("look", 12, 2, 1e-3, 1e-3, (), warmup=1),
     Stage("answer", 12, 2, 1e-3, 1e-3, ((1, 9), (36, 144)), warmup=1),
 )
+# Machines as `train` measures them: seconds of products, by dtype.
+WITH_BF16 = {torch.bfloat16: 1.0, torch.float32: 3.5}.__getitem__
+WITHOUT_BF16 = {torch.bfloat16: 40.0, torch.float32: 1.0}.__getitem__
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +175,105 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Pat
         checkpoint_every=1,
         validation_pictures=2,
     )
-    train(run, lambda event: None)
+    train(run, lambda event: None, seconds=WITH_BF16)
     broken = replace(run, out=tmp_path / "broken")
     with pytest.raises(Killed):
-        train(broken, die_at(2))
-    train(broken, lambda event: None)
+        train(broken, die_at(2), seconds=WITH_BF16)
+    train(broken, lambda event: None, seconds=WITH_BF16)
     whole, resumed = (load_file(r.out / "checkpoint" / "state.safetensors") for r in (run, broken))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("machine", "dtype", "why"),
+    [
+        (WITH_BF16, torch.bfloat16, "bf16: fp32 products take 3.5 x as long"),
+        (WITHOUT_BF16, torch.float32, "fp32: bf16 products take 40.0 x as long"),
+    ],
+)
+def test_the_faster_dtype_computes_and_says_so(machine, dtype, why, tokenizer, tmp_path) -> None:
+    run = MiniRun(
+        tmp_path, stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
+    )
+    losses, said = [], []
+    train(run, lambda event: losses.append(event["loss"]), said.append, machine)
+    assert chosen_dtype("cpu", machine)[0] == dtype
+    (line,) = said
+    assert why in line
+    # The loss of the first step, computed here without a copy in another dtype.
+    torch.manual_seed(run.seed)
+    master = MiniModel(SHAPE, tokenizer, 12)
+    master.m3.set_attn_implementation("m3_mini")
+    batch = make_batch(range(2), "model", 96, tokenizer)
+    rng = np.random.default_rng([run.seed, 0, 0])
+    with torch.no_grad():
+        exact, _ = training_loss(master, batch, STAGES[0], rng)
+    off = abs(losses[0] / float(exact) - 1)
+    assert off < 1e-5 if dtype == torch.float32 else 1e-5 < off < 0.02
+    ended = load_file(run.out / "checkpoint" / "state.safetensors")
+    moved = [not ended[f"master.{k}"].equal(p) for k, p in master.named_parameters()]
+    assert sum(moved) > len(moved) / 2
+    assert {value.dtype for value in ended.values()} == {torch.float32}
+
+
+def test_the_measure_is_of_this_cpu_and_a_gpu_needs_none() -> None:
+    assert product_seconds(torch.float32) > 0
+    assert product_seconds(torch.bfloat16) > 0
+
+    def unasked(dtype: torch.dtype) -> float:
+        raise AssertionError(dtype)
+
+    assert chosen_dtype("cuda:0", unasked) == (torch.bfloat16, "computing in bf16 on cuda:0")
+
+
+def test_a_run_goes_on_in_the_dtype_of_another_machine(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def die(event: dict) -> None:
+        if event["step"] == 2:
+            raise Killed
+
+    run = MiniRun(
+        tmp_path, stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
+    )
+    with pytest.raises(Killed):
+        train(run, die, seconds=WITH_BF16)
+    steps = []
+    train(run, lambda event: steps.append(event["step"]), seconds=WITHOUT_BF16)
+    assert steps == [2]
+
+
+def test_muon_in_bf16_is_torchs_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(12, 20), torch.randn(20, 12), torch.randn(8, 8)]
+    ours, theirs = ([torch.nn.Parameter(m.clone()) for m in start] for _ in range(2))
+    optimizers = (
+        Muon(ours, torch.bfloat16, 0.03),
+        torch.optim.Muon(theirs, weight_decay=0.03, adjust_lr_fn="match_rms_adamw"),
+    )
+    for step in range(3):
+        grads = [torch.randn_like(m) for m in start]
+        for optimizer, parameters in zip(optimizers, (ours, theirs), strict=True):
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad.clone()
+            optimizer.param_groups[0]["lr"] = 1e-2 * (step + 1)
+            optimizer.step()
+    assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
+def test_muons_products_in_fp32_point_where_the_singular_vectors_do(shape) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonal(matrix, torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(
+        found.flatten(), (left @ right).flatten(), dim=0
+    ) > 0.95  # fmt: skip
+    assert torch.linalg.svdvals(found).sub(1).abs().max() < 0.4
 
 
 @pytest.mark.slow
@@ -178,8 +282,8 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
         tmp_path / "one", stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
     )
     pair = replace(run, out=tmp_path / "two", workers=2)
-    train(run, lambda event: None)
-    train(pair, lambda event: None)
+    train(run, lambda event: None, seconds=WITH_BF16)
+    train(pair, lambda event: None, seconds=WITH_BF16)
     torch.manual_seed(run.seed)
     start = dict(MiniModel(SHAPE, mini_tokenizer(), 12).named_parameters())
     moves = []

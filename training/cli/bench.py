@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from training.cli.console import interval, say, table
+from m3model.terminal import interval, say, table
 from training.errors import TrainingError
 
 
@@ -30,7 +30,10 @@ def bench(
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
 ) -> None:
-    """Write the benchmark (a Parquet table with a datasheet), or score picks on it."""
+    """Publish oracle data as one table, or score picks on one.
+
+    The table is Parquet and comes with a datasheet.
+    """
     if oracle and out is not None and score is None and published is None and json_out is None:
         _publish(oracle, out)
     elif score is not None and published is not None and not oracle and out is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.cli.console import bar, say, table
+from m3model.terminal import bar, say, table
 
 if TYPE_CHECKING:
     from router.certificate.promise import Certificate
@@ -56,7 +56,10 @@ def certify(
         ),
     ] = False,
 ) -> None:
-    """Promise how much a router loses, prove it on calibration pictures, set its price to it."""
+    """Prove how many right answers a router loses at most.
+
+    On calibration pictures; the router's price is set to it, unless --keep-price.
+    """
     from router import default_router_path
     from router.router import Router
     from training.errors import TrainingError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from training.cli.console import bar, say
+from m3model.terminal import bar, say
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -25,22 +25,51 @@ WorkersOption = Annotated[
 ]
 
 
+def _known_device(name: str | None) -> str | None:
+    """Return the device as given, once torch knows it and this machine has it."""
+    if name is not None:
+        import torch
+
+        try:
+            is_there = torch.device(name).type != "cuda" or torch.cuda.is_available()
+        except RuntimeError:
+            raise typer.BadParameter(f"torch knows no device {name}") from None
+        if not is_there:
+            raise typer.BadParameter("torch finds no GPU here")
+    return name
+
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="torch device; cuda where there is one, if left out.",
+        callback=_known_device,
+    ),
+]
+
+
 def collect(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     scenes: Annotated[int | None, typer.Option(help="Generate so many scenes.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
     namespace: Annotated[
-        Literal["collect", "heldout"], typer.Option(help="Which scenes.")
+        Literal["collect", "heldout"],
+        typer.Option(help="Which scenes: to learn from, or never to learn from."),
     ] = "collect",
     repeats: Annotated[
         int, typer.Option(help="Wordings each scene question is asked in (2: how much is luck?).")
     ] = 1,
-    data: Annotated[Path | None, typer.Option(help="LLaVA-format JSON.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="LLaVA-format JSON: pictures with conversations.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures that --data names.")
+    ] = None,
     from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
     model: ModelOption = None,
     workers: WorkersOption = None,
-    device: Annotated[str | None, typer.Option(help="torch device.")] = None,
+    device: DeviceOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     relevance: Annotated[
         Literal["auto", "readout", "cosine", "attention", "clip"],
@@ -53,7 +82,11 @@ def collect(
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
 ) -> None:
-    """Run every scale on every question, write oracle shards; a rerun goes on where it stopped."""
+    """Answer every question at every scale: the oracle data.
+
+    From generated scenes, LLaVA-format data or the log of the service. A rerun goes on where it
+    stopped.
+    """
     from training.oracle.collection import collect as label
 
     source = source_of(scenes, seed, namespace, repeats, data, images, from_log, skip_bad)

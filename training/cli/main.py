@@ -1,32 +1,32 @@
 """`m3-train`: the offline tools on the command line.
 
-Knows flags, progress bars and exit codes; each command imports what it runs when it runs, so that
-`--help` is quick. Bad input is one line on stderr and exit code 2.
+Knows flags, progress bars and which errors are a user's to mend; each command imports what it runs
+when it runs, so that `--help` is quick. Commands are registered in the order of their use.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from m3model.errors import CheckpointMismatch, RelevanceUnavailable
+from m3model.terminal import bar, commands, run, say, table
+from router.errors import FeatureMismatch, RouterFileError
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
 from training.cli.collect import ModelOption, WorkersOption, collect, model_folder
-from training.cli.console import bar, say, table
 from training.cli.model import model as train_model
 from training.cli.readout import readout
 from training.cli.replay import replay
+from training.errors import GateClosed, TrainingError
 
-app = typer.Typer(
-    name="m3-train",
-    help="Train M3 models, collect oracle data, fit, evaluate, replay and promote routers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+MODEL, ROUTER, IN_FORCE, OTHERS = "A model", "Its router", "The router in force", "For others"
+
+app = commands(
+    "m3-train", "Train M3 models, collect oracle data, fit, judge and promote their routers."
 )
 
 OracleOption = Annotated[
@@ -44,41 +44,12 @@ TargetOption = Annotated[
 ]
 
 
-def main() -> None:
-    """Run the command line; expected errors become one line and exit code 2."""
-    from training.errors import TrainingError
-
-    try:
-        app()
-    except TrainingError as error:
-        _fail(error)
-    except ValueError as error:
-        # The other packages' refusals of bad folders; anything else is a bug and keeps its
-        # traceback.
-        if type(error).__name__ in {
-            *("RouterFileError", "FeatureMismatch", "CheckpointMismatch"),
-            "RelevanceUnavailable",
-        }:
-            _fail(error)
-        raise
+app.command("model", rich_help_panel=MODEL)(train_model)
+app.command("readout", rich_help_panel=MODEL)(readout)
+app.command("collect", rich_help_panel=ROUTER)(collect)
 
 
-def _fail(error: Exception) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-app.command("model")(train_model)
-
-
-app.command("collect")(collect)
-app.command("readout")(readout)
-
-
-app.command("certify")(certify)
-
-
-@app.command()
+@app.command(rich_help_panel=ROUTER)
 def fit(
     oracle: OracleOption,
     out: OutOption,
@@ -102,9 +73,12 @@ def fit(
     here = result.metrics["on_calibration"]
     table(
         "calibration pictures (the price was chosen on them: optimistic)",
-        ["scale", "accuracy", "calibration error"],
-        [[str(r["scale"]), f"{r['accuracy']:.3f}", f"{r['ece']:.3f}"] for r in here["per_scale"]]
-        + [["router", f"{here['accuracy']:.3f}", f"at {here['visual_tokens']:.1f} tokens"]],
+        ["policy", "accuracy", "visual tokens", "calibration error"],
+        [
+            [f"always {r['scale']}", f"{r['accuracy']:.3f}", str(r["scale"]), f"{r['ece']:.3f}"]
+            for r in here["per_scale"]
+        ]
+        + [["router", f"{here['accuracy']:.3f}", f"{here['visual_tokens']:.1f}", ""]],
     )
     if (look := result.router.second_look) is not None:
         facts = look.facts
@@ -118,7 +92,7 @@ def fit(
     say(f"router {result.router.version} in {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=ROUTER)
 def evaluate(
     oracle: OracleOption,
     out: OutOption,
@@ -128,7 +102,10 @@ def evaluate(
     target: TargetOption = 0.995,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
 ) -> None:
-    """Judge a router on test pictures beside every baseline: report.json, report.md, plots."""
+    """Judge a router on test pictures beside every baseline.
+
+    Writes report.json, report.md and plots.
+    """
     from router.router import Router
     from training.evaluation.evaluate import evaluate as judge
     from training.evaluation.report import NAMES, write_report
@@ -151,13 +128,11 @@ def evaluate(
     say(f"report in {out}")
 
 
-app.command("replay")(replay)
+app.command("replay", rich_help_panel=ROUTER)(replay)
+app.command("certify", rich_help_panel=ROUTER)(certify)
 
 
-app.command("bench")(bench)
-
-
-@app.command()
+@app.command(rich_help_panel=IN_FORCE)
 def promote(
     router: RouterOption,
     registry: RegistryOption = DEFAULT_REGISTRY,
@@ -167,9 +142,8 @@ def promote(
     ] = None,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
 ) -> None:
-    """Put a router in force; running services take it over without a restart."""
+    """Put a router in force; running services take it over."""
     from router.router import Router
-    from training.errors import GateClosed
     from training.promotion.registry import promote as put_in_force
 
     if oracle and not force:
@@ -184,7 +158,7 @@ def promote(
     say(f"in force: {put_in_force(router, registry)}")
 
 
-@app.command()
+@app.command(rich_help_panel=IN_FORCE)
 def rollback(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
     """Put the previous router back in force."""
     from training.promotion.registry import rollback as go_back
@@ -192,7 +166,7 @@ def rollback(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
     say(f"in force: {go_back(registry)}")
 
 
-@app.command()
+@app.command(rich_help_panel=IN_FORCE)
 def retrain(
     from_log: Annotated[Path, typer.Option(help="Log folder of the service.")],
     out: OutOption,
@@ -205,7 +179,7 @@ def retrain(
     second_look: SecondLookOption = False,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
 ) -> None:
-    """Collect from the log, fit, evaluate and promote in one go."""
+    """Collect from a log, fit, evaluate and promote in one go."""
     from training.promotion.retrain import RetrainJob
     from training.promotion.retrain import retrain as learn
 
@@ -222,9 +196,19 @@ def retrain(
     )
 
 
+app.command("bench", rich_help_panel=OTHERS)(bench)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line and exit code 2."""
+    run(
+        app, TrainingError, RouterFileError, FeatureMismatch, CheckpointMismatch,
+        RelevanceUnavailable, OSError,
+    )  # fmt: skip
+
+
 def _router_folder(router: Path | None) -> Path:
     from router import default_router_path
-    from training.errors import TrainingError
 
     folder = default_router_path() if router is None else router
     if not folder.is_dir():

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from training.cli.console import bar, say
+from m3model.terminal import bar, say
+from training.cli.collect import DeviceOption
 from training.errors import TrainingError
 
 MINI_FLAGS = {"out", "preset", "start", "seed", "max_steps", "workers", "device"}
@@ -19,18 +20,24 @@ MINI_FLAGS = {"out", "preset", "start", "seed", "max_steps", "workers", "device"
 def model(
     context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    preset: Annotated[str | None, typer.Option(help="`mini`: train m3-mini from nothing.")] = None,
+    preset: Annotated[str | None, typer.Option(help="mini: train m3-mini from nothing.")] = None,
     start: Annotated[
         Path | None, typer.Option(help="An m3-mini to go on from, with --preset mini.")
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to train further.")] = None,
-    data: Annotated[Path | None, typer.Option(help="LLaVA-format JSON.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    init: Annotated[
+        Path | None, typer.Option(help="Checkpoint to train further, with --data and --images.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="LLaVA-format JSON: pictures with conversations.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures that --data names.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the scenes and the order.")] = 0,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     max_steps: Annotated[
         int,
-        typer.Option(help="Stop after so many steps (-1: by epochs; for mini the whole recipe)."),
+        typer.Option(help="Stop after so many steps; -1: by epochs, for mini the whole recipe."),
     ] = -1,
     batch_size: Annotated[int, typer.Option(min=1, help="Conversations per step and GPU.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Steps per update.")] = 1,
@@ -43,10 +50,17 @@ def model(
         bool, typer.Option(help="All scales' graphs until one backward pass (more memory).")
     ] = False,
     skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes.")] = None,
-    device: Annotated[str | None, typer.Option(help="`cpu` keeps off the GPU.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes; if left out one per physical core, to load data two."),
+    ] = None,
+    device: DeviceOption = None,
 ) -> None:
-    """Train a model: m3-mini from nothing (--preset mini), or a checkpoint on LLaVA-format data."""
+    """Train m3-mini from nothing, or a checkpoint on your data.
+
+    Either --preset mini, on generated scenes, or --init DIR with --data and --images. A killed run
+    goes on where it stopped.
+    """
     if (preset is None) == (init is None):
         raise TrainingError("give either --preset mini, or --init DIR with --data and --images")
     if preset is not None:
@@ -118,5 +132,5 @@ def _train_mini(
             shown = f"{event['stage']} loss {event['loss']:.3f}"
             move(offsets[event["stage"]] + event["step"], run.total_steps, shown)
 
-        written = train(run, report)
+        written = train(run, report, say)
     say(f"wrote {written}")

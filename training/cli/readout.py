@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from training.cli.collect import model_folder, source_of
-from training.cli.console import bar, say
+from m3model.terminal import bar, say
+from training.cli.collect import DeviceOption, model_folder, source_of
 from training.errors import TrainingError
 
 SCENE_SEED = 3000  # of the scenes: far from the seeds that collect is given
@@ -20,17 +20,26 @@ SCENE_SEED = 3000  # of the scenes: far from the seeds that collect is given
 def readout(
     model: Annotated[Path, typer.Option("--model", help="Checkpoint to train a readout for.")],
     scenes: Annotated[int | None, typer.Option(help="Generate so many scenes.")] = None,
-    data: Annotated[Path | None, typer.Option(help="LLaVA-format JSON.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of its pictures.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="LLaVA-format JSON: pictures with conversations.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures that --data names.")
+    ] = None,
     from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write; the model's own if left out.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a readout.")] = False,
-    device: Annotated[str | None, typer.Option(help="torch device.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes and the readout.")] = 0,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the readout that is there.")
+    ] = False,
+    device: DeviceOption = None,
 ) -> None:
-    """Learn which patches a question is about from the model's own attention; no masks needed."""
+    """Teach a checkpoint which patches a question is about.
+
+    From the model's own attention; no masks are needed.
+    """
     from m3model.relevance.readout import FILE_NAME
     from training.finetune.readout import distil_readout
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from training.cli.console import bar, interval, table
+from m3model.terminal import bar, interval, table
 
 
 def replay(
@@ -30,14 +30,14 @@ def replay(
     ] = None,
     split: Annotated[
         Literal["test", "all"],
-        typer.Option(help="`all` replays training pictures too: flatters who was fitted on them."),
+        typer.Option(help="all: training pictures too, which flatters who was fitted on them."),
     ] = "test",
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the rows there too.")
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
 ) -> None:
-    """Show what several policies would have done to the same questions: exact, paired."""
+    """Show what other policies would have done to the same questions."""
     from router.router import Router
     from training.files import write_json
     from training.oracle.data import read_oracle

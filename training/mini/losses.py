@@ -12,7 +12,7 @@ from m3model.pooling import pool_visual_tokens
 from training.mini.batch import IGNORE, SceneBatch, attention_mask
 from training.mini.model import MiniModel
 
-ATTENTION = "m3_mini_bf16"
+ATTENTION = "m3_mini"
 # Colours come by themselves; letters and digits take most of the training.
 LABEL_WEIGHTS = {"class": 1.0, "color": 0.3, "char": 2.7}
 
@@ -20,8 +20,8 @@ LABEL_WEIGHTS = {"class": 1.0, "color": 0.3, "char": 2.7}
 def register_attention() -> None:
     """Register plain attention whose softmax stays in the tensors' own dtype.
 
-    On CPUs with bf16 units this is the fastest training step: the library's eager attention takes
-    the softmax in fp32, and fused attention has a slow backward there (docs/experiments.md).
+    On CPUs with bf16 units this is the fastest bf16 training step: the library's eager attention
+    takes the softmax in fp32, and fused attention has a slow backward there (docs/experiments.md).
     """
     from transformers import AttentionInterface
 

@@ -1,12 +1,14 @@
 """Optimiser of m3-mini: fp32 masters of a low-precision model, Muon on matrices, AdamW on the rest.
 
-The model itself runs in bf16; masters, moments and updates stay fp32, and everything a resumed run
-needs is a flat dictionary of tensors (safetensors, never pickle).
+The model itself runs in bf16 or fp32, and so do Muon's products; masters, moments and updates stay
+fp32, so a run may resume in the other one. Everything it needs is a flat dictionary of tensors
+(safetensors, never pickle).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -17,17 +19,63 @@ from training.files import replacing
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.03
 CLIP_NORM = 1.0
+MOMENTUM = 0.95
+NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
+
+
+class Muon(torch.optim.Optimizer):
+    """The steps of ``torch.optim.Muon``, whose products are bf16 always; here in a dtype of choice.
+
+    With ``adjust_lr_fn="match_rms_adamw"`` and Nesterov momentum; in bf16 equal to it bit for bit.
+
+    Args:
+        params: matrices.
+        dtype: that the Newton-Schulz products are taken in.
+    """
+
+    def __init__(self, params: list[Tensor], dtype: torch.dtype, weight_decay: float) -> None:
+        super().__init__(params, {"lr": 0.0, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """Update every matrix by its gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                buffer = state["momentum_buffer"]
+                buffer.lerp_(matrix.grad, 1 - MOMENTUM)
+                update = orthogonal(matrix.grad.lerp(buffer, MOMENTUM), self.dtype)
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
+
+
+def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return about the nearest matrix with orthogonal rows or columns, by Newton-Schulz steps."""
+    linear, cubic, quintic = NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.to(dtype, copy=True)
+    x = x.T if is_tall else x
+    x.div_(x.norm().clamp(min=1e-7))
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        gram = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        x = torch.addmm(x, gram, x, beta=linear)
+    return x.T if is_tall else x
 
 
 class MasterOptimizer:
-    """Steps an fp32 model with the gradients of its low-precision copy.
+    """Steps an fp32 model with the gradients of its copy in another dtype, or the same.
 
     Args:
         master: fp32 model; it holds the truth and is what is saved.
         model: the same architecture in the dtype that computes; refreshed after each step.
+        dtype: that dtype.
     """
 
-    def __init__(self, master: nn.Module, model: nn.Module) -> None:
+    def __init__(self, master: nn.Module, model: nn.Module, dtype: torch.dtype) -> None:
         self.named = [(n, p) for n, p in master.named_parameters() if p.requires_grad]
         self.copies = [dict(model.named_parameters())[name] for name, _ in self.named]
         matrices = {
@@ -35,11 +83,7 @@ class MasterOptimizer:
         }
         rest = [(n, p) for n, p in self.named if n not in matrices]
         self.optimizers = {
-            "muon": torch.optim.Muon(
-                [p for n, p in self.named if n in matrices],
-                weight_decay=WEIGHT_DECAY,
-                adjust_lr_fn="match_rms_adamw",
-            ),
+            "muon": Muon([p for n, p in self.named if n in matrices], dtype, WEIGHT_DECAY),
             "adamw": torch.optim.AdamW(
                 [
                     {"params": [p for _, p in rest if p.ndim > 1], "weight_decay": WEIGHT_DECAY},

@@ -43,6 +43,7 @@ from training.mini.model import (
     mini_tokenizer,
 )
 from training.mini.optimizer import Checkpoint, MasterOptimizer
+from training.mini.precision import Seconds, chosen_dtype, product_seconds
 
 Progress = Callable[[dict], None]
 LOG_EVERY = 20
@@ -182,12 +183,13 @@ def computing_copy(master: MiniModel, device: str, dtype: torch.dtype) -> MiniMo
 
 
 def run_stage(
-    master: MiniModel, number: int, run: MiniRun, rank: int, saved, report: Progress | None
-) -> None:
+    master: MiniModel, number: int, run: MiniRun, rank: int, saved, dtype: torch.dtype,
+    report: Progress | None,
+) -> None:  # fmt: skip
     """Train ``master`` in place through one stage, from the saved step on."""
-    stage, tokenizer, dtype = run.stages[number], run.tokenizer, torch.bfloat16
+    stage, tokenizer = run.stages[number], run.tokenizer
     model = computing_copy(master, run.device, dtype)
-    optimizer = MasterOptimizer(master, model)
+    optimizer = MasterOptimizer(master, model, dtype)
     first, spent = 0, 0.0
     if saved:
         tensors, place = saved
@@ -225,7 +227,9 @@ def run_stage(
                 export(master, tokenizer, run.out, run.seed)
 
 
-def train_worker(rank: int, run: MiniRun, port: int, report: Progress | None = None) -> None:
+def train_worker(
+    rank: int, run: MiniRun, port: int, dtype: torch.dtype, report: Progress | None = None
+) -> None:
     """Run one worker of the training; worker 0 validates, checkpoints, exports and reports."""
     torch.manual_seed(run.seed)
     if run.device == "cpu":
@@ -243,7 +247,7 @@ def train_worker(rank: int, run: MiniRun, port: int, report: Progress | None = N
     for number in range(start, len(run.stages)):
         if master.grid_side != run.stages[number].grid_side:
             master = grow(master, run.tokenizer, run.stages[number].grid_side)
-        run_stage(master, number, run, rank, saved, report)
+        run_stage(master, number, run, rank, saved, dtype, report)
         saved = Checkpoint(run.out).load() if rank == 0 else None
     if rank == 0:
         export(master, run.tokenizer, run.out, run.seed)
@@ -251,12 +255,19 @@ def train_worker(rank: int, run: MiniRun, port: int, report: Progress | None = N
         torch.distributed.destroy_process_group()
 
 
-def _worker_entry(rank: int, run: MiniRun, port: int) -> None:
-    train_worker(rank, run, port)
-
-
-def train(run: MiniRun, report: Progress) -> Path:
+def train(
+    run: MiniRun,
+    report: Progress,
+    say: Callable[[str], None] = lambda line: None,
+    seconds: Seconds = product_seconds,
+) -> Path:
     """Train m3-mini and return its folder; called again, a killed run resumes from its checkpoint.
+
+    Args:
+        run: what to train.
+        report: called after every step with what happened.
+        say: told which dtype the run computes in, and why.
+        seconds: measures how long this CPU multiplies in a dtype.
 
     Raises:
         TrainingError: the pictures of a step do not divide over the workers.
@@ -272,12 +283,14 @@ def train(run: MiniRun, report: Progress) -> Path:
             f"{run.out} holds a run with another seed or other stages; use another folder"
         )
     run.out.mkdir(parents=True, exist_ok=True)
+    dtype, why = chosen_dtype(run.device, seconds)
+    say(why)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     others = [
-        context.Process(target=_worker_entry, args=(rank, run, port), daemon=True)
+        context.Process(target=train_worker, args=(rank, run, port, dtype), daemon=True)
         for rank in range(1, run.workers)
     ]
     for process in others:
@@ -291,7 +304,7 @@ def train(run: MiniRun, report: Progress) -> Path:
                     log.flush()
                 report(event)
 
-            train_worker(0, run, port, note)
+            train_worker(0, run, port, dtype, note)
     finally:
         for process in others:
             process.join(timeout=30)
