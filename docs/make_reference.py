@@ -8,16 +8,15 @@ the code does not; a test compares the two. Prints nothing.
 
 from __future__ import annotations
 
-import inspect
+import json
 import re
-import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from pydantic.json_schema import models_json_schema
 from typer.main import get_command
 
 PAGE = Path(__file__).parent / "reference.md"
@@ -37,8 +36,11 @@ VARIABLES = {
     "started, and ended with the service.",
     "RAY_USAGE_STATS_ENABLED": "Ray's usage statistics; set to 0 unless you set it otherwise.",
 }
-BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥",
-          "max_length": "length ≤"}  # fmt: skip
+BOUNDS = {
+    "minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<",
+    "minLength": "length ≥", "maxLength": "length ≤",
+    "minItems": "length ≥", "maxItems": "length ≤",
+}  # fmt: skip
 
 
 def page() -> str:
@@ -109,20 +111,21 @@ def _settings() -> Iterator[str]:
         "## Settings\n\nThe fields of `ServeSettings`: what stands under `args:` in a Ray Serve "
         "YAML. The usual ones are flags of `m3-serve up`.\n"
     )
-    yield from _models([ServeSettings])
+    yield from _models([(ServeSettings, "validation")])
 
 
 def _wire() -> Iterator[str]:
-    from serve import protocol
+    from serve import protocol as wire
 
     yield (
         "## On the wire\n\n`/openapi.json` of a running service holds the same as JSON schema. "
         "Unknown keys within `messages` and `routing` are errors; other keys of OpenAI's are "
         "refused where they would change an answer.\n"
     )
-    shown = [protocol.ChatRequest, protocol.ChatCompletion, protocol.ChatChunk,
-             protocol.RouteReply, protocol.FeedbackRequest, protocol.ErrorReply]  # fmt: skip
-    yield from _models(shown)
+    requests = (wire.ChatRequest, wire.FeedbackRequest)
+    replies = (wire.ChatCompletion, wire.ChatChunk, wire.RouteReply, wire.ErrorReply)
+    yield from _models([*((each, "validation") for each in requests),
+                        *((each, "serialization") for each in replies)])  # fmt: skip
 
 
 def _metrics() -> Iterator[str]:
@@ -148,78 +151,79 @@ def _variables() -> Iterator[str]:
     yield _table(["variable", "what it does"], [[f"`{k}`", told[k]] for k in sorted(told)])
 
 
-def _models(roots: Iterable[type[BaseModel]]) -> Iterator[str]:
-    """Yield a section for every model and for every model that is the type of a field."""
-    waiting, seen = list(roots), set[type[BaseModel]]()
+def _models(roots: list[tuple[type[BaseModel], Literal["validation", "serialization"]]]) -> Any:
+    """Yield a section for every model and for every type that its fields have."""
+    _, found = models_json_schema(roots)
+    schemas = found["$defs"]
+    waiting, seen = [model.__name__ for model, _ in roots], set[str]()
     while waiting:
-        model = waiting.pop(0)
-        if model in seen:
+        name = waiting.pop(0)
+        if name in seen:
             continue
-        seen.add(model)
-        model.model_rebuild()
-        yield f"### {model.__name__}\n\n{_sentence(inspect.getdoc(model))}\n"
-        fields = model.model_fields.items()
-        rows = [_field(name, field) for name, field in fields]
+        seen.add(name)
+        schema = schemas[name]
+        yield f"### {name}\n\n{_sentence(schema.get('description'))}\n"
+        required, fields = schema.get("required", ()), schema["properties"].items()
+        rows = [_field(key, field, key in required) for key, field in fields]
         columns = ["key", "value", "default", "what it says"]
         if not any(row[-1] for row in rows):  # said by the name, or above the table
             columns, rows = columns[:-1], [row[:-1] for row in rows]
         yield _table(columns, rows)
-        inner = [found for _, field in fields for found in _inner(field.annotation)]
-        waiting = [*inner, *waiting]
+        waiting = [*(inner for _, field in fields for inner in _inner(field)), *waiting]
 
 
-def _field(name: str, field: FieldInfo) -> list[str]:
-    if field.is_required():
-        default = "required"
-    elif field.default_factory is not None:
-        default = "its defaults"
+def _field(name: str, schema: dict[str, Any], required: bool) -> list[str]:
+    default = "required" if required else "its defaults"
+    if "default" in schema:
+        default = f"`{_json(schema['default'])}`"
+    return [f"`{name}`", _shape(schema), default, _sentence(schema.get("description"))]
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _inner(schema: Any) -> Iterator[str]:
+    """Yield the names of the types within a JSON schema."""
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            yield schema["$ref"].rpartition("/")[2]
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _inner(part)
+
+
+def _shape(schema: Any) -> str:
+    """Return a JSON schema as a reader says it."""
+    if not isinstance(schema, dict):  # true: whatever it is
+        return "anything"
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return " or ".join(_shape(part) for part in schema[several])
+    if "const" in schema or "enum" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return " or ".join(f"`{_json(value)}`" for value in values)
+    if schema.get("type") == "array":
+        told = f"list of {_shape(schema.get('items', {}))}"
+    elif schema.get("type") == "object":
+        told = f"key → {_shape(schema.get('additionalProperties'))}"
     else:
-        default = f"`{'null' if field.default is None else _plain(field.default)}`"
-    kind = ", ".join([_kind(field.annotation), *_bounds(field.metadata)])
-    return [f"`{field.alias or name}`", kind, default, _sentence(field.description)]
-
-
-def _bounds(constraints: Iterable[Any]) -> list[str]:
-    """Return the bounds of a number or a length; some constraints hold several."""
-    found = [c.metadata if isinstance(c, FieldInfo) else [c] for c in constraints]
-    return [
-        f"{sign} {value}"
-        for each in (each for several in found for each in several)
-        for key, sign in BOUNDS.items()
-        if (value := getattr(each, key, None)) is not None
-    ]
-
-
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _inner(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models within a type."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _inner(part)
+        named = {"string": "text", "boolean": "true or false"}
+        kind = schema.get("format", schema.get("type", "anything"))
+        told = named.get(kind, kind)
+    bounds = [f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema]
+    return f"{told} ({', '.join(bounds)})" if bounds else told
 
 
 def _kind(annotation: Any) -> str:
-    """Return a type as a reader says it."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        limits = ", ".join(_bounds(parts[1:]))
-        return f"{_kind(parts[0])} ({limits})" if limits else _kind(parts[0])
-    if origin is Literal:
-        return " or ".join(f"`{_plain(each)}`" for each in parts)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_kind(part) for part in parts)
-    if origin in (list, tuple):
-        return f"list of {_kind(parts[0])}"
-    if origin is dict:
-        return f"{_kind(parts[0])} → {_kind(parts[1])}"
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    names = {type(None): "null", str: "text", Path: "path", bool: "true or false", int: "integer",
-             float: "number"}  # fmt: skip
+    """Return the type of a flag as a reader says it."""
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{each}`" for each in get_args(annotation))
+    names = {str: "text", Path: "path", int: "integer", float: "number"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

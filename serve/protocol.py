@@ -70,23 +70,20 @@ class StreamOptions(Wire):
 class RoutingRequest(Wire):
     """The caller's own wishes: which scale, or how much may be spent, and whether to explain."""
 
-    scale: int | None = Field(
-        None, description="Pins the scale, whatever model id, detail and cap say."
-    )
-    max_visual_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Cap on the visual tokens of the request, both looks together."
-    )
-    max_harm: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None,
-        description="At most this share of the answers that the finest scale gets right may be "
-        "lost, counted over all questions; kept by the router's certificate or refused.",
-    )
-    explain: bool = Field(False, description="Also say why this scale.")
-    second_look: bool | None = Field(
-        None,
-        description="false: keep the first answer; true: refuse where no second look can follow; "
-        "left out: take what there is.",
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    scale: int | None = None
+    """Pins the scale, whatever model id, detail and cap say."""
+    max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Cap on the visual tokens of the whole request, both looks together."""
+    max_harm: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """At most this share of the answers that the finest scale gets right may be lost, counted over
+    all questions; kept by the router's certificate or refused."""
+    explain: bool = False
+    """Also say why this scale."""
+    second_look: bool | None = None
+    """false keeps the first answer, true refuses where no second look can follow, left out takes
+    what there is."""
 
 
 class ChatRequest(BaseModel):
@@ -142,26 +139,27 @@ class SecondLooked(BaseModel):
 class Routing(BaseModel):
     """How the scale was chosen; a top-level field of every answer."""
 
-    scale: int = Field(description="Of the answer; after a second look, the second one.")
-    visual_tokens: int = Field(description="Read in all; after a second look, by both.")
-    reason: str = Field(
-        description="predicted; pinned (scale or model id); detail; budget_cap (another scale was "
-        "wanted); no_image; fallback (routing failed: the finest allowed)."
-    )
-    p_suffices: dict[str, float] | None = Field(
-        description="Scale -> probability that its answer suffices; null if not predicted."
-    )
-    router_version: str | None = Field(description="Which router decided; null: none.")
-    latency_ms: float = Field(description="Features and decision.")
-    explain: RoutingExplanation | None = Field(
-        None, exclude_if=_is_none, description="Where `explain` asked for it."
-    )
-    certified: Certified | None = Field(
-        None, exclude_if=_is_none, description="The bound kept, where `max_harm` asked for one."
-    )
-    second_look: SecondLooked | None = Field(
-        None, exclude_if=_is_none, description="The first answer, where there were two."
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    scale: int
+    """Of the answer; after a second look the second one."""
+    visual_tokens: int
+    """Read in all; after a second look by both."""
+    reason: str
+    """predicted, pinned (scale or model id), detail, budget_cap (another scale was wanted),
+    no_image, or fallback (routing failed: the finest scale allowed)."""
+    p_suffices: dict[str, float] | None
+    """Scale -> probability that its answer suffices; null where nothing was predicted."""
+    router_version: str | None
+    """Which router decided; null: none."""
+    latency_ms: float
+    """Features and decision."""
+    explain: RoutingExplanation | None = Field(None, exclude_if=_is_none)
+    """Where ``explain`` asked for it."""
+    certified: Certified | None = Field(None, exclude_if=_is_none)
+    """The bound that is kept, where ``max_harm`` asked for one."""
+    second_look: SecondLooked | None = Field(None, exclude_if=_is_none)
+    """The first answer, where there were two."""
 
 
 class PromptTokensDetails(BaseModel):

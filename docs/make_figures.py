@@ -1,0 +1,48 @@
+"""Draws the README's two pictures: docs/images/curve.png and docs/images/answer.png.
+
+The curve is the one `m3-train evaluate` draws, of the committed benchmark result. The answer is
+what `m3-serve ask --save-picture` draws, asked of a service that is started and stopped for it.
+
+    python docs/make_figures.py [curve | answer]
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+RESULT = ROOT / "benchmarks" / "results" / "routing_quality.json"
+PICTURE, QUESTION = ROOT / "serve" / "pictures" / "scene-05.png", "what does the plate say?"
+
+
+def draw_curve(out: Path) -> None:
+    """Draw accuracy against visual tokens from the committed result."""
+    from training.evaluation.plots import accuracy_curve
+
+    accuracy_curve(json.loads(RESULT.read_text(encoding="utf-8")), out)
+
+
+def draw_answer(out: Path) -> None:
+    """Draw an answer: the picture, where the tokens went, what was saved."""
+    from serve.demo import service
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with service(["--in-process"], port, Console(stderr=True)) as url:
+        command = [sys.executable, "-m", "serve.cli", "ask", str(PICTURE), QUESTION]
+        subprocess.run([*command, "--url", url, "--save-picture", str(out)], check=True)
+
+
+FIGURES = {"curve": draw_curve, "answer": draw_answer}
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or FIGURES:
+        FIGURES[name](IMAGES / f"{name}.png")
