@@ -112,7 +112,11 @@ def evaluate(
         "scored_by": scored_by(test),
         "target": target,
         "fixed": [
-            {"scale": scale, **point.summary(on)}
+            {
+                "scale": scale,
+                **point.summary(on),
+                "difference_from_finest": cmp.difference_from_finest(point, on).as_dict(),
+            }
             for scale, point in zip(data.scales, fixed, strict=True)
         ],
         "router": {
