@@ -19,7 +19,8 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 RESULT = ROOT / "benchmarks" / "results" / "routing_quality.json"
-PICTURE, QUESTION = ROOT / "serve" / "pictures" / "scene-05.png", "what does the plate say?"
+PICTURE = ROOT / "serve" / "pictures" / "scene-00.png"
+QUESTION = "what colour is the biggest shape?"
 
 
 def draw_curve(out: Path) -> None:
