@@ -12,9 +12,8 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-
-from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -32,13 +31,24 @@ def draw_curve(out: Path) -> None:
 
 def draw_answer(out: Path) -> None:
     """Draw an answer: the picture, where the tokens went, what was saved."""
-    from serve.demo import service
-
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with service(["--in-process"], port, Console(stderr=True)) as url:
-        command = [sys.executable, "-m", "serve.cli", "ask", str(PICTURE), QUESTION]
-        subprocess.run([*command, "--url", url, "--save-picture", str(out)], check=True)
+        port = str(probe.getsockname()[1])
+    program = [sys.executable, "-m", "serve.cli"]
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [*program, "up", "--in-process", "--port", port, "--log-dir", scratch]
+        command += ["--registry", f"{scratch}/registry"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+            try:
+                assert service.stdout is not None
+                if "ready" not in service.stdout.readline():
+                    sys.exit("error: the service did not start")
+                command = [*program, "ask", str(PICTURE), QUESTION, "--save-picture", str(out)]
+                command += ["--url", f"http://127.0.0.1:{port}"]
+                done = subprocess.run(command, capture_output=True, text=True)
+            finally:
+                service.terminate()
+    if done.returncode:
+        sys.exit(done.stderr)
 
 
 FIGURES = {"curve": draw_curve, "answer": draw_answer}

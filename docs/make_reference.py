@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import typer
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from typer.main import get_command
@@ -51,13 +50,9 @@ def page() -> str:
 def _apps() -> dict[str, Any]:
     from m3model.convert.checkpoint import app as convert
     from serve.cli import app as serve_app
-    from serve.demo import main as demo
     from training.cli.main import app as train_app
 
-    demo_app = typer.Typer(add_completion=False)
-    demo_app.command()(demo)
-    apps = {"m3-serve": serve_app, "m3-train": train_app,
-            "python -m m3model.convert": convert, "python -m serve.demo": demo_app}  # fmt: skip
+    apps = {"m3-serve": serve_app, "m3-train": train_app, "python -m m3model.convert": convert}
     return {name: get_command(app) for name, app in apps.items()}
 
 
@@ -93,14 +88,14 @@ def _flag(parameter: Any) -> list[str]:
     limits = [f"≥ {parameter.min}"] if parameter.min is not None else []
     limits += [f"≤ {parameter.max}"] if parameter.max is not None else []
     kind = ", ".join([kind, *limits]) + (", repeatable" if parameter.multiple else "")
-    silent = parameter.default is None or parameter.default is False or parameter.multiple
-    default = "" if silent else f"`{parameter.default}`"
+    default = parameter.default
+    silent = default is None or default is False or parameter.multiple or callable(default)
     told = _sentence(parameter.help)
     if parameter.envvar:
         told += f" Also from `{parameter.envvar}`."
     return [
         " ".join(f"`{name}`" for name in names), kind,
-        "required" if parameter.required else default, told,
+        "required" if parameter.required else "" if silent else f"`{default}`", told,
     ]  # fmt: skip
 
 
