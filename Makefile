@@ -5,6 +5,7 @@
 #   make test      the whole test suite
 #   make check     lint, types, layers, fast tests: about two minutes
 #   make bench     every benchmark, small
+#   make docs      docs/reference.md and the README's pictures, from code and results
 #   make clean     remove .venv, caches and build output (logs and registry in .m3 stay)
 
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check bench clean
+.PHONY: help demo serve test check bench docs clean
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -52,6 +53,10 @@ bench: $(STAMP)
 	    echo "== $$script"
 	    $(BIN)/python "$$script" --quick
 	done
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_figures.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -18,12 +18,13 @@ from typing import Any
 from _result import arguments, write
 
 SEED = 7
+SHOWN = ("router", "type_table", "question_only", "fixed_mixture")
 
 
 def measure(
     scenes: int, model: Path, router: Path, oracle: Path | None, workers: int | None
 ) -> dict[str, Any]:
-    """Return the evaluation report without its long curves, and what it took."""
+    """Return the evaluation report with its long curves thinned, and what it took."""
     from rich.progress import Progress
 
     from router import Router
@@ -47,7 +48,7 @@ def measure(
     report["curve"] = thinned(report["curve"])
     for baseline in report["baselines"].values():
         baseline["curve"] = thinned(baseline["curve"])
-    del report["bands"]
+    report["bands"] = {"visual_tokens": rounded(report["bands"]["visual_tokens"])}
     for part in report["slices"]:
         del part["curve"], part["at_equal_accuracy"]
     return {
@@ -63,6 +64,15 @@ def thinned(curve: list[dict[str, float]], keep: int = 25) -> list[dict[str, flo
     """Return about ``keep`` points of a curve, ends included."""
     step = max(1, len(curve) // keep)
     return curve[:-1:step] + curve[-1:]
+
+
+def rounded(bands: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
+    """Return the bands that the plot shows, to five digits."""
+    return {
+        name: {key: [float(f"{value:.5g}") for value in values] for key, values in band.items()}
+        for name, band in bands.items()
+        if name in SHOWN
+    }
 
 
 def show(report: dict[str, Any]) -> None:

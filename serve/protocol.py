@@ -69,18 +69,22 @@ class StreamOptions(Wire):
 
 
 class RoutingRequest(Wire):
-    """The caller's own wishes: which scale, or how much may be spent, and whether to explain.
+    """The caller's own wishes: which scale, or how much may be spent, and whether to explain."""
 
-    ``max_harm``: at most this share of the answers that the finest scale gets right may be lost,
-    counted over all questions; kept by the router's certificate or refused. ``second_look``: false
-    keeps the first answer, true refuses where no second look can follow, left out takes what is.
-    """
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     scale: int | None = None
+    """Pins the scale, whatever model id, detail and cap say."""
     max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Cap on the visual tokens of the whole request, both looks together."""
     max_harm: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """At most this share of the answers that the finest scale gets right may be lost, counted over
+    all questions; kept by the router's certificate or refused."""
     explain: bool = False
+    """Also say why this scale."""
     second_look: bool | None = None
+    """false keeps the first answer, true refuses where no second look can follow, left out takes
+    what there is."""
 
 
 class ChatRequest(BaseModel):
@@ -134,20 +138,29 @@ class SecondLooked(BaseModel):
 
 
 class Routing(BaseModel):
-    """How the scale was chosen; a top-level field of every answer.
+    """How the scale was chosen; a top-level field of every answer."""
 
-    After a second look ``scale`` is the second one and ``visual_tokens`` the sum of both.
-    """
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     scale: int
+    """Of the answer; after a second look the second one."""
     visual_tokens: int
+    """Read in all; after a second look by both."""
     reason: str
+    """predicted, pinned (scale or model id), detail, budget_cap (another scale was wanted),
+    no_image, or fallback (routing failed: the finest scale allowed)."""
     p_suffices: dict[str, float] | None
+    """Scale -> probability that its answer suffices; null where nothing was predicted."""
     router_version: str | None
+    """Which router decided; null: none."""
     latency_ms: float
+    """Features and decision."""
     explain: RoutingExplanation | None = Field(None, exclude_if=_is_none)
+    """Where ``explain`` asked for it."""
     certified: Certified | None = Field(None, exclude_if=_is_none)
+    """The bound that is kept, where ``max_harm`` asked for one."""
     second_look: SecondLooked | None = Field(None, exclude_if=_is_none)
+    """The first answer, where there were two."""
 
 
 class PromptTokensDetails(BaseModel):

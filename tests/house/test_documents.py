@@ -1,11 +1,19 @@
-"""What the documents promise: README code compiles, commands exist, links lead somewhere."""
+"""What the documents promise: code compiles, commands exist, links lead somewhere, figures are
+those of the results, and what is written from the code is what the code says now.
 
+That the commands of README and tutorial work is shown by test_walkthrough.py, which runs them.
+"""
+
+import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -33,8 +41,9 @@ def test_python_blocks_compile(page):
         compile(block, f"{page.name} block {number}", "exec")
 
 
-def test_readme_shows_the_two_commands_and_the_clients():
+def test_readme_is_short_and_shows_the_two_commands_and_the_clients():
     text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 130
     for said in (
         "make demo",
         "make serve",
@@ -55,10 +64,120 @@ def test_make_has_every_target_the_documents_name():
     assert {"bench", "check", "clean", "demo", "serve", "test"} <= targets
 
 
+def headings(page):
+    """Return the anchors that GitHub gives a page's headings."""
+    prose = BLOCK.sub("", page.read_text("utf-8"))
+    words = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", word.lower()).replace(" ", "-") for word in words}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page):
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+def test_links_lead_to_files_and_headings(page):
+    text = page.read_text("utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    wrong = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            wrong.append(link)
+    assert wrong == []
+
+
+def test_the_index_leads_to_every_page():
+    text = (ROOT / "docs" / "index.md").read_text("utf-8")
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert sorted(page for page in pages - {"index.md"} if f"({page})" not in text) == []
+
+
+def test_readme_explains_a_term_where_it_first_says_it():
+    text = re.sub(r"`[^`]*`", "", BLOCK.sub("", (ROOT / "README.md").read_text("utf-8")))
+    for term in ("price", "harm", "oracle", "anchor", "certificate", "readout"):
+        first = re.search(rf"(\*\*)?\b{term}\b", text, re.IGNORECASE)
+        assert first, term
+        assert first.group(1), f"{term} is used before it is explained"
+
+
+def test_readmes_rows_are_the_committed_result():
+    found = json.loads((ROOT / "benchmarks/results/routing_quality.json").read_text("utf-8"))
+    points = {f"always {point['scale']}": point for point in found["fixed"]}
+    points["router"] = found["router"]
+    text = (ROOT / "README.md").read_text("utf-8").replace("**", "")
+    rows = {
+        cells[1]: cells
+        for line in text.splitlines()
+        if (cells := [cell.strip() for cell in line.split("|")])[1:2] and cells[1] in points
+    }
+    assert list(rows) == ["always 36", "always 144", "always 576", "router"]
+    for name, cells in rows.items():
+        point = points[name]
+        mean, low, high = (
+            100 * point["difference_from_finest"][k] for k in ("mean", "low", "high")
+        )
+        against = "" if name == "always 576" else f"{mean:.2f} ({low:.2f} to {high:.2f})"
+        assert cells[2:6] == [
+            f"{100 * point['accuracy']:.1f} %", against, f"{point['visual_tokens']:.0f}",
+            f"{100 * point['visual_tokens'] / 576:.1f} %",
+        ]  # fmt: skip
+    assert f"{found['n_questions']:,} questions about {found['n_pictures']:,}" in text
+    ratios = found["token_ratio_at_equal_accuracy"]
+    assert f"{1 / ratios['fixed_mixture']['mean']:.1f} x the tokens" in text
+    assert f"question types {1 / ratios['type_table']['mean']:.1f} x" in text
+
+
+def script(name):
+    """Return a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_what_the_code_says():
+    maker = script("make_reference")
+    assert maker.PAGE.read_text("utf-8") == maker.page(), "out of date: run make docs"
+
+
+def test_the_curve_is_that_of_the_committed_result(tmp_path):
+    maker = script("make_figures")
+    maker.draw_curve(tmp_path / "curve.png")
+    drawn, shown = (
+        np.asarray(Image.open(path).convert("RGB"), float)
+        for path in (tmp_path / "curve.png", maker.IMAGES / "curve.png")
+    )
+    assert drawn.shape == shown.shape
+    assert np.abs(drawn - shown).mean() < 2, "out of date: run make docs"  # fonts may differ a bit
+
+
+def test_the_reference_names_every_environment_variable():
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    reads = re.compile(r"""environ(?:\.get|\.setdefault)?[([]\s*["'](\w+)|envvar="(\w+)\"""")
+    named = {
+        name
+        for package in ("m3model", "router", "serve", "training")
+        for path in (ROOT / package).rglob("*.py")
+        for names in reads.findall(path.read_text("utf-8"))
+        for name in names
+        if name
+    }
+    assert named >= {"M3_URL", "RANK"}
+    assert sorted(name for name in {*named, "M3_API_KEYS"} if f"`{name}`" not in text) == []
+
+
+def test_the_architectures_tree_is_the_folders():
+    (tree,) = blocks(ROOT / "docs" / "architecture.md", "tree")
+    shown, parent = [], ""
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)/ ", line).groups()
+        parent = parent if indent else name
+        shown.append(f"{parent}/{name}" if indent else name)
+    made = {"__pycache__", "build", "dist", "runs"}
+    top = [p for p in ROOT.iterdir() if p.is_dir() and p.name[0] != "." and p.name not in made]
+    there = [p.name for p in top]
+    for package in ("m3model", "router", "serve", "training"):
+        rooms = (p for p in (ROOT / package).iterdir() if p.is_dir() and p.name not in made)
+        there += [f"{package}/{room.name}" for room in rooms]
+    assert sorted(shown) == sorted(there)
 
 
 @pytest.fixture(scope="module")

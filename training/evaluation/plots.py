@@ -1,27 +1,31 @@
-"""Draws accuracy against tokens, cost or time: the router, every baseline, fixed scales, oracles.
+"""Draws accuracy against tokens or cost: the router, what it has to beat, and the fixed scales.
 
-Knows the report's dictionary and matplotlib; opens no window.
+Few lines, each named where it runs; tables hold the rest. Knows the report's dictionary and
+matplotlib; opens no window.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Colours that stay apart for colour-blind readers (Okabe-Ito); the line style tells them apart in
-# grey.
-STYLES: dict[str, tuple[str, str, str]] = {
-    "router": ("router", "#0072B2", "-"),
-    "privileged": ("told the scene (ceiling)", "#009E73", ":"),
-    "privileged_metadata": ("told the scene but its masks", "#7fb89f", ":"),
-    "type_table": ("type table", "#D55E00", "--"),
-    "question_only": ("question only", "#CC79A7", "-."),
-    "image_only": ("picture only", "#8c6d1f", (0, (1, 1))),  # type: ignore[dict-item]
-    "fixed_mixture": ("mixture of fixed scales", "#666666", "-"),
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROUTER = "#0072B2"
+# Colours that stay apart for colour-blind readers (Okabe-Ito, darkened for text); the line style
+# tells them apart in grey. Name, colour, style; where on the line it is pointed at, and where the
+# name stands, both as shares of the axes.
+RIVALS: dict[str, tuple[str, str, str, float, tuple[float, float]]] = {
+    "fixed_mixture": ("fixed scales, mixed", "#555555", "-", 0.62, (0.66, 0.56)),
+    "type_table": ("a table of question types", "#B84A00", "--", 0.34, (0.40, 0.36)),
+    "question_only": ("a router that sees only the question", "#9C4482", "-.", 0.22, (0.30, 0.20)),
 }
-ORDER = ("fixed_mixture", "privileged_metadata", "privileged", "image_only", "question_only",
-         "type_table", "router")  # fmt: skip
-WIDTHS = {"router": 2.4, "fixed_mixture": 1.2}
+SOURCES = {"scenes": "synthetic scenes"}
+WORTH_AN_ARROW = 1.3
+SMALL, LARGE = 12, 13.5
 
 
 def accuracy_curve(report: dict[str, Any], path: Path, *, resource: str = "visual_tokens") -> None:
@@ -31,55 +35,99 @@ def accuracy_curve(report: dict[str, Any], path: Path, *, resource: str = "visua
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(8.0, 5.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(7.2, 5.0), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name in ORDER:
-        if name in report["bands"][resource]:
-            band = report["bands"][resource][name]
-            label, color, style = STYLES[name]
-            if name in ("router", "type_table", "fixed_mixture"):
-                axes.fill_between(
-                    band["at"], band["low"], band["high"], color=color, alpha=0.15, linewidth=0
-                )
-            width = WIDTHS.get(name, 1.6)
-            axes.plot(
-                band["at"], band["accuracy"], label=label, color=color, linestyle=style,
-                linewidth=width,
-            )  # fmt: skip
-    for point in report["fixed"]:
-        place = (point[resource], point["accuracy"])
-        axes.plot(*place, "s", color="#666666", markersize=6, zorder=3)
-        axes.annotate(
-            f"{point['scale']}", place, textcoords="offset points", xytext=(5, -11), fontsize=8,
-            color="#444444",
-        )  # fmt: skip
-    for name, marker in (("any_correct", "*"), ("strict", "P"), ("luck_corrected", "X")):
-        point = report["oracle"][name]
-        if point is not None and resource == "visual_tokens":
-            axes.plot(
-                point["visual_tokens"], point["accuracy"], marker, color="black", markersize=9,
-                linestyle="none", label=f"oracle, {name.replace('_', ' ')}",
-            )  # fmt: skip
-    router = report["router"]
-    axes.plot(
-        router[resource], router["accuracy"], "o", color="#0072B2", markersize=10,
-        markeredgecolor="white", zorder=5, label="router as shipped",
-    )  # fmt: skip
-    axes.axhline(report["finest_accuracy"], color="#bbbbbb", linewidth=1, zorder=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([float(p[resource]) for p in report["fixed"]]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{p[resource]:.4g}" for p in report["fixed"]])
-    what = "visual tokens per picture" if resource == "visual_tokens" else report["cost_unit"]
-    axes.set_xlabel(f"mean {what} (log scale)")
+    bands, fixed = report["bands"][resource], report["fixed"]
+    axes.set_xlim(0.0, 1.02 * float(fixed[-1][resource]))
+    axes.set_ylim(*_heights(fixed))
+    for name, (told, color, style, share, place) in RIVALS.items():
+        if name in bands:
+            _line(axes, bands[name], color=color, linestyle=style, linewidth=1.8)
+            _name(axes, bands[name], told, color, share, place)
+    if "router" in bands:
+        _line(axes, bands["router"], color=ROUTER, linewidth=3.2, zorder=4)
+    _fixed_scales(axes, fixed, resource)
+    _router_point(axes, report, resource)
     exact = report["scored_by"].startswith("exact match")
-    axes.set_ylabel("accuracy" if exact else report["scored_by"])
+    what = "visual tokens a question" if resource == "visual_tokens" else report["cost_unit"]
+    axes.set_xlabel(f"mean {what}", fontsize=LARGE)
+    axes.set_ylabel("right answers" if exact else report["scored_by"], fontsize=LARGE)
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.set_title(
-        f"{report['n_questions']} questions about {report['n_pictures']} test pictures", fontsize=11
-    )
+        f"{report['n_questions']:,} questions about {report['n_pictures']:,} test pictures "
+        f"({', '.join(SOURCES.get(name, name) for name in report['sources'])}), 95 % bands",
+        fontsize=SMALL, color="#444444", loc="left",
+    )  # fmt: skip
+    axes.tick_params(labelsize=SMALL)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Software": None})
+
+
+def _heights(fixed: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the accuracies shown: those of the three finest scales, with room for names."""
+    shown = [point["accuracy"] for point in fixed[-3:]]
+    room = max(max(shown) - min(shown), 0.02)
+    return min(shown) - 0.45 * room, max(shown) + 0.5 * room
+
+
+def _line(axes: Axes, band: dict[str, Any], **style: Any) -> None:
+    axes.fill_between(
+        band["at"], band["low"], band["high"], color=style["color"], alpha=0.12, linewidth=0
+    )
+    axes.plot(band["at"], band["accuracy"], **style)
+
+
+def _name(
+    axes: Axes, band: dict[str, Any], told: str, color: str, share: float,
+    place: tuple[float, float],
+) -> None:  # fmt: skip
+    at = share * axes.get_xlim()[1]
+    axes.annotate(
+        told, (at, float(np.interp(at, band["at"], band["accuracy"]))), place,
+        textcoords="axes fraction", color=color, fontsize=LARGE, va="center",
+        arrowprops={"arrowstyle": "-", "color": color, "linewidth": 1.0, "shrinkB": 0,
+                    "relpos": (0.1, 1.0)},
+    )  # fmt: skip
+
+
+def _fixed_scales(axes: Axes, fixed: list[dict[str, Any]], resource: str) -> None:
+    for point in fixed:
+        if point["accuracy"] < axes.get_ylim()[0]:
+            continue
+        place, last = (point[resource], point["accuracy"]), point is fixed[-1]
+        axes.plot(*place, "s", color="#555555", markersize=7, zorder=5, clip_on=False)
+        axes.annotate(
+            f"always {point['scale']}", place, textcoords="offset points", fontsize=SMALL,
+            xytext=(4, -18) if last else (8, -12), color="#555555", ha="right" if last else "left",
+        )  # fmt: skip
+
+
+def _router_point(axes: Axes, report: dict[str, Any], resource: str) -> None:
+    """Draw where the router works, and how far from there mixing fixed scales would have to go."""
+    router, band = report["router"], report["bands"][resource].get("fixed_mixture")
+    spent, accuracy = router[resource], router["accuracy"]
+    needed = 0.0
+    if band is not None and band["accuracy"][0] < accuracy <= band["accuracy"][-1]:
+        needed = float(np.interp(accuracy, band["accuracy"], band["at"]))
+    if needed > WORTH_AN_ARROW * spent:
+        axes.annotate(
+            "", (needed, accuracy), (spent, accuracy), zorder=5,
+            arrowprops={"arrowstyle": "->", "color": ROUTER, "linewidth": 1.4, "linestyle": ":"},
+        )  # fmt: skip
+        axes.annotate(
+            f"fixed scales: {needed / spent:.1f} x as much", (needed, accuracy), (0.99, 0.86),
+            textcoords="axes fraction", ha="right", color=ROUTER, fontsize=LARGE,
+            arrowprops={"arrowstyle": "-", "color": ROUTER, "linewidth": 1.0, "relpos": (0.6, 0)},
+        )  # fmt: skip
+    axes.plot(spent, accuracy, "o", color=ROUTER, markersize=12, markeredgecolor="white", zorder=6)
+    unit = " tokens" if resource == "visual_tokens" else ""
+    axes.annotate(
+        f"router: {100 * accuracy:.1f} % at {spent:.3g}{unit}", (spent, accuracy), (0.02, 0.94),
+        textcoords="axes fraction", fontsize=LARGE + 1, fontweight="bold", color=ROUTER,
+        arrowprops={"arrowstyle": "-", "color": ROUTER, "linewidth": 1.0, "relpos": (0.5, 0)},
+    )  # fmt: skip

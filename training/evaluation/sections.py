@@ -60,7 +60,17 @@ def about(judged: Judged) -> Section:
 def fixed_scales(judged: Judged) -> Section:
     """Return what always taking one scale does."""
     on, scales = judged.exam.on, judged.exam.data.scales
-    return {"fixed": [{"scale": s, **cmp.fixed(k, on).summary(on)} for k, s in enumerate(scales)]}
+    points = [cmp.fixed(k, on) for k in range(len(scales))]
+    return {
+        "fixed": [
+            {
+                "scale": scale,
+                **point.summary(on),
+                "difference_from_finest": cmp.difference_from_finest(point, on).as_dict(),
+            }
+            for scale, point in zip(scales, points, strict=True)
+        ]
+    }
 
 
 def the_router(judged: Judged) -> Section:
