@@ -1,8 +1,6 @@
 """What the documents promise: README code compiles, commands exist, links lead somewhere."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -62,17 +60,14 @@ def test_links_lead_to_files(page):
 
 
 @pytest.fixture(scope="module")
-def help_of():
+def help_of(command):
     """Return a function from (program, subcommand...) to its help text, run once each."""
     known = {}
 
     def run(program, *subcommand):
         key = (program, *subcommand)
         if key not in known:
-            known[key] = subprocess.run(
-                [sys.executable, "-m", MODULES[program], *subcommand, "--help"],
-                capture_output=True, text=True, env={"COLUMNS": "250", "PATH": "", "NO_COLOR": "1"},
-            )  # fmt: skip
+            known[key] = command(program, *subcommand, "--help")
         return known[key]
 
     return run

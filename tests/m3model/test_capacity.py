@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from typing import Any
 
 import pytest
 
@@ -77,13 +76,9 @@ def test_a_cpu_is_measured() -> None:
     assert plan(tiny_config(64), cpu, MIX).ratio > 1
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serve.cli", "plan", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_the_command_prints_the_plan() -> None:
-    done = run("--model", "7b", "--hardware", "h200", "--mix", "1:30,9:25,36:20,144:15,576:10")
+def test_the_command_prints_the_plan(command: Any) -> None:
+    mix = ("--mix", "1:30,9:25,36:20,144:15,576:10")
+    done = command("m3-serve", "plan", "--model", "7b", "--hardware", "h200", *mix)
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line[:38].strip(): line[38:].split() for line in done.stdout.splitlines()}
     assert rows["requests/s, every picture encoded"] == ["327.4", "83.1"]
@@ -93,8 +88,8 @@ def test_the_command_prints_the_plan() -> None:
     assert "computed and not measured" in done.stdout
 
 
-def test_a_mistake_is_one_line() -> None:
-    done = run("--mix", "7:1")
+def test_a_mistake_is_one_line(command: Any) -> None:
+    done = command("m3-serve", "plan", "--mix", "7:1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unknown scale 7: this model knows 1, 9, 36, 144, 576\n"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from typer.testing import CliRunner
 
 from m3model import M3ForConditionalGeneration, M3Processor
 from m3model.config import CLIP_L_336_VISION
-from m3model.convert.checkpoint import app, convert
+from m3model.convert.checkpoint import convert
 from m3model.convert.official import CLIP_L_336, config_from_official, our_key, scales_of
 from m3model.convert.tokenizer import load_tokenizer
 from m3model.errors import CheckpointMismatch, ConversionError
@@ -151,12 +148,12 @@ def cut_the_head(tensors: Weights) -> None:
     ],
 )
 def test_anything_off_ends_with_2_and_writes_nothing(
-    source: Path, tmp_path: Path, change: Callable[[Weights], None], words: str
+    source: Path, tmp_path: Path, command: Any, change: Callable[[Weights], None], words: str
 ) -> None:
     rewrite(source, change)
     target = tmp_path / "out" / "ours"
-    result = CliRunner().invoke(app, ["--src", str(source), "--dst", str(target)])
-    assert result.exit_code == 2
+    result = command("m3model.convert", "--src", source, "--dst", target)
+    assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert words in result.stderr
     assert result.stdout == ""
@@ -344,13 +341,12 @@ def test_a_tokenizer_file_travels_with_the_model(source: Path, tmp_path: Path) -
     assert 96 not in out
 
 
-def test_as_a_command(source: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "m3model.convert", "--src", str(source)]
-    done = subprocess.run(
-        [*command, "--dst", str(tmp_path / "ours")], capture_output=True, text=True, check=False
-    )
+def test_as_a_command(source: Path, tmp_path: Path, command: Any, python: Any) -> None:
+    assert "--vision-config" in python("-m", "m3model.convert", "--help").stdout
+    words = ("--src", source, "--dst", tmp_path / "ours")
+    done = command("m3model.convert", *words)
     assert done.returncode == 0, done.stderr
     assert "image token id 96" in done.stdout
-    again = CliRunner().invoke(app, ["--src", str(source), "--dst", str(tmp_path / "ours")])
-    assert again.exit_code == 2
+    again = command("m3model.convert", *words)
+    assert again.returncode == 2
     assert "not empty" in again.stderr

@@ -1,8 +1,5 @@
 """The demo: its arithmetic, its refusals, and one whole run that leaves nothing behind."""
 
-import subprocess
-import sys
-
 import psutil
 import pytest
 
@@ -37,22 +34,17 @@ def test_an_answer_is_right_whatever_its_case_and_full_stop():
     assert not Asked("q", "red", "p.png", answer("reddish")).is_right
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "serve.demo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def test_a_service_that_does_not_start_is_said_with_its_own_words(tmp_path):
-    done = run("--in-process", "--model", tmp_path / "nowhere")
+def test_a_service_that_does_not_start_is_said_with_its_own_words(tmp_path, python):
+    done = python("-m", "serve.demo", "--in-process", "--model", tmp_path / "nowhere")
     assert done.returncode == 1
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_whole_run_prints_a_dozen_answers_and_leaves_no_process(tmp_path):
+def test_a_whole_run_prints_a_dozen_answers_and_leaves_no_process(tmp_path, python):
     write_tiny_checkpoint(tmp_path / "tiny")
-    done = run("--in-process", "--model", tmp_path / "tiny")
+    done = python("-m", "serve.demo", "--in-process", "--model", tmp_path / "tiny")
     assert done.returncode == 0, done.stderr
     assert "12" in next(line for line in done.stdout.splitlines() if "Right answers" in line)
     # Without a router for this model every picture is read at the finest scale.

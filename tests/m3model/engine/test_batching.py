@@ -339,7 +339,10 @@ def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
 ) -> None:
     engine = start(max_running=1)
 
+    waiting = threading.Event()
+
     def broken(chunks: Any) -> Any:
+        assert waiting.wait(60)
         raise RuntimeError("the device is lost")
 
     monkeypatch.setattr(engine._packed, "run", broken)
@@ -347,6 +350,7 @@ def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
 
     async def run() -> None:
         answers = [collect(ask(engine, f"r{i}", q)) for i, q in enumerate(asked)]
+        waiting.set()
         ends = await asyncio.gather(*answers, return_exceptions=True)
         assert [type(end) for end in ends] == [RequestFailed] * 3 + [EngineClosed] * 2
         assert "3 steps in a row failed" in str(ends[-1])
