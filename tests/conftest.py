@@ -6,6 +6,7 @@ Nothing here needs trained weights, the network or a GPU.
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import logging
 import os
@@ -41,6 +42,21 @@ PROGRAMS = {
 # What commands see of the terminal, and what they do not see of a developer's shell.
 TERMINAL = {"COLUMNS": "250", "NO_COLOR": "1"}
 NOT_PASSED_ON = ("M3_API_KEY", "M3_URL", "RAY_ADDRESS")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keeps the garbage collector from reading what imports made, now and ever after.
+
+    Hundreds of thousands of objects of torch and transformers live to the end; each full
+    collection, of which pytest asks for several, would visit them all.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 Finished = subprocess.CompletedProcess[str]
