@@ -198,8 +198,8 @@ def test_saved_router_decides_the_same(fitted, data, tmp_path) -> None:
     assert "Fitted on" in (folder / "README.md").read_text()
 
 
-def test_flops_are_a_cost(data) -> None:
-    router = fit(data, cost="flops").router
+def test_flops_are_a_cost(tmp_path) -> None:
+    router = fit(read_oracle([write_oracle(tmp_path / "a", pictures=80)]), cost="flops").router
     assert router.policy.costs == pytest.approx((0.125, 0.1375, 0.175, 0.35, 1.0))
     assert "operations" in router.policy.cost_unit
 
