@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a tiny model, routers for it, running services.
+"""Fixtures that several test files share: commands, a tiny model, routers for it, services.
 
 Nothing here needs trained weights, the network or a GPU.
 """
@@ -6,21 +6,116 @@ Nothing here needs trained weights, the network or a GPU.
 from __future__ import annotations
 
 import base64
+import gc
 import io
+import logging
 import os
+import pkgutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Before numpy, torch or LightGBM start threads: what tests compute is too small to share, and
+# threads that wait for one another burn the cores that other processes need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", "1")  # no escape codes in captured help
+
 import numpy as np
 import pytest
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+ROOT = Path(__file__).resolve().parents[1]
 SCALES = (1, 9, 36, 144, 576)
+PROGRAMS = {
+    "m3-serve": "serve.cli:main",
+    "m3-train": "training.cli:main",
+    "m3model.convert": "m3model.convert.checkpoint:main",
+}
+# What commands see of the terminal, and what they do not see of a developer's shell.
+TERMINAL = {"COLUMNS": "250", "NO_COLOR": "1"}
+NOT_PASSED_ON = ("M3_API_KEY", "M3_URL", "RAY_ADDRESS")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keeps the garbage collector from reading what imports made, now and ever after.
+
+    Hundreds of thousands of objects of torch and transformers live to the end; each full
+    collection, of which pytest asks for several, would visit them all.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+Finished = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Finished]:
+    """Runs a program of `PROGRAMS` with arguments, in this process; returns how it ended."""
+
+    def run(program: str, *arguments: object) -> Finished:
+        main, argv = pkgutil.resolve_name(PROGRAMS[program]), [program, *map(str, arguments)]
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with _as_if_alone(argv), redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        return Finished(argv, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@contextmanager
+def _as_if_alone(argv: list[str]) -> Iterator[None]:
+    """Arguments, environment, logging and signals as a new process has them; then as before."""
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in ("serve", "training", "m3model"))]
+    levels, handlers = [logger.level for logger in loggers], root.handlers[:]
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    root.handlers[:] = []
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", argv)
+            for name, value in TERMINAL.items():
+                patch.setenv(name, value)
+            for name in NOT_PASSED_ON:
+                patch.delenv(name, raising=False)
+            yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., Finished]:
+    """Runs Python with arguments in a process of its own, for what a running one would hide."""
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+    def run(*arguments: object) -> Finished:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=ROOT,
+            env=kept | TERMINAL | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return run
 
 
 @pytest.fixture(scope="session")

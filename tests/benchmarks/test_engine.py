@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,13 +30,10 @@ def test_the_committed_report_has_the_promised_keys() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_small(tmp_path: Path) -> None:
+def test_it_runs_small(tmp_path: Path, python: Any) -> None:
     out = tmp_path / "engine.json"
-    command = [sys.executable, "benchmarks/engine.py", "--quick", "--json", str(out)]
-    subprocess.run(
-        command, cwd=ROOT, check=True, timeout=300, capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = python(ROOT / "benchmarks/engine.py", "--quick", "--json", out)
+    assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text("utf-8"))
     assert holds_the_keys(report)
     exact = report["exact"]

@@ -7,8 +7,6 @@ That the commands of README and tutorial work is shown by test_walkthrough.py, w
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,17 +179,14 @@ def test_the_architectures_tree_is_the_folders():
 
 
 @pytest.fixture(scope="module")
-def help_of():
+def help_of(command):
     """Return a function from (program, subcommand...) to its help text, run once each."""
     known = {}
 
     def run(program, *subcommand):
         key = (program, *subcommand)
         if key not in known:
-            known[key] = subprocess.run(
-                [sys.executable, "-m", MODULES[program], *subcommand, "--help"],
-                capture_output=True, text=True, env={"COLUMNS": "250", "PATH": "", "NO_COLOR": "1"},
-            )  # fmt: skip
+            known[key] = command(program, *subcommand, "--help")
         return known[key]
 
     return run

@@ -213,9 +213,10 @@ LIGHT = [
 
 
 @pytest.mark.parametrize(("module", "heavy"), LIGHT, ids=[module for module, _ in LIGHT])
-def test_importing_is_light(module, heavy):
+def test_importing_is_light(module, heavy, python):
     code = f"import sys, importlib; importlib.import_module({module!r}); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
     assert heavy & set(done.stdout.split()) == set()
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,13 +79,9 @@ def test_a_cpu_is_measured() -> None:
     assert plan(tiny_config(64), cpu, MIX).ratio > 1
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serve.cli", "plan", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_the_command_prints_the_plan() -> None:
-    done = run("--model", "7b", "--hardware", "h200", "--mix", "1:30,9:25,36:20,144:15,576:10")
+def test_the_command_prints_the_plan(command: Any) -> None:
+    mix = ("--mix", "1:30,9:25,36:20,144:15,576:10")
+    done = command("m3-serve", "plan", "--model", "7b", "--hardware", "h200", *mix)
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line[:38].strip(): line[38:].split() for line in done.stdout.splitlines()}
     assert rows["requests/s, every picture encoded"] == ["327.4", "83.1"]
@@ -96,13 +91,13 @@ def test_the_command_prints_the_plan() -> None:
     assert "computed and not measured" in done.stdout
 
 
-def test_the_default_mix_is_what_the_shipped_router_chose() -> None:
+def test_the_default_mix_is_what_the_shipped_router_chose(command: Any) -> None:
     report = json.loads((RESULTS / "routing_quality.json").read_text("utf-8"))
     chosen = report["router"]["share_of_scale"]
     mix = parsed_mix(DEFAULT_MIX)
     assert mix == {int(scale): round(100 * share) for scale, share in chosen.items()}
     assert sum(mix.values()) == 100
-    done = run()
+    done = command("m3-serve", "plan")
     assert (done.returncode, done.stderr) == (0, "")
     said = "2% at 1, 18% at 9, 34% at 36, 29% at 144, 17% at 576 (the shipped router"
     assert said in done.stdout
@@ -115,8 +110,8 @@ def test_a_model_of_other_scales_asks_for_its_mix(tiny_model: Path, tmp_path: Pa
         make_plan(str(tmp_path), "h200", DEFAULT_MIX, 40, 16, 256)
 
 
-def test_a_mistake_is_one_line() -> None:
-    done = run("--mix", "7:1")
+def test_a_mistake_is_one_line(command: Any) -> None:
+    done = command("m3-serve", "plan", "--mix", "7:1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unknown scale 7: this model knows 1, 9, 36, 144, 576\n"
 

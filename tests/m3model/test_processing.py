@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,7 +178,7 @@ def test_vicuna_prompt() -> None:
     assert processor.apply_chat_template(own) == ("<s>Be brief. USER: <image>\nWhat? ASSISTANT:")
 
 
-def test_importing_the_package_is_light() -> None:
+def test_importing_the_package_is_light(python: Any) -> None:
     code = "import sys, m3model; m3model.default_model_path(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    done = python("-c", code)
+    assert done.stdout.strip() == "False", done.stderr

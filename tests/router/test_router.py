@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -291,7 +289,7 @@ def test_the_registry_names_the_router_in_force(tmp_path: Path) -> None:
             current_router_path(tmp_path)
 
 
-def test_the_package_imports_light_and_exports_what_it_says() -> None:
+def test_the_package_imports_light_and_exports_what_it_says(python: Any) -> None:
     script = (
         "import sys, router\n"
         "heavy = {'torch', 'ray', 'transformers'}\n"
@@ -301,8 +299,8 @@ def test_the_package_imports_light_and_exports_what_it_says() -> None:
         "for name in router.__all__: getattr(router, name)\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    root = Path(package.__file__).parent.parent
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=root)
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
     assert package.__all__ == sorted(package.__all__)
     assert set(package.__all__) == {*package._HOMES, "default_router_path"}
     assert package.default_router_path().name == "m3-mini"

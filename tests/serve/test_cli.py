@@ -23,17 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "serve.cli"]
 
 
-def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=cwd, env=_environment() | environment,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-
-
 def _environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "M3_URL", "M3_API_KEY")}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return kept | {"PYTHONPATH": path}
 
 
 @contextmanager
@@ -85,13 +78,13 @@ def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_in_process_serves_and_ends(
-    tiny_model: Path, tmp_path: Path, ask_body: Any, number: signal.Signals
+    tiny_model: Path, tmp_path: Path, ask_body: Any, command: Any, number: signal.Signals
 ) -> None:
     with started(tmp_path, "--in-process", "--model", str(tiny_model)) as (process, url):
         assert httpx2.get(f"{url}/health").status_code == 200
         schema = httpx2.get(f"{url}/openapi.json").json()
         assert schema["info"]["version"] == metadata.version("m3-router")
-        state = set(run("status", "--url", url).stdout.splitlines())
+        state = set(command("m3-serve", "status", "--url", url).stdout.splitlines())
         assert {"status          ok", "router_ok       yes", "  alive          yes"} <= state
         assert not [line for line in state if {*"{}[]'"} & {*line}]
         # A stream that is under way when the signal comes is brought to its end.
@@ -108,17 +101,16 @@ def test_in_process_serves_and_ends(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_serves_answers_the_cli_and_leaves_nothing(
-    tiny_model: Path, tmp_path: Path, picture_bytes: Any
+    tiny_model: Path, tmp_path: Path, picture_bytes: Any, command: Any
 ) -> None:
-    (tmp_path / "picture.png").write_bytes(picture_bytes(0))
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(picture_bytes(0))
     with started(tmp_path, "--model", str(tiny_model)) as (process, url):
-        asked = run(
-            "ask", str(tmp_path / "picture.png"), "What is it?", "--scale", "9", "--url", url
-        )
+        asked = command("m3-serve", "ask", picture, "What is it?", "--scale", 9, "--url", url)
         assert asked.returncode == 0, asked.stderr
         assert asked.stdout.strip()
         assert "9 visual tokens (scale 9, pinned)" in asked.stderr
-        state = run("status", "--url", url)
+        state = command("m3-serve", "status", "--url", url)
         assert state.returncode == 0
         assert "status          ok" in state.stdout
         cluster = descendants(process.pid)
@@ -140,37 +132,38 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_setup_mistakes_are_one_line(tmp_path: Path, tiny_model: Path) -> None:
-    assert "does not exist" in one_line(run("up", "--model", str(tmp_path / "no")))
-    assert "config.json" in one_line(run("up", "--model", str(tmp_path)))
+def test_setup_mistakes_are_one_line(tmp_path: Path, tiny_model: Path, command: Any) -> None:
+    def up(*words: object) -> str:
+        return one_line(command("m3-serve", "up", *words))
+
+    assert "does not exist" in up("--model", tmp_path / "no")
+    assert "config.json" in up("--model", tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        said = one_line(run("up", "--model", str(tiny_model), "--port", port))
-    assert f"127.0.0.1:{port}" in said
-    router = ["--router", str(tmp_path / "no")]
-    assert "router" in one_line(run("up", "--model", str(tiny_model), "--port", "0", *router))
-    assert "--porf" in one_line(run("up", "--porf", "8000"))
-    assert "--port" in one_line(run("up", "--port", "99999"))
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}" in up("--model", tiny_model, "--port", port)
+    assert "router" in up("--model", tiny_model, "--port", 0, "--router", tmp_path / "no")
+    assert "--porf" in up("--porf", 8000)
+    assert "--port" in up("--port", 99999)
 
 
-def test_asking_nobody_is_one_line(tmp_path: Path, picture_bytes: Any) -> None:
+def test_asking_nobody_is_one_line(tmp_path: Path, picture_bytes: Any, command: Any) -> None:
     (tmp_path / "a.png").write_bytes(picture_bytes(0))
     url = ["--url", "http://127.0.0.1:9"]
-    assert "m3-serve up" in one_line(run("ask", str(tmp_path / "a.png"), "what?", *url))
-    assert "m3-serve up" in one_line(run("status", *url))
-    assert "not a file" in one_line(run("ask", str(tmp_path / "b.png"), "what?", *url))
+    for words, says in [
+        (["ask", tmp_path / "a.png", "what?"], "m3-serve up"),
+        (["status"], "m3-serve up"),
+        (["ask", tmp_path / "b.png", "what?"], "not a file"),
+    ]:
+        assert says in one_line(command("m3-serve", *words, *url))
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy(python: Any) -> None:
     code = (
         "import sys; import serve.cli; "
         "print([m for m in ('torch', 'ray', 'fastapi', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=_environment(), capture_output=True, text=True,
-        timeout=60,
-    )  # fmt: skip
+    done = python("-c", code)
     assert done.stdout.strip() == "[]", done.stderr
-    assert "status" in run("--help").stdout
+    assert "status" in python("-m", "serve.cli", "--help").stdout

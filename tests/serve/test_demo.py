@@ -42,13 +42,8 @@ def test_an_answer_is_right_whatever_its_case_and_full_stop():
     assert not Asked("q", "red", "p.png", answer("reddish")).is_right
 
 
-def run(*arguments):
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def test_a_service_that_does_not_start_is_said_with_its_own_words(tmp_path):
-    done = run("--in-process", "--model", tmp_path / "nowhere")
+def test_a_service_that_does_not_start_is_said_with_its_own_words(tmp_path, python):
+    done = python("-m", "serve.demo", "--in-process", "--model", tmp_path / "nowhere")
     assert done.returncode == 2
     assert "nowhere" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the service ended before it was ready")

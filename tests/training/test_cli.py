@@ -1,7 +1,6 @@
 """`m3-train`: bad input is one line and exit code 2; the light commands work end to end."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,6 @@ from PIL import Image
 
 from router.records import DecisionRecord, picture_id, to_table
 from router.registry import current_router_path
-from training.cli.main import main
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Return (exit code, stdout, stderr) of m3-train."""
-    old, sys.argv = sys.argv, ["m3-train", *map(str, words)]
-    try:
-        main()
-        code = 0
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    finally:
-        sys.argv = old
-    seen = capsys.readouterr()
-    return code, seen.out, seen.err
 
 
 @pytest.mark.parametrize(
@@ -55,42 +39,43 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         (["model", "--out", "x", "--init", "."], "--init needs --data"),
     ],
 )
-def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, words: list[str], says: str) -> None:
+def test_bad_input_is_one_line(command, tmp_path, monkeypatch, words: list[str], says: str) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, *words)
-    assert code == 2
-    lines = [line for line in err.splitlines() if line.strip()]
+    done = command("m3-train", *words)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ")
     assert says in lines[-1]
-    assert "Traceback" not in err
+    assert "Traceback" not in done.stderr
 
 
-def test_flags_are_checked(capsys) -> None:
-    assert run(capsys, "fit", "--oracle", ".", "--out", "x", "--cost", "bananas")[0] == 2
-    assert run(capsys, "--help")[0] == 0
+def test_flags_are_checked(command, python) -> None:
+    wrong = command("m3-train", "fit", "--oracle", ".", "--out", "x", "--cost", "bananas")
+    assert wrong.returncode == 2
+    assert "certify" in python("-m", "training.cli", "--help").stdout
 
 
-def test_too_little_data_says_how_much(capsys, tiny_model: Path, tmp_path: Path) -> None:
+def test_too_little_data_says_how_much(command, tiny_model: Path, tmp_path: Path) -> None:
     oracle = tmp_path / "oracle"
-    code, _, err = run(
-        capsys, "collect", "--scenes", 3, "--out", oracle, "--model", tiny_model, "--workers", 1,
-        "--max-new-tokens", 2,
+    done = command(
+        "m3-train", "collect", "--scenes", 3, "--out", oracle, "--model", tiny_model,
+        "--workers", 1, "--max-new-tokens", 2,
     )  # fmt: skip
-    assert code == 0, err
-    assert "questions about 3 pictures" in err
-    code, _, err = run(capsys, "fit", "--oracle", oracle, "--out", tmp_path / "router")
-    assert code == 2
-    assert "too little data" in err
+    assert done.returncode == 0, done.stderr
+    assert "questions about 3 pictures" in done.stderr
+    done = command("m3-train", "fit", "--oracle", oracle, "--out", tmp_path / "router")
+    assert done.returncode == 2
+    assert "too little data" in done.stderr
     assert not (tmp_path / "router").exists()
-    code, _, err = run(
-        capsys, "collect", "--scenes", 4, "--out", oracle, "--model", tiny_model, "--workers", 1
+    done = command(
+        "m3-train", "collect", "--scenes", 4, "--out", oracle, "--model", tiny_model, "--workers", 1
     )
-    assert code == 2
-    assert "was written by a run with another" in err
+    assert done.returncode == 2
+    assert "was written by a run with another" in done.stderr
 
 
 def test_retrain_turns_a_log_into_a_router_in_force(
-    capsys, tiny_model: Path, tmp_path: Path
+    command, tiny_model: Path, tmp_path: Path
 ) -> None:
     """The whole turn of learning on a service's log, without a reference."""
     from datetime import UTC, datetime
@@ -117,18 +102,17 @@ def test_retrain_turns_a_log_into_a_router_in_force(
         "retrain", "--from-log", log, "--out", out, "--model", tiny_model, "--registry", registry,
         "--workers", 1,
     ]  # fmt: skip
-    code, _, err = run(capsys, *words)
-    assert code == 0, err
+    done = command("m3-train", *words)
+    assert done.returncode == 0, done.stderr
     folder = current_router_path(registry)
     assert folder is not None
-    assert str(folder) in err
+    assert str(folder) in done.stderr
     report = json.loads((out / "report" / "report.json").read_text())
     assert report["scored_by"] == "agreement with the finest"
     assert report["finest_accuracy"] == 1.0
-    code, shown, err = run(
-        capsys, "replay", "--oracle", out / "oracle", "--router", folder, "--router", out / "router"
-    )
-    assert code == 0, err
-    assert "+0.00 pt (+0.00 to +0.00)" in " ".join(shown.split())
-    code, _, err = run(capsys, "promote", "--router", out / "router", "--registry", registry)
-    assert code == 0
+    both = ("--router", folder, "--router", out / "router")
+    done = command("m3-train", "replay", "--oracle", out / "oracle", *both)
+    assert done.returncode == 0, done.stderr
+    assert "+0.00 pt (+0.00 to +0.00)" in " ".join(done.stdout.split())
+    done = command("m3-train", "promote", "--router", out / "router", "--registry", registry)
+    assert done.returncode == 0

@@ -333,20 +333,20 @@ def test_a_failed_step_fails_its_requests_and_no_others(
 
 
 def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
-    model: M3ForConditionalGeneration,
-    start: Callable[..., LocalEngine],
-    monkeypatch: pytest.MonkeyPatch,
+    model: M3ForConditionalGeneration, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(max_running=1)
+    asked, all_wait = questions(model, 5), threading.Event()
 
     def broken(chunks: Any) -> Any:
+        assert all_wait.wait(60)
         raise RuntimeError("the device is lost")
 
     monkeypatch.setattr(engine._packed, "run", broken)
-    asked = questions(model, 5)
 
     async def run() -> None:
         answers = [collect(ask(engine, f"r{i}", q)) for i, q in enumerate(asked)]
+        all_wait.set()
         ends = await asyncio.gather(*answers, return_exceptions=True)
         assert [type(end) for end in ends] == [RequestFailed] * 3 + [EngineClosed] * 2
         assert "3 steps in a row failed" in str(ends[-1])

@@ -4,8 +4,6 @@ import asyncio
 import base64
 import io
 import json
-import subprocess
-import sys
 
 import httpx2
 import numpy as np
@@ -281,8 +279,8 @@ def test_the_async_twin_does_the_same():
     assert json.loads(received[1].content)["routing"] == {"scale": 36}
 
 
-def test_importing_the_client_loads_nothing_heavy():
+def test_importing_the_client_loads_nothing_heavy(python):
     heavy = {"torch", "ray", "transformers", "lightgbm", "sklearn", "fastapi", "pyarrow"}
     code = f"import sys, serve.client; print(sorted({heavy!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = python("-c", code)
+    assert done.stdout.strip() == "[]", done.stderr

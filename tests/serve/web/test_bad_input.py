@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -17,7 +18,7 @@ Body = Callable[..., dict[str, Any]]
 URL = "/v1/chat/completions"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def http(running: Any) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=running.url, timeout=30) as client:
         yield client
@@ -33,6 +34,7 @@ def encoded(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
+@cache
 def bomb() -> bytes:
     """A valid 30,000 x 30,000 PNG of one colour, under 400 kB."""
 

@@ -18,7 +18,7 @@ import pytest
 Body = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sdk(running: Any) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0) as client:
         yield client

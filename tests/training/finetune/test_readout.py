@@ -1,8 +1,6 @@
 """A readout learnt from attention: the maps against the model's own, and a rule it must find."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +76,8 @@ def test_a_checkpoint_without_a_readout_gets_one(tiny_model: Path, tmp_path: Pat
         distil_readout(tiny_model, SceneSource(15, 5), device="cpu")
 
 
-def test_the_command_keeps_a_readout_unless_told(tiny_model: Path) -> None:
-    command = [sys.executable, "-c", "from training.cli import main; main()"]
-    done = subprocess.run(
-        [*command, "readout", "--model", str(tiny_model), "--scenes", "20"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_the_command_keeps_a_readout_unless_told(tiny_model: Path, command: Any) -> None:
+    done = command("m3-train", "readout", "--model", tiny_model, "--scenes", 20)
     assert done.returncode == 2
     assert "--replace" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,7 +1,6 @@
 """`m3-train certify`: on which pictures, what is written, what is refused."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from router.features.vector import feature_schema
 from router.records import OracleRecord, calibrates, split_of, to_table
 from router.second_look import Gate
 from training.cli.certify import _sentences, certified_router
-from training.cli.main import main
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.fitting.calibration_parts import SEPARATE, SHARED, calibration_parts, certifying
 from training.fitting.certify import certify
@@ -70,19 +68,6 @@ def data(oracle: Path):
 @pytest.fixture(scope="module")
 def router(data) -> Router:
     return fit(data).router
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    old, sys.argv = sys.argv, ["m3-train", "certify", *map(str, words)]
-    try:
-        main()
-        code = 0
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    finally:
-        sys.argv = old
-    seen = capsys.readouterr()
-    return code, seen.out, seen.err
 
 
 def test_certifying_pictures_are_seen_by_nothing_in_the_predictor(data, monkeypatch) -> None:
@@ -179,21 +164,22 @@ def test_what_cannot_be_certified_is_refused(router, data) -> None:
 
 
 def test_the_command_writes_certificate_price_and_card(
-    router, oracle: Path, tmp_path: Path, capsys
+    router, oracle: Path, tmp_path: Path, command
 ) -> None:
     folder = router.save_pretrained(tmp_path / "router")
     words = ("--oracle", oracle, "--router", folder)
-    code, shown, err = run(capsys, *words, "--max-harm", 0.1)
-    assert code == 0, err
-    assert "0.1 (asked)" in shown
-    assert "made/a" in shown
+    done = command("m3-train", "certify", *words, "--max-harm", 0.1)
+    assert done.returncode == 0, done.stderr
+    assert "0.1 (asked)" in done.stdout
+    assert "made/a" in done.stdout
     after = Router.from_pretrained(folder)
     found = after.held.certificate
     assert found == Certificate.from_bytes((folder / CERTIFICATE_FILE).read_bytes())
     assert after.policy.price == found.rung.price
     assert "## Certificate\n\nHarm of at most 0.1, 0.95 sure" in (folder / "README.md").read_text()
-    code, _, err = run(capsys, *words, "--max-drop", 0.1, "--out", tmp_path / "b", "--keep-price")
-    assert code == 0, err
+    words += ("--max-drop", 0.1, "--keep-price", "--out", tmp_path / "b")
+    done = command("m3-train", "certify", *words)
+    assert done.returncode == 0, done.stderr
     other = Router.from_pretrained(tmp_path / "b")
     assert other.policy.price == after.policy.price
     assert other.held.certificate.loss == "drop"
@@ -202,29 +188,29 @@ def test_the_command_writes_certificate_price_and_card(
 
 
 def test_infeasible_falls_back_to_always_the_finest_and_says_so(
-    router, oracle: Path, tmp_path: Path, capsys
+    router, oracle: Path, tmp_path: Path, command
 ) -> None:
     folder = router.save_pretrained(tmp_path / "router")
-    code, shown, err = run(
-        capsys, "--oracle", oracle, "--router", folder, "--max-harm", 0.0005
-    )  # fmt: skip
-    assert code == 0
-    assert "only always the finest scale 36 does, so the router now always takes it" in err
-    assert "always the finest" in shown
+    done = command(
+        "m3-train", "certify", "--oracle", oracle, "--router", folder, "--max-harm", 0.0005
+    )
+    assert done.returncode == 0
+    assert "only always the finest scale 36 does, so the router now always takes it" in done.stderr
+    assert "always the finest" in done.stdout
     after = Router.from_pretrained(folder)
     assert after.policy == Policy(router.policy.costs, 0.0, router.policy.cost_unit, True)
     assert after.route(np.zeros(len(SCHEMA.names), np.float32)).scale == 36
 
 
 def test_the_installed_router_is_certified_into_another_folder(
-    router, oracle: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    router, oracle: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = router.save_pretrained(tmp_path / "package")
     before = sorted(path.name for path in shipped.iterdir())
     monkeypatch.setattr("router.default_router_path", lambda: shipped)
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, "--oracle", oracle, "--max-harm", 0.1)
-    assert code == 0, err
+    done = command("m3-train", "certify", "--oracle", oracle, "--max-harm", 0.1)
+    assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in shipped.iterdir()) == before
     assert (tmp_path / "runs/router-certified" / CERTIFICATE_FILE).is_file()
 
@@ -241,11 +227,11 @@ def test_the_installed_router_is_certified_into_another_folder(
     ],
 )
 def test_bad_input_is_one_line(
-    router, oracle: Path, tmp_path: Path, capsys, words: list[str], says: str
+    router, oracle: Path, tmp_path: Path, command, words: list[str], says: str
 ) -> None:
     folder = router.save_pretrained(tmp_path / "router")
-    code, _, err = run(capsys, "--oracle", oracle, "--router", folder, *words)
-    assert code == 2
-    assert err.splitlines()[-1].startswith("error: ")
-    assert says in err.splitlines()[-1]
+    done = command("m3-train", "certify", "--oracle", oracle, "--router", folder, *words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert says in done.stderr.splitlines()[-1]
     assert not (folder / CERTIFICATE_FILE).exists()

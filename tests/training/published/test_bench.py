@@ -1,7 +1,6 @@
 """The published table, scores on it, repeats, replayed policies: hand-worked, by the CLI."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from huggingface_hub import DatasetCard
 
 from router.features.vector import feature_schema
 from router.records import OracleRecord, split_of, to_table
-from training.cli.main import main
 from training.errors import NotEnoughData, TrainingError
 from training.figures.headroom import oracles
 from training.oracle.data import read_oracle
@@ -25,20 +23,6 @@ SCHEMA = feature_schema(SCALES, 24, 8)
 RIGHT = {"easy": (1, 1, 1), "middle": (0, 1, 1), "lost": (0, 1, 0), "never": (0, 0, 0)}
 AGAIN = {"easy": (1, 1, 1), "lost": (0, 0, 1)}  # the same question in other words
 SECONDS = [0.001, 0.002, 0.004]
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Return (exit code, stdout, stderr) of m3-train."""
-    old, sys.argv = sys.argv, ["m3-train", *map(str, words)]
-    try:
-        main()
-        code = 0
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    finally:
-        sys.argv = old
-    seen = capsys.readouterr()
-    return code, " ".join(seen.out.split()), seen.err
 
 
 def record(picture: str, kind: str, scores: tuple[int, ...], **more: object) -> OracleRecord:
@@ -93,10 +77,10 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def published(oracle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    code, _, err = run(capsys, "bench", "--oracle", oracle, "--out", tmp_path / "table")
-    assert code == 0, err
-    assert "240 questions at 3 scales" in err
+def published(oracle: Path, tmp_path: Path, command) -> Path:
+    done = command("m3-train", "bench", "--oracle", oracle, "--out", tmp_path / "table")
+    assert done.returncode == 0, done.stderr
+    assert "240 questions at 3 scales" in done.stderr
     return tmp_path / "table"
 
 
@@ -140,15 +124,16 @@ def test_datasheet_counts_what_is_there(published: Path) -> None:
     assert card.text.startswith("# A benchmark of visual-token granularity\n\nEvery question")
 
 
-def test_scores_of_picks_by_hand(published, tmp_path, capsys) -> None:
+def test_scores_of_picks_by_hand(published, tmp_path, command) -> None:
     best = {"easy": 1, "middle": 9, "lost": 9, "never": 36}
     path = picks(tmp_path, published, lambda name: best[name.split("-")[1]])
     out = tmp_path / "scores" / "scores.json"
-    code, shown, err = run(
-        capsys, "bench", "--score", path, "--table", published, "--json", out, "--resamples", 200
-    )
-    assert code == 0, err
-    assert "these picks │ 0.750 │ 13.8 │ +25.00 pt" in shown
+    done = command(
+        "m3-train", "bench", "--score", path, "--table", published, "--json", out,
+        "--resamples", 200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "these picks │ 0.750 │ 13.8 │ +25.00 pt" in " ".join(done.stdout.split())
     found = json.loads(out.read_text())
     mine = found["picks"]
     assert mine["accuracy"] == 0.75
@@ -163,12 +148,12 @@ def test_scores_of_picks_by_hand(published, tmp_path, capsys) -> None:
     assert ratios["type_table"]["mean"] == pytest.approx(13.75 / 5)
 
 
-def test_bad_picks_are_one_line(published, tmp_path, capsys) -> None:
+def test_bad_picks_are_one_line(published, tmp_path, command) -> None:
     def says(path: Path, table: Path = published) -> str:
-        code, _, err = run(capsys, "bench", "--score", path, "--table", table)
-        assert code == 2
-        assert len(err.splitlines()) == 1
-        return err
+        done = command("m3-train", "bench", "--score", path, "--table", table)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        return done.stderr
 
     assert "picks the scale 7" in says(picks(tmp_path, published, lambda name: 7))
     assert "lacks 2 of" in says(picks(tmp_path, published, lambda name: 1, drop=2))
@@ -180,9 +165,9 @@ def test_bad_picks_are_one_line(published, tmp_path, capsys) -> None:
     pq.write_table(pa.table({"question_id": [name, name], "scale": [1, 9]}), tmp_path / "p.parquet")
     assert "two different picks" in says(tmp_path / "p.parquet")
     for words in (["--oracle", "x"], ["--score", "x"], ["--oracle", "x", "--table", "y"], []):
-        code, _, err = run(capsys, "bench", *words)
-        assert code == 2
-        assert "give --oracle DIR --out DIR, or --score FILE" in err
+        done = command("m3-train", "bench", *words)
+        assert done.returncode == 2
+        assert "give --oracle DIR --out DIR, or --score FILE" in done.stderr
 
 
 def test_names_that_two_pictures_share_are_told_apart() -> None:
@@ -221,13 +206,14 @@ def test_repeats_alone_are_refused(tmp_path: Path) -> None:
         read_oracle([folder])
 
 
-def test_replay_of_fixed_policies_by_hand(oracle, tmp_path, capsys) -> None:
+def test_replay_of_fixed_policies_by_hand(oracle, tmp_path, command) -> None:
     out = tmp_path / "deep" / "rows.json"
-    code, shown, err = run(
-        capsys, "replay", "--oracle", oracle, "--policy", "finest", "--policy", "fixed:9",
+    done = command(
+        "m3-train", "replay", "--oracle", oracle, "--policy", "finest", "--policy", "fixed:9",
         "--split", "all", "--json", out, "--resamples", 100,
     )  # fmt: skip
-    assert code == 0, err
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
     assert "160 questions about 40 pictures (all)" in shown
     assert "fixed:9 │ 0.750 │ 9.0 │ 0.000 │ +25.00 pt (+25.00 to +25.00) │ -27.00" in shown
     found = json.loads(out.read_text())
@@ -250,11 +236,11 @@ def test_replay_of_fixed_policies_by_hand(oracle, tmp_path, capsys) -> None:
         (["--router", "nowhere"], "no such folder"),
     ],
 )
-def test_bad_replays_are_one_line(oracle, capsys, words: list[str], says: str) -> None:
-    code, _, err = run(capsys, "replay", "--oracle", oracle, *words)
-    assert code == 2
-    assert says in err.splitlines()[-1]
-    assert err.splitlines()[-1].startswith("error: ")
+def test_bad_replays_are_one_line(oracle, command, words: list[str], says: str) -> None:
+    done = command("m3-train", "replay", "--oracle", oracle, *words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_policies_in_words() -> None:
@@ -263,7 +249,7 @@ def test_policies_in_words() -> None:
     assert parse_policy("finest").scale is None
 
 
-def test_repeats_are_for_scenes(capsys, tmp_path) -> None:
-    code, _, err = run(capsys, "collect", "--out", tmp_path, "--from-log", tmp_path, "--repeats", 2)
-    assert code == 2
-    assert "--repeats needs --scenes" in err
+def test_repeats_are_for_scenes(command, tmp_path) -> None:
+    done = command("m3-train", "collect", "--out", tmp_path, "--from-log", tmp_path, "--repeats", 2)
+    assert done.returncode == 2
+    assert "--repeats needs --scenes" in done.stderr
