@@ -89,7 +89,8 @@ class Explanation:
         """Return the explanation of a first choice whose answer was asked for again, finer."""
         chosen = sentence(f"The router first chose {self.scale}", self.price, self.below,
                           self.at_or_above)  # fmt: skip
-        again = f"Its answer was {100 * confidence:.0f} % sure, so a second look read {scale}."
+        sure = f"{100 * confidence:.0f} % sure"
+        again = f"The answer given there was {sure}, and a second look read {scale}."
         return replace(self, sentence=f"{chosen} {again}")
 
     def lines(self) -> list[str]:
