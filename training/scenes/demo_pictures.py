@@ -61,8 +61,8 @@ def demo_questions(n_pictures: int = PICTURES) -> list[dict[str, str | int]]:
                 used.append(pair[-1].kind)
         if len(pair) == QUESTIONS_EACH:
             chosen += [
-                {"picture": f"scene-{seed:02d}.png", "question": plainly(q, scene), "answer": q.answer,
-                 "kind": q.kind, "seed": seed}
+                {"picture": f"scene-{seed:02d}.png", "question": plainly(q, scene),
+                 "answer": q.answer, "kind": q.kind, "seed": seed}
                 for q in pair
             ]  # fmt: skip
         seed += 1
