@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -24,6 +25,7 @@ MARK = "#ffcc33"  # around the patches that are meant
 WIDTH_IN, MARGIN_IN, DPI = 6.4, 0.22, 150
 VEIL, VEIL_OPACITY = (0.06, 0.07, 0.08), 0.55  # over patches that the question does not mean
 LEADING = 1.35  # height of a line, in font sizes
+Segment: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 
 
 def save_answer(file: Path, picture: Path, question: str, answer: Answer) -> None:
@@ -101,7 +103,7 @@ def veil(relevance: NDArray[np.float64]) -> NDArray[np.float64]:
     return shade
 
 
-def outline(relevance: NDArray[np.float64]) -> list[tuple[tuple[float, float], ...]]:
+def outline(relevance: NDArray[np.float64]) -> list[Segment]:
     """Return the line segments around the patches at least half as relevant as the most relevant.
 
     They are the patches that the router's features count as meant; the picture is 1 x 1.

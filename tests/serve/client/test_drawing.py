@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -88,3 +91,30 @@ def test_an_svg_is_drawn_too_and_anything_may_be_asked(tmp_path: Path) -> None:
     for nothing_predicted in (Answer(9, 9, "pinned", text=""), Answer(0, 0, "no_image", text="x")):
         save_answer(tmp_path / "a.svg", picture(tmp_path), "$x$ " * 60, nothing_predicted)
         assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+
+
+def ask(url: str, file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serve.cli", "ask", str(file), "What is it?", "--url", url]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_saves_a_picture_beside_its_answer(running: Any, tmp_path: Path) -> None:
+    white, wanted = picture(tmp_path), tmp_path / "answer.png"
+    done = ask(running.url, white, "--max-tokens", "3", "--save-picture", str(wanted))
+    assert done.returncode == 0, done.stderr
+    assert "36 of 576 visual tokens, 94 % saved (predicted)\n" in done.stderr
+    assert "log odds" not in done.stderr  # --explain was not asked for
+    assert done.stdout.count("\n") == 1
+    with Image.open(wanted) as drawn:
+        assert (drawn.format, drawn.width) == ("PNG", 960)
+
+
+def test_a_picture_that_cannot_be_saved_is_one_line_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    white, nobody = picture(tmp_path), "http://127.0.0.1:1"
+    for wanted, says in (("a.jpg", ".png or .svg"), ("no/a.png", "no does not exist")):
+        done = ask(nobody, white, "--save-picture", str(tmp_path / wanted))
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("error: ")
+        assert says in done.stderr

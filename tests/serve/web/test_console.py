@@ -155,6 +155,7 @@ def open_page(browser: Any) -> Iterator[Open]:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         page.call("Emulation.setEmulatedMedia", features=features)
         page.call("Page.navigate", url=url)
+        page.until("document.readyState === 'complete'")
         return page
 
     yield make
