@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnknownDetail,
         UnknownScale,
     )
-    from router.explain import Explanation
+    from router.explanation import Explanation
     from router.features.vector import (
         FeatureSchema,
         PictureFeatures,
@@ -53,7 +53,7 @@ _HOMES = {
     "ComplexityPredictor": "predictor",
     "Constraints": "decision",
     "DecisionRecord": "records",
-    "Explanation": "explain",
+    "Explanation": "explanation",
     "FeatureMismatch": "errors",
     "FeatureSchema": "features",
     "FeedbackRecord": "records",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
-from router.explain import Explanation
+from router.explanation import Explanation
 from router.second_look import OpenLook
 
 

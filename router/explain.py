@@ -5,11 +5,12 @@ HTTP. Everything here is pure.
 Notation: K scales ascending, F features, v[k] value and c[k] cost of a scale.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from router.explanation import Comparison, Explanation, RelevanceMap, Switch, sentence
 from router.features.schema import FeatureSchema
 from router.policy import Policy
 
@@ -21,84 +22,6 @@ GROUP_NAMES = {
     "question": "question",
     "statistics": "image statistics",
 }
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A price at which the choice changes, and the scale it changes to."""
-
-    price: float
-    scale: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What speaks for the chosen scale rather than a neighbour: differences of log odds.
-
-    ``base`` plus the sum of ``contributions`` is the difference of the two scales' log odds.
-    """
-
-    scale: int
-    base: float
-    contributions: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What one decision was made of.
-
-    Attributes:
-        values: scale -> predicted quality, what the policy weighs against cost.
-        costs: scale -> relative cost.
-        price: quality that one unit of cost had to buy.
-        scale: what the policy chooses among the scales that the cap allows. It was given to the
-            request unless the caller had pinned one: then it is what would have been chosen.
-        pinned: the scale that the caller fixed, None where the policy decided.
-        base: scale -> log odds (before calibration) of an average question.
-        contributions: scale -> name of a feature group -> how far the group moved this question's
-            log odds from the base (TreeSHAP summed over the group, the mean over pictures); base
-            and contributions add up to the log odds.
-        coarser, finer: the chosen scale against its neighbours; None at the ends.
-        below: the choice changes to this scale at any price just below this one; None where no
-            lower price changes it.
-        at_or_above: the choice changes to this scale from this price on; None likewise.
-        finest_only: the router takes the finest scale allowed, whatever the price.
-    """
-
-    values: dict[int, float]
-    costs: dict[int, float]
-    price: float
-    scale: int
-    pinned: int | None
-    base: dict[int, float]
-    contributions: dict[int, dict[str, float]]
-    coarser: Comparison | None
-    finer: Comparison | None
-    below: Switch | None
-    at_or_above: Switch | None
-    finest_only: bool
-
-    @property
-    def sentence(self) -> str:
-        """What would have to change for another choice, in one sentence."""
-        would = f"The router chose {self.scale}"
-        if self.pinned is not None:
-            would = f"{self.pinned} was asked for; the router would have chosen {self.scale}"
-        if self.finest_only:
-            return f"{would}: it always takes the finest scale allowed."
-        turns = []
-        if self.below is not None:
-            turns.append(f"{self.below.scale} if the price were below {self.below.price:.3g}")
-        if self.at_or_above is not None:
-            turns.append(
-                f"{self.at_or_above.scale} if it were {self.at_or_above.price:.3g} or above"
-                if turns
-                else f"{self.at_or_above.scale} if the price were "
-                f"{self.at_or_above.price:.3g} or above"
-            )
-        if not turns:
-            return f"{would} at the price {self.price:.3g}; no other price changes that."
-        return f"{would} at the price {self.price:.3g}; it would be {', and '.join(turns)}."
 
 
 def explain(
@@ -128,9 +51,16 @@ def explain(
     chosen = policy.choose(values, allowed)
     by_group = grouped(contributions, schema.groups)
     base = contributions[:, -1].tolist()
-    below = above = None
-    if not policy.finest_only:
-        below, above = switches(values, policy.costs, chosen, allowed)
+    chose = f"The router chose {scales[chosen]}"
+    if pinned is not None:
+        chose = f"{pinned} was asked for; the router would have chosen {scales[chosen]}"
+    if policy.finest_only:
+        below, above = None, None
+        said = f"{chose}: it always takes the finest scale allowed."
+    else:
+        turns = switches(values, policy.costs, chosen, allowed)
+        below, above = (turn and Switch(turn[0], scales[turn[1]]) for turn in turns)
+        said = sentence(chose, policy.price, below, above)
 
     def against(other: int) -> Comparison | None:
         if not 0 <= other < len(scales):
@@ -147,15 +77,20 @@ def explain(
         costs=dict(zip(scales, policy.costs, strict=True)),
         price=policy.price,
         scale=scales[chosen],
-        pinned=pinned,
         base=dict(zip(scales, base, strict=True)),
         contributions=dict(zip(scales, by_group, strict=True)),
         coarser=against(chosen - 1),
         finer=against(chosen + 1),
-        below=None if below is None else Switch(below[0], scales[below[1]]),
-        at_or_above=None if above is None else Switch(above[0], scales[above[1]]),
-        finest_only=policy.finest_only,
+        below=below,
+        at_or_above=above,
+        sentence=said,
     )
+
+
+def relevance_map(relevance: np.ndarray) -> RelevanceMap:
+    """Return the relevance (N,) in [0, 1] of a picture's patches, in steps of 1/255."""
+    steps = np.rint(255.0 * np.asarray(relevance, dtype=np.float64)).astype(int)
+    return RelevanceMap(math.isqrt(len(steps)), tuple(steps.tolist()))
 
 
 def grouped(contributions: np.ndarray, groups: Sequence[str]) -> list[dict[str, float]]:

@@ -27,7 +27,8 @@ from router.decision import (
     within_bound,
 )
 from router.errors import FeatureMismatch, RouterFileError, UnknownScale
-from router.explain import Explanation, explain
+from router.explain import explain
+from router.explanation import Explanation
 from router.features.vector import FeatureSchema, checked_rows
 from router.folder import (
     CARD_FILE,

@@ -129,34 +129,48 @@ def ask(
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     explain: Annotated[bool, typer.Option("--explain", help="Say why this scale.")] = False,
+    save_picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw what was read and where the words point: a .png or .svg file."),
+    ] = None,
     second_look: Annotated[
         bool | None, typer.Option(help="Insist on, or forbid, looking finer after the answer.")
     ] = None,
 ) -> None:
     """Ask one question about a picture; the answer on stdout, its cost on stderr."""
     from serve.client import M3Client
+    from serve.client.words import cost_in_words
 
     if not picture.is_file():
         _end(f"{picture} is not a file")
+    if save_picture is not None:
+        if save_picture.suffix.lower() not in (".png", ".svg"):
+            _end(f"{save_picture} must end in .png or .svg")
+        if not save_picture.parent.is_dir():
+            _end(f"the folder {save_picture.parent} does not exist")
     with _client_errors(url), M3Client(url, api_key=api_key) as client:
         answer = client.ask(
             picture, question,
             scale=scale, max_visual_tokens=max_visual_tokens, max_harm=max_harm,
-            max_tokens=max_tokens, explain=explain, second_look=second_look,
+            max_tokens=max_tokens, explain=explain or save_picture is not None,
+            second_look=second_look,
         )  # fmt: skip
-    looked = answer.second_look
-    again = "" if looked is None else f" after {looked['from']} at {looked['confidence']:.2f} sure"
     print(answer.text)
-    print(
-        f"{answer.visual_tokens} visual tokens (scale {answer.scale}, {answer.reason}{again}), "
-        f"{answer.total_ms:.0f} ms, router {answer.router_version or 'none'}",
-        file=sys.stderr,
-    )
+    print(cost_in_words(answer), file=sys.stderr)
+    router = answer.router_version or "none"
+    print(f"{answer.total_ms:.0f} ms, router {router}", file=sys.stderr)
     if explain:
         why = ["nothing was predicted, so there is nothing to explain"]
         print(
             *(why if answer.explain is None else answer.explain.lines()), sep="\n", file=sys.stderr
         )
+    if save_picture is not None:
+        from serve.client.drawing import save_answer
+
+        try:
+            save_answer(save_picture, picture, question, answer)
+        except OSError as error:
+            _end(f"{save_picture} cannot be written: {error}")
 
 
 @app.command(rich_help_panel=SERVICE)

@@ -40,8 +40,10 @@ class Route:
 
     ``p_suffices`` maps each scale to P(its answer suffices); it is None where the router was not
     asked (a pinned scale, no picture, a fallback). ``latency_ms`` is the decision alone.
-    ``certified`` is the bound that was kept where ``max_harm`` asked for one. ``second_look`` tells
-    the first scale ("from") and its answer's confidence where the answer was asked for again.
+    ``certified`` is the bound that was kept where ``max_harm`` asked for one. Where the answer was
+    asked for again, ``second_look`` tells the first scale ("from"), its answer's "confidence" and
+    what each look read ("first_visual_tokens", "second_visual_tokens"); ``visual_tokens`` is the
+    sum, ``scale`` the second one, and ``explain`` tells why the first was chosen.
     """
 
     scale: int

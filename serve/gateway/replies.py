@@ -22,11 +22,10 @@ from serve.protocol import (
     Routing,
     SecondLooked,
     Usage,
-    wire_explanation,
 )
 
 if TYPE_CHECKING:
-    from serve.gateway.request_trace import Trace
+    from serve.gateway.request_trace import FirstLook, Trace
     from serve.stages.messages import Encoded
 
 FinishReason = Literal["stop", "length"]
@@ -116,13 +115,20 @@ def _routing(trace: Trace) -> Routing:
         p_suffices=_by_scale(decision.p_suffices),
         router_version=decision.router_version or None,
         latency_ms=round(decision.latency_ms, 3),
-        explain=None if decision.explanation is None else wire_explanation(decision.explanation),
+        explain=decision.explanation,
         certified=decision.certified and Certified(**asdict(decision.certified)),
-        second_look=trace.first
-        and SecondLooked.model_validate(
-            {"from": trace.first.scale, "confidence": round(trace.first.confidence, 6)}
-        ),
+        second_look=trace.first and _second_look(trace.first, decision.visual_tokens),
     )
+
+
+def _second_look(first: FirstLook, both: int) -> SecondLooked:
+    told = {
+        "from": first.scale,
+        "confidence": round(first.confidence, 6),
+        "first_visual_tokens": first.visual_tokens,
+        "second_visual_tokens": both - first.visual_tokens,
+    }
+    return SecondLooked.model_validate(told)
 
 
 def _by_scale(numbers: dict[int, float] | None) -> dict[str, float] | None:

@@ -25,6 +25,7 @@ class FirstLook:
     """The answer that a second look replaced: its scale, confidence and tokens."""
 
     scale: int
+    visual_tokens: int
     confidence: float
     text_tokens: int
     completion_tokens: int
@@ -78,10 +79,13 @@ class Trace:
         decision = encoded.decision
         self.completion_tokens = sum(part.n_tokens for part in parts)
         self.first = FirstLook(
-            decision.scale, confidence, parts[-1].text_tokens, self.completion_tokens
-        )
+            decision.scale, decision.visual_tokens, confidence, parts[-1].text_tokens,
+            self.completion_tokens,
+        )  # fmt: skip
+        told = decision.explanation and decision.explanation.before_second_look(confidence, scale)
         both = decision.visual_tokens + scale
-        self.encoded = replace(encoded, decision=replace(decision, scale=scale, visual_tokens=both))
+        decision = replace(decision, scale=scale, visual_tokens=both, explanation=told)
+        self.encoded = replace(encoded, decision=decision)
 
     @property
     def elapsed_ms(self) -> float:

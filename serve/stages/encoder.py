@@ -30,6 +30,7 @@ from router.decision import (
     within_bound,
 )
 from router.errors import RoutingError
+from router.explain import relevance_map
 from serve.errors import NotReady, no_second_look, refusal
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
@@ -190,10 +191,14 @@ class Encoder:
         if router is None:  # said at the start; nothing failed
             return finest_fallback(self._vision.scales, constraints, n_pictures=n_pictures)
         try:
-            features = self._vision.features(pictures, request.question, router.schema.relevance)
+            features, maps = self._vision.features(
+                pictures, request.question, router.schema.relevance
+            )
             decision = router.route(features, constraints)
+            if (told := decision.explanation) is not None:
+                told = replace(told, relevance=tuple(map(relevance_map, maps)))
             # Callers pay for the features too, so the latency they see includes them.
-            return replace(decision, latency_ms=_ms_since(started))
+            return replace(decision, latency_ms=_ms_since(started), explanation=told)
         except RoutingError:
             raise
         except Exception as error:  # a dead router costs tokens, never answers

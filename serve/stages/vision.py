@@ -103,8 +103,9 @@ class Vision:
     @torch.inference_mode()
     def features(
         self, pictures: Sequence[EncodedPicture], question: str, relevance: str
-    ) -> NDArray[np.float32]:
-        """Return (n_pictures, F) features of a question about each picture.
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        """Return (n_pictures, F) features of a question about each picture, and the relevance (N,)
+        of each picture's patches that they were computed from.
 
         Args:
             relevance: name of the source the router was fitted on; `check_router` accepted it.
@@ -112,14 +113,15 @@ class Vision:
         ids = self._processor.question_ids(question)
         embedding = self._model.question_embedding(ids)
         source = self._sources[relevance]
-        rows = []
+        rows, maps = [], []
         for picture in pictures:
             projected = picture.projected.get(relevance)
             if projected is None:  # encoded before the first router that needs it
                 projected = source.project(picture.features.patches, None)
             r = source.score(projected, question, ids)
             rows.append(question_features(picture.features, r, question, embedding))
-        return np.stack(rows)
+            maps.append(r)
+        return np.stack(rows), maps
 
     def tokens(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
         """Return the picture's visual tokens (scale, D)."""
@@ -157,7 +159,8 @@ class Vision:
         weight = self._model.model.multi_modal_projector.linear_1.weight
         projected = source.project(grid, tower.to(weight.device, weight.dtype))
         made_up = EncodedPicture("", picture_features(grid, self.scales), {name: projected})
-        decision = router.route(self.features([made_up], "What is in the picture?", name))
+        rows, _ = self.features([made_up], "What is in the picture?", name)
+        decision = router.route(rows)
         if decision.scale not in self.scales:
             raise ValueError(f"the router chose {decision.scale}, which is no scale of the model")
         self._in_use = self._in_use | {name}

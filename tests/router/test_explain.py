@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.decision import Constraints, Reason
-from router.explain import GROUP_NAMES, Comparison, explain, grouped, switches
+from router.explain import GROUP_NAMES, explain, grouped, relevance_map, switches
+from router.explanation import Comparison
 from router.features.vector import FeatureSchema, feature_schema
 from router.policy import Policy, choose, token_costs
 from router.predictor.chain import ComplexityPredictor
@@ -74,6 +75,23 @@ def test_one_way_a_pin_and_a_router_without_a_price_in_words() -> None:
     fixed = by_hand((0.9, 0.9, 0.9, 0.9), 0.0, finest_only=True)
     assert (fixed.scale, fixed.below, fixed.at_or_above) == (64, None, None)
     assert fixed.sentence == "The router chose 64: it always takes the finest scale allowed."
+
+
+def test_after_a_second_look_the_sentence_is_about_the_first() -> None:
+    told = by_hand((0.1, 0.6, 0.7, 0.9), 1.0)
+    again = told.before_second_look(0.4149, 64)
+    assert again.sentence == (
+        "The router first chose 4 at the price 1; it would be 64 if the price were below 0.4, "
+        "and 1 if it were 2 or above. The answer given there was 41 % sure, and a second look "
+        "read 64."
+    )
+    assert (again.scale, again.values) == (told.scale, told.values)
+
+
+def test_relevance_is_told_in_255_steps_row_by_row() -> None:
+    told = relevance_map(np.array([0.0, 1.0, 0.5, 0.002], dtype=np.float32))
+    assert (told.side, told.values) == (2, (0, 255, 128, 1))
+    assert all(type(value) is int for value in told.values)  # JSON knows no numpy
 
 
 @given(
@@ -174,7 +192,8 @@ def test_a_pin_is_told_what_would_have_been_chosen(made: Router, rows: np.ndarra
     told = decision.explanation
     assert (decision.scale, decision.reason) == (16, Reason.detail)
     assert told is not None
-    assert (told.scale, told.pinned) == (free.scale, 16)
+    assert told.scale == free.scale
+    assert told.sentence.startswith(f"16 was asked for; the router would have chosen {free.scale} ")
     assert made.route(None, wish).explanation is None  # nothing to predict from
 
 

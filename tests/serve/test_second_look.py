@@ -98,7 +98,8 @@ def test_an_unsure_answer_is_asked_again_and_both_are_counted(start: Any, ask_bo
     assert (routing["scale"], routing["visual_tokens"], routing["reason"]) == (
         144, 145, "predicted",
     )  # fmt: skip
-    assert routing["second_look"]["from"] == 1
+    told = routing["second_look"]
+    assert (told["from"], told["first_visual_tokens"], told["second_visual_tokens"]) == (1, 1, 144)
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert usage[name] == fine["usage"][name] + coarse["usage"][name]
     assert usage["prompt_tokens_details"]["image_tokens"] == 145
@@ -116,6 +117,21 @@ def test_an_unsure_answer_is_asked_again_and_both_are_counted(start: Any, ask_bo
     assert record["first_confidence"] == pytest.approx(said, abs=1e-6)
     assert (pinned["escalated_from"], pinned["first_confidence"]) == (None, None)
     assert record["confidence"] == pytest.approx(pinned["confidence"], rel=1e-4)
+
+
+def test_the_explanation_is_that_of_the_first_look(start: Any, ask_body: Body) -> None:
+    running = start(gates(ALWAYS))
+    for wish in ({}, {"stream": True}):
+        text = running.post(ask_body(routing={"explain": True}, **wish)).text
+        events = [e.removeprefix("data: ") for e in text.split("\n\n") if e.startswith("data: {")]
+        routing = json.loads(events[-1] if events else text)["routing"]
+        sure = f"{100 * routing['second_look']['confidence']:.0f} % sure"
+        explain = routing["explain"]
+        assert (routing["scale"], explain["scale"]) == (144, 1)
+        assert explain["sentence"].startswith("The router first chose 1 at the price 1e+06; ")
+        assert explain["sentence"].endswith(f"{sure}, and a second look read 144.")
+    kept = start(gates(NEVER)).post(ask_body(routing={"explain": True})).json()["routing"]
+    assert kept["explain"]["sentence"].startswith("The router chose 1 at the price 1e+06; ")
 
 
 def test_the_confidence_is_that_of_the_first_answer_alone(start: Any, ask_body: Body) -> None:

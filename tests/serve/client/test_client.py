@@ -280,7 +280,8 @@ def test_the_async_twin_does_the_same():
 
 
 def test_importing_the_client_loads_nothing_heavy(python):
-    heavy = {"torch", "ray", "transformers", "lightgbm", "sklearn", "fastapi", "pyarrow"}
+    heavy = {"torch", "ray", "transformers", "lightgbm", "sklearn", "fastapi", "pyarrow",
+             "numpy", "PIL", "matplotlib", "pydantic"}  # fmt: skip
     code = f"import sys, serve.client; print(sorted({heavy!r} & set(sys.modules)))"
     done = python("-c", code)
     assert done.stdout.strip() == "[]", done.stderr

@@ -57,7 +57,7 @@ def test_serving_and_collecting_agree(kind: str, tiny_model: Path, clip_folder: 
     for record in records:
         wanted = np.array(record.features)
         for encoded in (late, early or late):  # before the router came, and after
-            found = vision.features(encoded, record.question, name)[0]
+            (found,), _ = vision.features(encoded, record.question, name)
             np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 

@@ -1,0 +1,120 @@
+"""An answer as a picture file: what lies over the picture, and what the file is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from router.explain import explain
+from router.explanation import RelevanceMap
+from router.features.vector import feature_schema
+from router.policy import Policy
+from serve.client import Answer
+from serve.client.drawing import PADDING, outline, padded, save_answer, veil
+
+SCHEMA = feature_schema((1, 4, 16), 4, 6)
+WHITE = (255, 255, 255)
+
+
+def picture(folder: Path, mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Path:
+    file = folder / f"{mode}.png"
+    Image.new(mode, size, WHITE + (0,) * (mode == "RGBA")).save(file)
+    return file
+
+
+def answer(relevance: tuple[int, ...], scale: int = 4) -> Answer:
+    parts = np.zeros((3, len(SCHEMA.names) + 1))
+    told = explain(SCHEMA, (0.2, 0.7, 0.9), Policy((0.0, 0.25, 1.0), 1.0), None, parts)
+    told = replace(told, relevance=(RelevanceMap(4, relevance),))
+    return Answer(scale, scale, "predicted", {4: 0.7, 16: 0.9}, explain=told, text="a $5 \\frac")
+
+
+def test_a_picture_is_padded_as_the_model_sees_it(tmp_path: Path) -> None:
+    for mode in ("RGB", "RGBA"):  # what is transparent is white, as in the service
+        pixels = padded(picture(tmp_path, mode))
+        assert pixels.shape == (40, 40, 3)
+        assert (pixels[:10] == PADDING).all()
+        assert (pixels[10:30] == 255).all()
+
+
+def test_a_turned_photograph_is_upright(tmp_path: Path) -> None:
+    photo, exif = Image.new("RGB", (40, 20), "white"), Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    pixels = padded(tmp_path / "turned.jpg")
+    assert (pixels[:, :8] == PADDING).all()
+
+
+def test_the_veil_leaves_the_most_relevant_patch_clear() -> None:
+    shade = veil(np.array([[0.0, 100.0], [50.0, 200.0]]))
+    assert shade[1, 1, 3] == 0.0
+    np.testing.assert_allclose(shade[..., 3] / shade[0, 0, 3], [[1.0, 0.5], [0.75, 0.0]])
+    assert veil(np.zeros((2, 2)))[..., 3].min() > 0.0  # nothing is meant: all is dim
+
+
+def test_the_outline_runs_around_what_is_at_least_half_as_relevant() -> None:
+    one = outline(np.array([[0.0, 10.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))
+    third = 1 / 3
+    square = {
+        ((third, 0.0), (2 * third, 0.0)), ((third, third), (2 * third, third)),
+        ((third, 0.0), (third, third)), ((2 * third, 0.0), (2 * third, third)),
+    }  # fmt: skip
+    assert set(one) == square
+    two = outline(np.array([[0.0, 10.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert len(two) == 6  # two patches, no line between them
+    assert outline(np.zeros((3, 3))) == []
+
+
+def test_what_the_words_point_to_stays_bright(tmp_path: Path) -> None:
+    """White picture, one relevant patch of 4 x 4, read as one token: no grid."""
+    white = picture(tmp_path, size=(40, 40))
+    values = [0] * 16
+    values[6] = 255  # second row, third column
+    save_answer(tmp_path / "a.png", white, "where?", answer(tuple(values), scale=1))
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"), dtype=int)
+    left, side = 33, 894
+    middle = [left + int((n + 0.5) * side / 4) for n in range(4)]
+    seen = np.array([[drawn[y, x].min() for x in middle] for y in middle])
+    assert seen[1, 2] == 255
+    seen[1, 2] = 0
+    assert seen.max() < 160
+
+
+def test_an_svg_is_drawn_too_and_anything_may_be_asked(tmp_path: Path) -> None:
+    for nothing_predicted in (Answer(9, 9, "pinned", text=""), Answer(0, 0, "no_image", text="x")):
+        save_answer(tmp_path / "a.svg", picture(tmp_path), "$x$ " * 60, nothing_predicted)
+        assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+
+
+def ask(url: str, file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serve.cli", "ask", str(file), "What is it?", "--url", url]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_saves_a_picture_beside_its_answer(running: Any, tmp_path: Path) -> None:
+    white, wanted = picture(tmp_path), tmp_path / "answer.png"
+    done = ask(running.url, white, "--max-tokens", "3", "--save-picture", str(wanted))
+    assert done.returncode == 0, done.stderr
+    assert "36 of 576 visual tokens, 94 % saved (predicted)\n" in done.stderr
+    assert "log odds" not in done.stderr  # --explain was not asked for
+    assert done.stdout.count("\n") == 1
+    with Image.open(wanted) as drawn:
+        assert (drawn.format, drawn.width) == ("PNG", 960)
+
+
+def test_a_picture_that_cannot_be_saved_is_one_line_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    white, nobody = picture(tmp_path), "http://127.0.0.1:1"
+    for wanted, says in (("a.jpg", ".png or .svg"), ("no/a.png", "no does not exist")):
+        done = ask(nobody, white, "--save-picture", str(tmp_path / wanted))
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("error: ")
+        assert says in done.stderr

@@ -1,0 +1,362 @@
+"""The console in a real browser: headless Chromium, spoken to by its DevTools protocol."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from websockets.sync.client import connect
+
+from router import Router, SecondLook, default_router_path
+from router.second_look import Gate
+from serve.client.wire import chat_body, parse_answer, parse_route
+from serve.client.words import cost_in_words
+from serve.in_process import Service, compose
+from serve.settings import API_KEYS_VARIABLE, ServeSettings
+from serve.web.api import create_api
+from serve.web.listening import bind
+
+PICTURES = Path(__file__).resolve().parents[3] / "serve" / "pictures"
+SAMPLES = json.loads((PICTURES / "questions.json").read_text("utf-8"))
+SCALES = (1, 9, 36, 144, 576)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+WAIT_S = 30.0
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; apt-get install chromium"),
+]
+
+
+class Page:
+    """One tab; ``errors`` is what the browser complained about."""
+
+    def __init__(self, socket: Any, session: str) -> None:
+        self._socket, self._session, self._last = socket, session, 0
+        self.errors: list[str] = []
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": params}
+        self._socket.send(json.dumps(message | {"sessionId": self._session}))
+        while True:
+            said = json.loads(self._socket.recv(WAIT_S))
+            if said.get("sessionId") != self._session:
+                continue
+            if said.get("id") == self._last:
+                assert "error" not in said, said
+                return dict(said["result"])
+            self._listen(said.get("method"), said.get("params"))
+
+    def _listen(self, method: str | None, params: Any) -> None:
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(json.dumps(params["exceptionDetails"]))
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.errors.append(json.dumps(params["entry"]))
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.errors.append(json.dumps(params["args"]))
+
+    def js(self, expression: str) -> Any:
+        done = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def until(self, condition: str) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not self.js(condition):
+            assert time.monotonic() < deadline, (condition, self.text("error"), self.errors)
+            time.sleep(0.05)
+
+    def text(self, element: str) -> str:
+        return str(self.js(f"document.getElementById({element!r}).textContent"))
+
+    def click(self, selector: str) -> None:
+        self.js(f"document.querySelector({selector!r}).click()")
+
+    def ask(self, question: str) -> None:
+        """Ask in the form and wait for the answer."""
+        self.js(f"document.getElementById('question').value = {json.dumps(question)}")
+        self.click("#ask")
+        asked = f"document.getElementById('asked').textContent === {json.dumps(question)}"
+        self.until(f"{asked} && !document.getElementById('ask').disabled")
+
+    def pixel(self, patch: int) -> list[int]:
+        """Return the colour in the middle of one of the picture's 24 x 24 patches."""
+        row, column = divmod(patch, 24)
+        pen = "document.querySelector('#drop canvas').getContext('2d')"
+        at = f"{column * 32 + 16}, {row * 32 + 16}, 1, 1"
+        return list(self.js(f"[...{pen}.getImageData({at}).data.slice(0, 3)]"))
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Chromium of our own, and the socket that commands it."""
+    profile = tmp_path_factory.mktemp("chromium")
+    process = subprocess.Popen(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={profile}",
+         "about:blank"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    listening = profile / "DevToolsActivePort"
+    deadline = time.monotonic() + WAIT_S
+    while not (listening.is_file() and len(listening.read_text().splitlines()) == 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    port, path = listening.read_text().splitlines()
+    with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as socket:
+        yield socket
+    process.terminate()
+    process.wait(WAIT_S)
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Opens an address in a tab with storage of its own, 1280 px wide and light unless told."""
+    contexts: list[str] = []
+
+    def command(method: str, **params: Any) -> dict[str, Any]:
+        browser.send(json.dumps({"id": 0, "method": method, "params": params}))
+        while True:
+            said = json.loads(browser.recv(WAIT_S))
+            if said.get("id") == 0:
+                assert "error" not in said, said
+                return dict(said["result"])
+
+    def make(url: str, width: int = 1280, scheme: str = "light") -> Page:
+        context = command("Target.createBrowserContext")["browserContextId"]
+        contexts.append(context)
+        target = command("Target.createTarget", url="about:blank", browserContextId=context)
+        joined = command("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        page = Page(browser, joined["sessionId"])
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=1000, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.call("Emulation.setEmulatedMedia", features=features)
+        page.call("Page.navigate", url=url)
+        page.until("document.readyState === 'complete'")
+        return page
+
+    yield make
+    for context in contexts:
+        command("Target.disposeBrowserContext", browserContextId=context)
+
+
+@contextmanager
+def listening(api: Any) -> Iterator[str]:
+    """Serves an application on a free port."""
+    socket = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(
+        api, log_level="critical", lifespan="off", timeout_graceful_shutdown=5,
+    ))  # fmt: skip
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+    socket.close()
+
+
+@contextmanager
+def composed(**settings: Any) -> Iterator[Service]:
+    """The embedded model in one process."""
+    service = compose(ServeSettings(registry=None, log_dir=None, **settings))
+    yield service
+    service.encoder.close()
+    service.generator.close()
+    service.gateway.log.close()
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """As it ships."""
+    with composed() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> Iterator[str]:
+    with listening(service.api) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def unsure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The shipped router made to start at 1 and to look again at 576, whatever the answer."""
+    finest, other = Gate(0.0, 0.0, 0.0, 9.0), Gate(0.0, 0.0, 0.0, -9.0)
+    rows = tuple((*[other] * (4 - start), finest) for start in range(4))
+    shipped = Router.from_pretrained(default_router_path())
+    look = SecondLook(SCALES, rows, start_price=1e6, price=0.01)
+    router = Router(shipped.predictor, shipped.schema, shipped.policy, second_look=look)
+    folder = router.save_pretrained(tmp_path_factory.mktemp("unsure") / "router")
+    with composed(router=folder) as made, listening(made.api) as address:
+        yield address
+
+
+def asked(url: str, picture: str, question: str) -> Any:
+    """Return the answer that the client gets to the console's own request."""
+    body = chat_body(PICTURES / picture, question, {"explain": True})
+    reply = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    return parse_answer(reply.json(), reply.headers, 0.0)
+
+
+def opened(page: Page) -> Page:
+    page.until("!!document.querySelector('#history tbody tr')")
+    page.until("!document.getElementById('ask').disabled")
+    return page
+
+
+def test_it_opens_with_an_answered_example(open_page: Open, url: str) -> None:
+    page = opened(open_page(url))
+    first = SAMPLES[0]
+    answer = asked(url, first["picture"], first["question"])
+    assert page.text("asked") == first["question"]
+    assert page.text("answer") == answer.text
+    assert page.text("cost") == cost_in_words(answer)
+    assert " % saved" in page.text("cost")
+    assert page.text("saving").endswith(
+        f"{answer.visual_tokens} of 576 visual tokens, "
+        f"{round(100 * (1 - answer.visual_tokens / 576))} % saved"
+    )
+    assert page.text("sentence") == answer.explain.sentence
+    chips = page.js("[...document.querySelectorAll('#chips button')].map((c) => c.textContent)")
+    assert chips == [s["question"] for s in SAMPLES if s["picture"] == first["picture"]]
+    assert page.errors == []
+
+
+def test_the_picture_shows_the_patches_that_the_words_point_to(open_page: Open, url: str) -> None:
+    page = opened(open_page(url))
+    answer = asked(url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
+    (relevance,) = answer.explain.relevance
+    values = relevance.values
+    most, least = values.index(max(values)), values.index(min(values))
+    page.click("#grid")
+    veiled = [page.pixel(most), page.pixel(least)]
+    assert f"point to {sum(v >= max(values) / 2 for v in values)} of its 576 patches" in str(
+        page.js("document.querySelector('#drop canvas').getAttribute('aria-label')")
+    )
+    page.click("#words")
+    plain = [page.pixel(most), page.pixel(least)]
+    assert veiled[0] == plain[0]
+    assert sum(veiled[1]) < 0.85 * sum(plain[1])
+    page.click("#grid")
+    grid = page.js(
+        "(() => { const c = document.querySelector('#drop canvas'); return c.toDataURL() })()"
+    )
+    page.click("#words")
+    assert page.js("document.querySelector('#drop canvas').toDataURL()") != grid
+
+
+def test_a_second_look_is_told_with_its_sum(open_page: Open, unsure_url: str) -> None:
+    page = opened(open_page(unsure_url, width=390))
+    answer = asked(unsure_url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
+    sure = f"{100 * answer.second_look['confidence']:.0f} % sure"
+    assert page.text("cost") == cost_in_words(answer) == (
+        f"first look: 1 visual token, {sure}; second look: 576 visual tokens; "
+        "together 577, 1 more than always reading 576"
+    )  # fmt: skip
+    said = page.text("sentence")
+    assert said.startswith("The router first chose 1 at the price 1e+06; ")
+    assert said.endswith(f"The answer given there was {sure}, and a second look read 576.")
+    second = [s["question"] for s in SAMPLES if s["picture"] == SAMPLES[0]["picture"]][1]
+    page.ask(second)
+    # Always-576 is counted once for each question.
+    assert page.text("saving").endswith("1154 visual tokens, 2 more than always reading 576")
+    assert page.text("history").count("1 + 576") == 2
+    everything = page.js("document.body.innerText")
+    assert "-" not in page.text("cost") + page.text("saving")
+    assert "−" not in page.text("cost") + page.text("saving")
+    assert " saved" not in everything
+    assert page.errors == []
+
+
+def test_page_and_client_use_the_same_words(open_page: Open, url: str) -> None:
+    page = opened(open_page(url))
+    predicted = {str(scale): 0.5 for scale in SCALES}
+    for reason, first, second in (
+        ("predicted", 36, 0), ("predicted", 1, 0), ("predicted", 576, 0), ("budget_cap", 144, 0),
+        ("pinned", 9, 0), ("no_image", 0, 0), ("predicted", 36, 576), ("predicted", 1, 144),
+    ):  # fmt: skip
+        routing: dict[str, Any] = {
+            "scale": second or first, "visual_tokens": first + second, "reason": reason,
+            "p_suffices": None if reason in ("pinned", "no_image") else predicted,
+        }  # fmt: skip
+        if second:
+            routing["second_look"] = {
+                "from": first, "confidence": 0.4149,
+                "first_visual_tokens": first, "second_visual_tokens": second,
+            }  # fmt: skip
+        words = cost_in_words(parse_route({"routing": routing}))
+        assert page.js(f"costInWords({json.dumps(routing)})") == words
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_telephone_needs_no_sideways_scrolling(
+    open_page: Open, unsure_url: str, scheme: str
+) -> None:
+    page = opened(open_page(unsure_url, width=390, scheme=scheme))
+    page.click("summary")
+    page.ask("what is the label of the " + "averyveryverylongword" * 6 + "?")
+    page.click("#compare")
+    page.until("document.querySelectorAll('#compared tbody tr').length === 5")
+    assert page.js("document.scrollingElement.scrollWidth") <= 390
+    assert page.js("innerWidth") == 390
+    light = page.js("getComputedStyle(document.body).backgroundColor") == "rgb(246, 246, 243)"
+    assert light is (scheme == "light")
+
+
+def test_everything_that_can_be_used_has_a_name(open_page: Open, url: str) -> None:
+    page = opened(open_page(url))
+    page.call("Accessibility.enable")
+    used = {"button", "textbox", "checkbox", "img", "image", "DisclosureTriangle"}
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    names = [
+        (node["role"]["value"], node["name"]["value"])
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in used
+    ]
+    assert len(names) > 12
+    assert all(name for _, name in names), names
+
+
+def test_a_service_with_keys_asks_for_one_and_then_answers(
+    open_page: Open, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEYS_VARIABLE, "sesame")
+    with listening(create_api(service.gateway)) as address:
+        page = open_page(address)
+        page.until("document.getElementById('status').textContent === 'locked'")
+        assert page.js("document.activeElement.id") == "key"
+        assert page.js("document.getElementById('error').hidden")
+        for key in ("abracadabra", "sesame"):
+            page.js(f"document.getElementById('key').value = {key!r}")
+            page.click("#locked button")
+            if key != "sesame":
+                page.until("document.getElementById('error').textContent.includes('wrong')")
+        opened(page)
+        assert page.js("document.getElementById('error').hidden")
+        assert page.js("document.getElementById('locked').hidden")
+        assert page.text("answer")
