@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 RESULT = ROOT / "benchmarks" / "results" / "routing_quality.json"
-PICTURE = ROOT / "serve" / "pictures" / "scene-00.png"
-QUESTION = "what colour is the biggest shape?"
+PICTURE = ROOT / "serve" / "pictures" / "scene-03.png"
+QUESTION = "what shape is the green one?"
 
 
 def draw_curve(out: Path) -> None:

@@ -38,11 +38,10 @@ def save_answer(file: Path, picture: Path, question: str, answer: Answer) -> Non
         file: to write, .png or .svg.
         picture: what was asked about.
     """
-    cost = cost_in_words(answer).replace("; together", ";\ntogether")
     texts = [  # lines, size in points, colour, weight
         (textwrap.wrap(question, 62), 13.0, FAINT, "normal"),
         (textwrap.wrap(answer.text or "(empty answer)", 40), 20.0, INK, "bold"),
-        (cost.splitlines(), 10.0, ACCENT, "normal"),
+        (textwrap.wrap(cost_in_words(answer), 56), 13.0, ACCENT, "bold"),
     ]
     gap_in, side_in = 0.1, WIDTH_IN - 2 * MARGIN_IN
     heights_in = [len(lines) * size * LEADING / 72 for lines, size, _, _ in texts]
