@@ -42,6 +42,7 @@ PROGRAMS = {
 # What commands see of the terminal, and what they do not see of a developer's shell.
 TERMINAL = {"COLUMNS": "250", "NO_COLOR": "1"}
 NOT_PASSED_ON = ("M3_API_KEY", "M3_URL", "RAY_ADDRESS")
+Finished = subprocess.CompletedProcess[str]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,9 +58,6 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-Finished = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +103,7 @@ def _as_if_alone(argv: list[str]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def python() -> Callable[..., Finished]:
-    """Runs Python with arguments in a process of its own, for what a running one would hide."""
+    """Runs Python with arguments as a new process, where only that shows the truth."""
     kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
