@@ -227,8 +227,6 @@ def demo(
     """Ask a dozen questions about pictures and print what the router saved."""
     if missing := _missing(model):
         raise DemoFailed(missing)
-    from m3model import M3Config, default_model_path
-
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     arguments = ["--in-process"] if in_process else []
@@ -236,6 +234,8 @@ def demo(
     arguments += ["--router", str(router)] if router else []
     with service(arguments, port or _free_port()) as url:
         asked, finest = ask_all(url, PICTURES)
+    from m3model import M3Config, default_model_path  # loads transformers: not before it is needed
+
     config = M3Config.from_pretrained(model or default_model_path())
     saved = saving(config, finest, [each.answer for each in asked])
     print_answers(asked, finest, saved)

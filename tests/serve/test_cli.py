@@ -148,7 +148,10 @@ def test_setup_mistakes_are_one_line(tmp_path: Path, tiny_model: Path, command: 
     assert "--port" in up("--port", 99999)
 
 
-def test_asking_nobody_is_one_line(tmp_path: Path, picture_bytes: Any, command: Any) -> None:
+def test_asking_nobody_is_one_line(
+    tmp_path: Path, picture_bytes: Any, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.client.errors.FIRST_DELAY_S", 0.001)
     (tmp_path / "a.png").write_bytes(picture_bytes(0))
     url = ["--url", "http://127.0.0.1:9"]
     for words, says in [

@@ -28,6 +28,11 @@ CHAT = "/v1/chat/completions"
 NEVER, ALWAYS = Gate(0.0, 0.0, 0.0, 9.0), Gate(0.0, 0.0, 0.0, -9.0)
 
 
+@pytest.fixture(autouse=True)
+def tries_follow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.gateway.gateway.RETRY_WAIT_S", 0.005)
+
+
 def gates(itself: Gate) -> SecondLook:
     """A look that stays or goes to 144, whatever the answer is; first looks are at 9 or coarser."""
     finer = {scale: Gate(0.0, 0.0, 0.0, 2.0 if scale == 144 else -2.0) for scale in SCALES}

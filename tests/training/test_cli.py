@@ -74,6 +74,7 @@ def test_too_little_data_says_how_much(command, tiny_model: Path, tmp_path: Path
     assert "was written by a run with another" in done.stderr
 
 
+@pytest.mark.slow
 def test_retrain_turns_a_log_into_a_router_in_force(
     command, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -84,7 +85,7 @@ def test_retrain_turns_a_log_into_a_router_in_force(
     decisions = []
     for name in ("decisions", "feedback", "images"):
         (log / name).mkdir(parents=True)
-    for number in range(48):
+    for number in range(36):
         pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         identity = picture_id(pixels)
         Image.fromarray(pixels).save(log / "images" / f"{identity}.png")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m3model.config import hash_model
 from training.errors import ParametersDiffer, TrainingError
 from training.files import clear_leftovers, write_json
 from training.oracle.workers import BAD_KEY, CollectJob, default_workers, run_shards, shard_path
@@ -97,6 +96,7 @@ def _parameters(
 ) -> dict[str, Any]:
     """Return what makes two runs the same run, plus what readers of the data need."""
     from m3model import M3Config, request_cost
+    from m3model.config import hash_model
     from router.features.vector import feature_schema
 
     config = M3Config.from_pretrained(model)

@@ -34,6 +34,11 @@ SCALES = (1, 9, 36, 144, 576)
 Body = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(autouse=True)
+def tries_follow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.gateway.gateway.RETRY_WAIT_S", 0.005)
+
+
 class PlainEncoder:
     """Decides 36 for everything; fails as often as told."""
 

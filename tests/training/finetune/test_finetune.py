@@ -137,6 +137,7 @@ def test_labels_lie_on_answers_only(tiny_model: Path, llava) -> None:
         conversation_ids(processor, record, 3)
 
 
+@pytest.mark.slow
 def test_training_learns_saves_and_resumes(tiny_model: Path, llava, tmp_path: Path) -> None:
     data, images = llava
     losses: list[float] = []
