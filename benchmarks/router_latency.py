@@ -25,12 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from router.decision import Constraints
-from router.features.vector import (
-    FeatureSchema,
-    feature_schema,
-    picture_features,
-    question_features,
-)
+from router.features.schema import FeatureSchema, feature_schema
+from router.features.vector import picture_features, question_features
 from router.policy import Policy, token_costs
 from router.predictor.chain import ComplexityPredictor
 from router.router import Router

@@ -27,13 +27,8 @@ if TYPE_CHECKING:
         UnknownScale,
     )
     from router.explanation import Explanation
-    from router.features.vector import (
-        FeatureSchema,
-        PictureFeatures,
-        feature_schema,
-        picture_features,
-        question_features,
-    )
+    from router.features.schema import FeatureSchema, feature_schema
+    from router.features.vector import PictureFeatures, picture_features, question_features
     from router.policy import Policy, calibrate_price, choose, frontier
     from router.predictor.chain import ComplexityPredictor
     from router.records import (

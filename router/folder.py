@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from router.errors import RouterFileError
-from router.features.vector import FeatureSchema, feature_schema
+from router.features.schema import FeatureSchema, feature_schema
 from router.policy import Policy
 from router.predictor.calibration import Calibration
 from router.predictor.chain import ComplexityPredictor

@@ -29,7 +29,8 @@ from router.decision import (
 from router.errors import FeatureMismatch, RouterFileError, UnknownScale
 from router.explain import explain
 from router.explanation import Explanation
-from router.features.vector import FeatureSchema, checked_rows
+from router.features.schema import FeatureSchema
+from router.features.vector import checked_rows
 from router.folder import (
     CARD_FILE,
     SECOND_LOOK_FILE,

@@ -22,18 +22,8 @@ import numpy as np
 
 from router.errors import FeatureMismatch
 from router.features.cells import cells_of, edge, extent, pieces, residual_energy
-from router.features.schema import FEATURES_VERSION, GROUPS, FeatureSchema, feature_schema
+from router.features.schema import FeatureSchema
 from router.features.words import EMBEDDING_DIMS, word_features
-
-__all__ = [
-    "FEATURES_VERSION",
-    "GROUPS",
-    "FeatureSchema",
-    "PictureFeatures",
-    "feature_schema",
-    "picture_features",
-    "question_features",
-]
 
 PATCH_DIMS = 256  # wider patches are folded first: a 7B model costs the same
 LOST_SHARES = (0.5, 0.9, 1.0)  # of the relevant patches, by detail lost

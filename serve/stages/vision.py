@@ -18,12 +18,8 @@ from PIL import Image
 from m3model import pool_visual_tokens
 from m3model.relevance.source import encode_with_tower
 from router.errors import FeatureMismatch
-from router.features.vector import (
-    PictureFeatures,
-    feature_schema,
-    picture_features,
-    question_features,
-)
+from router.features.schema import feature_schema
+from router.features.vector import PictureFeatures, picture_features, question_features
 from router.records import picture_id
 from router.router import Router
 from serve.pictures import decode_picture

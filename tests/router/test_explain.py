@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from router.decision import Constraints, Reason
 from router.explain import GROUP_NAMES, explain, grouped, relevance_map, switches
 from router.explanation import Comparison
-from router.features.vector import FeatureSchema, feature_schema
+from router.features.schema import FeatureSchema, feature_schema
 from router.policy import Policy, choose, token_costs
 from router.predictor.chain import ComplexityPredictor
 from router.router import Router

@@ -10,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.features.cells import cells_of, edge, extent, pieces, residual_energy
+from router.features.schema import FEATURES_VERSION, GROUPS, feature_schema
 from router.features.vector import (
-    FEATURES_VERSION,
-    GROUPS,
     PictureFeatures,
-    feature_schema,
     fixed_signs,
     folded,
     picture_features,

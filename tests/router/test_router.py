@@ -13,7 +13,7 @@ import pytest
 import router as package
 from router.decision import Constraints, Reason, resolve_constraints
 from router.errors import BudgetTooSmall, FeatureMismatch, RouterFileError, UnknownScale
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.policy import Policy, choose, token_costs
 from router.predictor.chain import ComplexityPredictor
 from router.registry import current_router_path

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.decision import Constraints, Reason
 from router.errors import RouterFileError
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.folder import SECOND_LOOK_FILE
 from router.policy import Policy, choose, token_costs
 from router.predictor.chain import ComplexityPredictor

@@ -16,7 +16,7 @@ from m3model import M3ForConditionalGeneration, M3Processor
 from m3model.relevance.readout import RelevanceReadout
 from router.explain import explain
 from router.explanation import Explanation, RelevanceMap
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.policy import Policy
 from serve import protocol
 from serve.client import M3Client, RouteExplanation

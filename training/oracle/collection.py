@@ -97,7 +97,7 @@ def _parameters(
     """Return what makes two runs the same run, plus what readers of the data need."""
     from m3model import M3Config, request_cost
     from m3model.config import hash_model
-    from router.features.vector import feature_schema
+    from router.features.schema import feature_schema
 
     config = M3Config.from_pretrained(model)
     schema = feature_schema(tuple(config.scales), config.grid_side, config.hidden_size, relevance)

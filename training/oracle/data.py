@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.features.vector import FeatureSchema, feature_schema
+from router.features.schema import FeatureSchema, feature_schema
 from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError

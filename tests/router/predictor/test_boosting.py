@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.policy import Policy
 from router.predictor.boosting import Rows, shift_to, train
 from router.predictor.chain import ComplexityPredictor

@@ -14,7 +14,7 @@ from PIL import Image
 
 from router.explain import explain
 from router.explanation import RelevanceMap
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.policy import Policy
 from serve.client import Answer
 from serve.client.drawing import PADDING, outline, padded, save_answer, veil

@@ -11,7 +11,7 @@ import pytest
 from router import Certificate, Policy, Router, SecondLook
 from router.certificate.promise import CERTIFICATE_FILE
 from router.certificate.proof import mean_by_picture, question_losses
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.records import OracleRecord, calibrates, split_of, to_table
 from router.second_look import Gate
 from training.cli.certify import _sentences, certified_router

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from router import Router, default_router_path
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.policy import Policy
 from router.records import OracleRecord, split_of, to_table
 from training.errors import MixedData, NotEnoughData, TrainingError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from router import ComplexityPredictor, Router
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.policy import Policy, token_costs
 from router.registry import current_router_path
 from training.errors import TrainingError

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from router.features.vector import feature_schema
+from router.features.schema import feature_schema
 from router.records import OracleRecord, split_of, to_table
 from training.errors import NotEnoughData, TrainingError
 from training.figures.headroom import oracles
