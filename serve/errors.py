@@ -5,10 +5,11 @@ replicas, so they pickle through their five plain fields.
 
     ServiceError
     ├── BadRequest            400   ├── TooLarge      413
-    ├── Unauthorized          401   ├── QueueFull     429, Retry-After
-    ├── UnknownModel          404   ├── NotReady      503, Retry-After
-    ├── TimedOut              408   │   └── ReplicaDied    (retried before a caller sees it)
-    └── NotFound, WrongMethod 404, 405
+    ├── Unauthorized          401   ├── UnsupportedMedia 415
+    ├── ForeignOrigin         403   ├── UnknownHost   421
+    ├── UnknownModel          404   ├── QueueFull     429, Retry-After
+    ├── TimedOut              408   ├── NotReady      503, Retry-After
+    └── NotFound, WrongMethod 404, 405  └── ReplicaDied    (retried before a caller sees it)
 """
 
 from __future__ import annotations
@@ -56,6 +57,24 @@ class Unauthorized(ServiceError):
     """401: the API key is missing or wrong."""
 
     status, type, default_code = 401, "authentication_error", "invalid_api_key"
+
+
+class ForeignOrigin(ServiceError):
+    """403: the page of another site asks."""
+
+    status, type, default_code = 403, "invalid_request_error", "foreign_origin"
+
+
+class UnknownHost(ServiceError):
+    """421: the request was meant for another host."""
+
+    status, type, default_code = 421, "invalid_request_error", "unknown_host"
+
+
+class UnsupportedMedia(ServiceError):
+    """415: a body of a kind, or compressed in a way, that is not read here."""
+
+    status, type, default_code = 415, "invalid_request_error", "unsupported_media_type"
 
 
 class UnknownModel(ServiceError):

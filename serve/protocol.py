@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from router.explanation import Explanation
 
 ROUTED_MODEL = "m3-auto"
 PINNED_MODEL_PREFIX = "m3-"
+MAX_MESSAGES, MAX_PARTS = (
+    1_000,
+    1_000,
+)  # far above any conversation; validation ends at the first error
 REPLY_ID_PREFIX = "chatcmpl-"  # before a request's id: the id of its reply
 
 
@@ -52,7 +56,7 @@ class Message(Wire):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS), FailFast()]
     name: str | None = None
 
 
@@ -87,7 +91,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
     model: str = ROUTED_MODEL
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -89,7 +89,16 @@ class ServeSettings(BaseModel):
         1.0, ge=0, le=1, description="Share of requests, drawn uniformly, marked as audited."
     )
 
+    allowed_hosts: list[str] | None = Field(
+        None,
+        description="Names in the Host header that are answered, ['*'] for all; None: all where "
+        "API keys are set, else those of this machine's loopback.",
+    )
+    cors_origins: list[str] = Field(
+        [], description="Other sites whose pages may use the service, as https://chat.example."
+    )
     max_body_bytes: int = Field(25_000_000, ge=1024, description="Largest request body.")
+    body_timeout_s: float = Field(60.0, gt=0, description="Time for a request's body to arrive.")
     max_pictures: int = Field(8, ge=1, description="Pictures in one request.")
     pictures: PictureLimits = Field(
         default_factory=PictureLimits, description="Limits of a picture."

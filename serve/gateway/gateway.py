@@ -66,9 +66,27 @@ class Gateway:
     ) -> None:
         self.card, self.settings, self.metrics = card, settings, metrics
         self._encoder, self._generator, self.log = encoder, generator, log
-        self._inflight, self._inflight_bytes = 0, 0
+        self._inflight, self._reading, self._inflight_bytes = 0, 0, 0
         self._draining = False
         self.started_at = int(time.time())
+
+    @contextmanager
+    def reading(self, n_bytes: int) -> Iterator[None]:
+        """Count a body in while it is being read; the request itself is admitted afterwards.
+
+        Raises:
+            QueueFull: as many bodies are being read, or bytes here, as the settings allow.
+        """
+        full = self._reading >= self.settings.max_inflight_requests
+        if full or self._inflight_bytes + n_bytes > self.settings.max_inflight_bytes:
+            raise QueueFull()
+        self._reading += 1
+        self._inflight_bytes += n_bytes
+        try:
+            yield
+        finally:
+            self._reading -= 1
+            self._inflight_bytes -= n_bytes
 
     @contextmanager
     def _admitted(self, n_bytes: int) -> Iterator[None]:

@@ -23,7 +23,7 @@ from serve.protocol import (
     RouteReply,
     model_ids,
 )
-from serve.web.body import Body, parse_body, read_body
+from serve.web.body import Body, announced_bytes, check_headers, parse_body, read_body
 from serve.web.callers import Callers
 from serve.web.stream import EventStream, unless_disconnected
 
@@ -92,9 +92,13 @@ async def _body_of(
     request: Request, kind: type[Body], gateway: Gateway, name: str
 ) -> tuple[Body, int]:
     """Return a request's body and its length; the gateway is told of one that it never sees."""
+    settings = gateway.settings
     try:
-        raw = await read_body(request, gateway.settings.max_body_bytes)
-        return await parse_body(raw, kind), len(raw)
+        check_headers(request.headers)
+        # Reserved before a byte is read: half a body held back costs its sender's share, no more.
+        with gateway.reading(announced_bytes(request.headers, settings.max_body_bytes)):
+            raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+            return await parse_body(raw, kind), len(raw)
     except ServiceError as error:
         gateway.refused(name, error)
         raise

@@ -13,18 +13,26 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from serve.errors import BadRequest, NotFound, NotReady, ServiceError, WrongMethod
 from serve.gateway.gateway import Gateway
+from serve.settings import ServeSettings
 from serve.web.answers import BODIES, add_answers, add_models
 from serve.web.body import describe_bodies
 from serve.web.callers import Callers, keys_from_environment, own_request_id
+from serve.web.front import EXPOSED_HEADERS, Front, hosts_of
 from serve.web.stream import envelope
 
 LOG = logging.getLogger(__name__)
 CONSOLE = Path(__file__).parents[1] / "console"
 PICTURES = Path(__file__).parents[1] / "pictures"
+CONSOLE_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "frame-ancestors 'none'",  # nobody's page may put it in a frame
+    "x-content-type-options": "nosniff",
+}
 
 
 def create_api(
@@ -40,18 +48,19 @@ def create_api(
         request_id: names a request.
         sets_request_id: False where whatever stands in front sets the x-request-id header.
     """
+    callers = Callers(request_id, sets_request_id, keys_from_environment())
     app = FastAPI(
         title="m3-router", version=metadata.version("m3-router"),
-        docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
         description="Answers questions about pictures with as many visual tokens as they need.",
     )  # fmt: skip
     app.state.gateway = gateway
-    callers = Callers(request_id, sets_request_id, keys_from_environment())
     add_answers(app, gateway, callers)
     add_models(app, gateway, callers)
     add_state(app, gateway)
     add_console(app)
     add_errors(app, callers)
+    add_front(app, gateway.settings, has_keys=bool(callers.keys))
     describe_bodies(app, BODIES)
     return app
 
@@ -84,9 +93,20 @@ def add_console(app: FastAPI) -> None:
             raise NotFound(
                 "The console is not part of this installation. Use /v1/chat/completions."
             )
-        return FileResponse(page, headers={"cache-control": "no-cache"})
+        return FileResponse(page, headers=CONSOLE_HEADERS)
 
     app.mount("/pictures", StaticFiles(directory=PICTURES, check_dir=False))
+
+
+def add_front(app: FastAPI, settings: ServeSettings, *, has_keys: bool) -> None:
+    """Put the checks of host, origin and path before everything else."""
+    hosts = hosts_of(settings.allowed_hosts, has_keys=has_keys)
+    app.add_middleware(Front, hosts=hosts, origins=settings.cors_origins)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"],
+            allow_headers=["*"], expose_headers=EXPOSED_HEADERS, max_age=600,
+        )  # fmt: skip
 
 
 def add_errors(app: FastAPI, callers: Callers) -> None:
@@ -115,6 +135,9 @@ def _told(request: Request, error: Exception) -> ServiceError:
     if isinstance(error, HTTPException) and error.status_code == 404:
         return NotFound(f"There is nothing at {path}. See /openapi.json for the paths.")
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return WrongMethod(f"{request.method} is not possible at {path}. See /openapi.json.")
+        advice = "See /openapi.json."
+        if request.method == "OPTIONS":
+            advice = "Name the pages that may use the service in the setting cors_origins."
+        return WrongMethod(f"{request.method} is not possible at {path}. {advice}")
     LOG.error("request to %s failed", path, exc_info=error)
     return ServiceError("The service failed on this request. Try again.")

@@ -6,39 +6,102 @@ Knows JSON, pydantic's complaints and OpenAI's error fields; knows nothing of pa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ValidationError
 
-from serve.errors import BadRequest, TooLarge
+from serve.errors import BadRequest, TimedOut, TooLarge, UnsupportedMedia
 from serve.protocol import ErrorReply
 
 LARGE_BODY_BYTES = 200_000
+DRAINED_BYTES, DRAINED_S = 64_000_000, 10.0  # of a body that is refused while it is being sent
+IDLE_S = 10.0  # between two pieces of a body
+# JSON as it is sent: values, members and escapes that are parsed at all. A conversation of a
+# hundred long turns has some ten thousand; a body of nothing else would cost seconds and gigabytes.
+MAX_VALUES, MAX_ESCAPES = 100_000, 1_000_000
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Return if the body is JSON as it stands.
+
+    Another type is what a page of another site can send without asking.
+
+    Raises:
+        UnsupportedMedia: another type of content, none, or a compressed one.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not re.fullmatch(r"application/[\w.+-]+\+json", kind):
+        raise UnsupportedMedia(
+            f"The content type is '{kind[:100]}'. Send JSON with Content-Type: application/json."
+            if kind
+            else "The content type is missing. Send JSON with Content-Type: application/json."
+        )
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        raise UnsupportedMedia(
+            f"Bodies with Content-Encoding '{coding[:100]}' are not read here. Send the body as it "
+            "is; pictures are compressed already."
+        )
+
+
+def announced_bytes(headers: Mapping[str, str], max_bytes: int) -> int:
+    """Return how long a body may turn out to be: what it says, or the most that is read."""
+    said = headers.get("content-length", "")
+    return min(int(said), max_bytes) if said.isdigit() else max_bytes
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     """Return the request's body.
 
     Raises:
-        TooLarge: as soon as it is known to be longer than ``max_bytes``.
+        TooLarge: it is longer than ``max_bytes``; the rest was read and thrown away, so that the
+            caller, who is still sending, gets to read why.
+        TimedOut: it does not arrive in time.
     """
-    too_large = TooLarge(
+    said = request.headers.get("content-length", "")
+    announced = said.isdigit() and int(said) > max_bytes
+    pieces, length = [], 0
+    stream = request.stream()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not announced and (piece := await _next(stream)) is not None:
+                length += len(piece)
+                if length > max_bytes:
+                    break
+                pieces.append(piece)
+            else:
+                if not announced:
+                    return b"".join(pieces)
+    except TimeoutError as error:
+        raise TimedOut(
+            f"The body did not arrive within {timeout_s:g} s, or paused for {IDLE_S:g} s. Send it "
+            "without pauses, or send smaller pictures."
+        ) from error
+    pieces.clear()
+    await _drain(stream)
+    raise TooLarge(
         f"The request is larger than {max_bytes:,} bytes. Send smaller or fewer pictures."
     )
-    said = request.headers.get("content-length", "")
-    if said.isdigit() and int(said) > max_bytes:
-        raise too_large
-    chunks, length = [], 0
-    async for chunk in request.stream():
-        length += len(chunk)
-        if length > max_bytes:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)
+
+
+async def _next(stream: AsyncGenerator[bytes]) -> bytes | None:
+    async with asyncio.timeout(IDLE_S):
+        return await anext(stream, None)
+
+
+async def _drain(stream: AsyncGenerator[bytes]) -> None:
+    """Read on for a while: a connection closed on a sender is reset, and its error never read."""
+    left = DRAINED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAINED_S):
+            while left > 0 and (piece := await _next(stream)) is not None:
+                left -= len(piece)
 
 
 async def parse_body(raw: bytes, kind: type[Body]) -> Body:
@@ -47,14 +110,24 @@ async def parse_body(raw: bytes, kind: type[Body]) -> Body:
     Raises:
         BadRequest: it is not JSON, or not of that shape; the wrong field is named.
     """
+    return (
+        await asyncio.to_thread(_parsed, raw, kind)
+        if len(raw) > LARGE_BODY_BYTES
+        else _parsed(raw, kind)
+    )
 
-    def parse() -> Body:
-        try:
-            return kind.model_validate_json(raw)
-        except ValidationError as error:
-            raise _problem(error, raw) from None
 
-    return await asyncio.to_thread(parse) if len(raw) > LARGE_BODY_BYTES else parse()
+def _parsed(raw: bytes, kind: type[Body]) -> Body:
+    # Neither commas nor brackets nor backslashes stand in a picture's base64.
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES or raw.count(b"\\") > MAX_ESCAPES:
+        raise BadRequest(
+            f"The body holds more than {MAX_VALUES:,} values. Send fewer and shorter messages.",
+            None, "too_many_values",
+        )  # fmt: skip
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise _problem(error, raw) from None
 
 
 def _problem(error: ValidationError, raw: bytes) -> BadRequest:
