@@ -120,6 +120,8 @@ def add_errors(app: FastAPI, callers: Callers) -> None:
             sent |= {"retry-after": str(told.retry_after_s)}
         if told.status == 401:
             sent |= {"www-authenticate": "Bearer"}
+        if told.status == 415:
+            sent |= {"accept-encoding": "identity"}
         return JSONResponse(envelope(told).model_dump(), told.status, sent)
 
     for kind in (ServiceError, HTTPException, RequestValidationError, Exception):

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -141,7 +141,7 @@ def _problem(error: ValidationError, raw: bytes) -> BadRequest:
     # Where a field may be of several types, the deepest complaint is about the one that was meant.
     places = [_place(problem["loc"], sent, problem["type"] == "missing") for problem in problems]
     problem, place = max(zip(problems, places, strict=True), key=lambda pair: len(pair[1]))
-    param = ".".join(place) or None
+    param = ".".join(map(str, place)) or None
     where = f" at '{param}'" if param else ""
     code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
     advice = {"missing": "Add it", "extra_forbidden": "Remove it"}.get(
@@ -153,17 +153,37 @@ def _problem(error: ValidationError, raw: bytes) -> BadRequest:
     )  # fmt: skip
 
 
-def _place(loc: tuple[int | str, ...], sent: Any, missing: bool) -> list[str]:
-    """Return the part of pydantic's place that exists in what was sent; the rest names types."""
-    place = []
-    for depth, step in enumerate(loc):
-        try:
-            sent = sent[step]
-        except (KeyError, IndexError, TypeError):
-            if not (missing and depth == len(loc) - 1):
-                continue
-        place.append(str(step))
-    return place
+Step = int | str
+
+
+def _place(loc: tuple[Step, ...], sent: Any, missing: bool) -> tuple[Step, ...]:
+    """Return the part of pydantic's place that exists in what was sent; the rest names types.
+
+    A type's name may also be a key (``text`` within a text part), so both readings are tried, and
+    the one that reaches the last step counts.
+    """
+    return max(_readings(loc, sent, missing), key=lambda reading: reading[:2])[2]
+
+
+def _readings(
+    loc: tuple[Step, ...], sent: Any, missing: bool
+) -> Iterator[tuple[bool, int, tuple[Step, ...]]]:
+    """Yield (whether the last step was reached, length, place) of every way to walk the place."""
+    if not loc:
+        yield False, 0, ()
+        return
+    step, rest = loc[0], loc[1:]
+    if missing and not rest and isinstance(sent, dict):
+        yield True, 1, (step,)
+    try:
+        inner = sent[step]
+    except (KeyError, IndexError, TypeError):
+        pass
+    else:
+        for reached, length, place in _readings(rest, inner, missing):
+            yield reached or not rest, length + 1, (step, *place)
+    for reached, length, place in _readings(rest, sent, missing):
+        yield reached, length, place
 
 
 REF = "#/components/schemas/{model}"

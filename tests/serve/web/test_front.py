@@ -1,0 +1,247 @@
+"""What stands before the paths: hosts, origins, forms of a path, types and sizes of bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from serve.settings import API_KEYS_VARIABLE
+from serve.web.api import create_api
+from serve.web.body import parse_body, read_body
+from serve.web.front import host_name, hosts_of, straight
+
+URL = "/v1/chat/completions"
+
+
+@pytest.fixture
+def http(running: Any) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=running.url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def served(running: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., httpx2.Client]:
+    """Returns a function from settings to a client of the same gateway under them."""
+
+    def under(keys: str = "", **settings: Any) -> Any:
+        monkeypatch.setenv(API_KEYS_VARIABLE, keys)
+        gateway = running.service.gateway
+        monkeypatch.setattr(gateway, "settings", gateway.settings.model_copy(update=settings))
+        return create_api(gateway)
+
+    return under
+
+
+def asked(app: Any, method: str, path: str, **more: Any) -> httpx2.Response:
+    async def ask() -> httpx2.Response:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.request(method, path, **more)
+
+    return asyncio.run(ask())
+
+
+def is_envelope(reply: httpx2.Response, status: int, code: str) -> str:
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    return str(error["message"])
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "//v1/models", "/v1//models//", "/health/"])
+def test_a_path_is_answered_in_place_however_its_slashes_stand(http: httpx2.Client, path) -> None:
+    reply = http.get(f"{http.base_url}"[:-1] + path, headers={"x-forwarded-proto": "https"})
+    assert reply.status_code == 200, reply.headers
+    assert http.post(URL + "/", json={}).status_code == 400  # the path was found, the body is wrong
+
+
+def test_straight_leaves_other_paths_alone() -> None:
+    for path in ("/", "/v1/models", "/pictures/a.png"):
+        assert straight(path) == path
+    assert straight("//") == "/"
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/models", "/", "/metrics", "/pictures/scene-00.png", "/openapi.json"]
+)
+def test_head_is_get_without_a_body(http: httpx2.Client, path: str) -> None:
+    got, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+def test_head_of_what_is_not_there_or_not_allowed(http: httpx2.Client, served: Any) -> None:
+    assert http.head("/nowhere").status_code == 404
+    assert http.head(URL).status_code == 405
+    assert asked(served(keys="k"), "HEAD", "/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
+def test_without_keys_a_foreign_name_is_not_answered(http: httpx2.Client, ask_body, host) -> None:
+    reply = http.post(URL, json=ask_body(), headers={"host": host})
+    assert "allowed_hosts" in is_envelope(reply, 421, "unknown_host")
+    assert http.get("/health", headers={"host": host}).status_code == 200
+
+
+def test_which_hosts_are_answered() -> None:
+    loopback = hosts_of(None, has_keys=False)
+    assert loopback is not None
+    for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:9", "[::1]"):
+        assert host_name(host) in loopback
+    assert hosts_of(None, has_keys=True) is None
+    assert hosts_of(["*"], has_keys=False) is None
+    assert hosts_of(["M3.example"], has_keys=True) == {"m3.example"}
+
+
+def test_pages_of_other_sites_may_not_ask(http: httpx2.Client, ask_body, served: Any) -> None:
+    for origin in ("http://evil.example", "null", "http://localhost:5173"):
+        reply = http.post(URL, json=ask_body(), headers={"origin": origin})
+        assert "cors_origins" in is_envelope(reply, 403, "foreign_origin")
+    own = f"http://{http.base_url.netloc.decode()}"
+    assert http.post(URL, json=ask_body(), headers={"origin": own}).status_code == 200
+
+
+def test_a_named_origin_may_ask_and_read_the_reply(ask_body, served: Any) -> None:
+    site = "http://localhost:5173"
+    app = served(keys="secret", cors_origins=[site])
+    wish = {
+        "origin": site,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    }
+    reply = asked(app, "OPTIONS", URL, headers=wish)
+    assert reply.status_code == 200  # a browser sends no key with it
+    assert "x-stainless-lang" in reply.headers["access-control-allow-headers"]
+    for key, status in (("secret", 200), ("wrong", 401)):
+        headers = {"origin": site, "authorization": f"Bearer {key}"}
+        reply = asked(app, "POST", URL, json=ask_body(), headers=headers)
+        assert reply.status_code == status, reply.text
+        assert reply.headers["access-control-allow-origin"] == site
+        exposed = reply.headers["access-control-expose-headers"].lower()
+        assert all(name in exposed for name in ("x-request-id", "x-m3-scale", "retry-after"))
+    refused = asked(app, "POST", URL, json={}, headers={"origin": "http://evil.example"})
+    assert "access-control-allow-origin" not in refused.headers
+
+
+def test_without_the_setting_the_preflight_names_it(http: httpx2.Client) -> None:
+    reply = http.options(URL, headers={"origin": "http://localhost:5173"})
+    assert "cors_origins" in is_envelope(reply, 405, "method_not_allowed")
+
+
+def test_nobody_puts_the_console_in_a_frame(http: httpx2.Client) -> None:
+    headers = http.get("/").headers
+    assert headers["content-security-policy"] == "frame-ancestors 'none'"
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "json"]
+)
+def test_a_body_must_say_that_it_is_json(http: httpx2.Client, ask_body, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    reply = http.post(URL, content=json.dumps(ask_body()).encode(), headers=headers)
+    assert "application/json" in is_envelope(reply, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "application/problem+json"])
+def test_json_may_say_more(http: httpx2.Client, ask_body, kind: str) -> None:
+    content = json.dumps(ask_body()).encode()
+    assert http.post(URL, content=content, headers={"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "br", "gzip, identity"])
+def test_compressed_bodies_are_refused_by_that_name(http: httpx2.Client, ask_body, coding) -> None:
+    content = gzip.compress(json.dumps(ask_body()).encode())
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    reply = http.post(URL, content=content, headers=headers)
+    assert "Content-Encoding" in is_envelope(reply, 415, "unsupported_media_type")
+    assert reply.headers["accept-encoding"] == "identity"
+
+
+def test_many_values_are_refused_before_they_are_parsed(http: httpx2.Client) -> None:
+    for inner in (b"0," * 400_000 + b"0", b"[" * 100_001 + b"]" * 100_001):
+        raw = b'{"messages":[' + inner + b"]}"
+        reply = http.post(URL, content=raw, headers={"content-type": "application/json"})
+        is_envelope(reply, 400, "too_many_values")
+
+
+def test_validation_ends_at_the_first_mistake() -> None:
+    """90,000 wrong messages make one complaint, not 90,000."""
+    from serve.protocol import ChatRequest
+
+    raw = b'{"messages":[' + b"0," * 90_000 + b"0]}"
+    with pytest.raises(Exception, match=r"messages\.0") as caught:
+        asyncio.run(parse_body(raw, ChatRequest))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": "what is this?", "cache_control": {"type": "ephemeral"}},
+        {"type": "image_url", "image_url": {"url": "data:,"}, "cache_control": {"type": "x"}},
+    ],
+)
+def test_an_extra_key_in_a_part_is_named_itself(http: httpx2.Client, part) -> None:
+    reply = http.post(URL, json={"messages": [{"role": "user", "content": [part]}]})
+    error = reply.json()["error"]
+    assert error["param"] == "messages.0.content.0.cache_control"
+    assert "Remove it" in error["message"]
+
+
+def test_a_sender_of_too_much_gets_to_read_why(running: Any) -> None:
+    """Without a content length, and still sending when the limit is passed."""
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as caller:
+        head = (
+            f"POST {URL} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+            "transfer-encoding: chunked\r\n\r\n"
+        )
+        caller.sendall(head.encode())
+        piece = b" " * 100_000
+        for _ in range(80):  # 8 MB where 3 are allowed
+            caller.sendall(b"%x\r\n" % len(piece) + piece + b"\r\n")
+        caller.sendall(b"0\r\n\r\n")
+        reply = caller.recv(65536)
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"request_too_large"' in reply.replace(b": ", b":")
+
+
+def test_half_a_body_is_given_up(served: Any, ask_body) -> None:
+    """And its bytes are reserved while it is waited for."""
+
+    class Stalling:
+        def __init__(self) -> None:
+            self.headers: dict[str, str] = {}
+
+        async def stream(self) -> Any:
+            yield b"{"
+            await asyncio.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(Exception, match="did not arrive") as caught:
+        asyncio.run(read_body(Stalling(), 1000, timeout_s=0.1))  # type: ignore[arg-type]
+    assert caught.value.status == 408
+    assert time.monotonic() - began < 15
+
+
+def test_bodies_are_counted_before_they_are_read(running: Any) -> None:
+    from serve.errors import QueueFull
+
+    gateway = running.service.gateway
+    limit = gateway.settings.max_inflight_bytes
+    with gateway.reading(limit - 10):
+        with gateway.reading(10):
+            pass
+        with pytest.raises(QueueFull), gateway.reading(11):
+            pass
+    with gateway.reading(limit):
+        pass
