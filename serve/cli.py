@@ -92,6 +92,7 @@ def up(
         gateway=DeploymentSettings(replicas=gateways),
     )  # fmt: skip
     settings.model_path()
+    _check_exposure(host)
     if settings.router is not None and not settings.router.is_dir():
         raise ServeSetupError(f"router folder {settings.router} does not exist")
     listening = bind(host, port)
@@ -225,6 +226,20 @@ def _client_errors(url: str) -> Iterator[None]:
         _end(f"{url} does not answer ({error}); start the service with m3-serve up")
     except APIError as error:
         _end(str(error))
+
+
+def _check_exposure(host: str) -> None:
+    """Return if only this machine reaches the address, or callers need a key."""
+    from serve.errors import ServeSetupError
+    from serve.settings import API_KEYS_VARIABLE
+    from serve.web.callers import key_digests
+    from serve.web.listening import is_loopback
+
+    if not is_loopback(host) and not key_digests():
+        raise ServeSetupError(
+            f"{host} can be reached from other machines, and no API keys are set: set "
+            f"{API_KEYS_VARIABLE} to one or several, separated by commas, or listen on 127.0.0.1"
+        )
 
 
 def _absolute(path: Path | None) -> Path | None:

@@ -24,7 +24,7 @@ from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.web.api import create_api
-from serve.web.callers import own_request_id
+from serve.web.callers import key_digests, own_request_id
 
 APP_NAME = "m3"
 LOG = logging.getLogger("ray.serve")
@@ -70,7 +70,11 @@ class GatewayReplica:
     """The ingress: the HTTP application of one gateway."""
 
     def __init__(
-        self, settings: ServeSettings, encoder: DeploymentHandle, generator: DeploymentHandle
+        self,
+        settings: ServeSettings,
+        keys: tuple[str, ...],
+        encoder: DeploymentHandle,
+        generator: DeploymentHandle,
     ) -> None:
         from serve.log.decisions import DecisionLog
 
@@ -80,12 +84,14 @@ class GatewayReplica:
                 settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
             )
         card = ModelCard.read(settings.model_path())
+        # Those of whoever deploys count; a replica of a YAML deployment may have its own.
+        self._keys = keys or key_digests()
         stages = RayEncoder(encoder), RayGenerator(generator)
         request_log = RequestLog(log, settings, card.scales)
         self._gateway = Gateway(*stages, card, settings, RayMetrics(), request_log)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._gateway, ray_request_id, sets_request_id=False)
+        return create_api(self._gateway, ray_request_id, sets_request_id=False, keys=self._keys)
 
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""
@@ -108,7 +114,9 @@ def build_app(settings: ServeSettings) -> Application:
     encoder = _deployment(EncoderReplica, "encoder", settings.encoder).bind(settings)
     generator = _deployment(GeneratorReplica, "generator", settings.generator).bind(settings)
     ingress = serve.ingress()(GatewayReplica)
-    return _deployment(ingress, "gateway", settings.gateway).bind(settings, encoder, generator)
+    return _deployment(ingress, "gateway", settings.gateway).bind(
+        settings, key_digests(), encoder, generator
+    )
 
 
 def _deployment(replica: type, name: str, wanted: DeploymentSettings) -> Deployment:

@@ -21,7 +21,7 @@ from serve.gateway.gateway import Gateway
 from serve.settings import ServeSettings
 from serve.web.answers import BODIES, add_answers, add_models
 from serve.web.body import describe_bodies
-from serve.web.callers import Callers, keys_from_environment, own_request_id
+from serve.web.callers import Callers, key_digests, own_request_id
 from serve.web.front import EXPOSED_HEADERS, Front, hosts_of
 from serve.web.stream import envelope
 
@@ -40,6 +40,7 @@ def create_api(
     request_id: Callable[[Request], str] = own_request_id,
     *,
     sets_request_id: bool = True,
+    keys: tuple[str, ...] | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -47,8 +48,9 @@ def create_api(
         gateway: answers.
         request_id: names a request.
         sets_request_id: False where whatever stands in front sets the x-request-id header.
+        keys: digests of the API keys; None: of those in this process's environment.
     """
-    callers = Callers(request_id, sets_request_id, keys_from_environment())
+    callers = Callers(request_id, sets_request_id, key_digests() if keys is None else keys)
     app = FastAPI(
         title="m3-router", version=metadata.version("m3-router"),
         redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json",

@@ -3,6 +3,7 @@
 Knows two headers; knows nothing of paths, bodies or answers.
 """
 
+import hashlib
 import hmac
 import os
 import re
@@ -24,10 +25,17 @@ def own_request_id(request: Request) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def keys_from_environment() -> tuple[bytes, ...]:
-    """Return the keys that M3_API_KEYS lists; none: everybody may call."""
+def key_digests() -> tuple[str, ...]:
+    """Return the digests of the keys that M3_API_KEYS lists; none: everybody may call.
+
+    Digests can travel to replicas whose environment does not hold the keys, and be seen there.
+    """
     listed = os.environ.get(API_KEYS_VARIABLE, "").split(",")
-    return tuple(key.strip().encode() for key in listed if key.strip())
+    return tuple(_digest(key.strip()) for key in listed if key.strip())
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,12 @@ class Callers:
     Attributes:
         request_id: names a request.
         sets_request_id: False where whatever stands in front sets the x-request-id header.
-        keys: that let callers in; none: everybody may call.
+        keys: digests of those that let callers in; none: everybody may call.
     """
 
     request_id: Callable[[Request], str]
     sets_request_id: bool
-    keys: tuple[bytes, ...]
+    keys: tuple[str, ...]
 
     def admit(self, request: Request) -> str:
         """Return the request's name, which it keeps in its state.
@@ -61,7 +69,7 @@ class Callers:
         return said if scale is None else said | {"x-m3-scale": str(scale)}
 
 
-def check_key(authorization: str, keys: tuple[bytes, ...]) -> None:
+def check_key(authorization: str, keys: tuple[str, ...]) -> None:
     """Return if the header carries one of the keys, or no keys are set.
 
     Raises:
@@ -71,7 +79,7 @@ def check_key(authorization: str, keys: tuple[bytes, ...]) -> None:
         return
     scheme, _, given = authorization.partition(" ")
     # Every key is compared in constant time, and all of them whatever came before.
-    matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
+    matches = [hmac.compare_digest(_digest(given.strip()), key) for key in keys]
     if scheme.lower() != "bearer" or not any(matches):
         raise Unauthorized(
             "The API key is missing or wrong. Send the header 'Authorization: Bearer <key>'."

@@ -6,6 +6,7 @@ Knows sockets only.
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address
 
 from serve.errors import ServeSetupError
 
@@ -29,6 +30,15 @@ def bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {why}; choose another with --port"
         ) from error
     return listening
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address; names are looked up."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return bool(found) and all(ip_address(each[4][0]).is_loopback for each in found)
 
 
 def url_of(host: str, listening: socket.socket) -> str:

@@ -63,7 +63,7 @@ def service(
 def post(service: Any, path: str, body: dict[str, Any]) -> httpx2.Response:
     async def run() -> httpx2.Response:
         transport = httpx2.ASGITransport(app=service.api)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
             return await http.post(path, json=body)
 
     return asyncio.run(run())

@@ -50,7 +50,7 @@ class Running:
     def post(self, body: dict[str, Any], path: str = CHAT) -> httpx2.Response:
         async def run() -> httpx2.Response:
             transport = httpx2.ASGITransport(app=self.service.api)
-            async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
                 return await http.post(path, json=body)
 
         return asyncio.run(run())

@@ -115,7 +115,7 @@ def make(encoder: Any = None, generator: Any = None, **settings: Any) -> tuple[G
 
 def client(gateway: Gateway) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
-        transport=httpx2.ASGITransport(app=create_api(gateway)), base_url="http://test"
+        transport=httpx2.ASGITransport(app=create_api(gateway)), base_url="http://localhost"
     )
 
 
@@ -246,7 +246,8 @@ def test_a_caller_who_leaves_stops_the_generation(ask_body: Body) -> None:
 
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
-            "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"", "headers": [],
+            "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
             "scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "",
         }  # fmt: skip
         await asyncio.wait_for(app(scope, receive, send), 30)
@@ -275,7 +276,8 @@ def test_every_request_leaves_a_record_and_no_words(ask_body: Body) -> None:
         async with client(gateway) as http:
             await http.post("/v1/chat/completions", json=ask_body("secret?"))
             await http.post("/v1/chat/completions", json=ask_body("secret?", n=2))
-            await http.post("/v1/chat/completions", content=b"secret")
+            json_type = {"content-type": "application/json"}
+            await http.post("/v1/chat/completions", content=b"secret", headers=json_type)
 
     asyncio.run(run())
     good, refused, unreadable = log.records

@@ -17,6 +17,7 @@ from serve.settings import API_KEYS_VARIABLE
 from serve.web.api import create_api
 from serve.web.body import parse_body, read_body
 from serve.web.front import host_name, hosts_of, straight
+from serve.web.listening import is_loopback
 
 URL = "/v1/chat/completions"
 
@@ -58,8 +59,10 @@ def is_envelope(reply: httpx2.Response, status: int, code: str) -> str:
 
 
 @pytest.mark.parametrize("path", ["/v1/models/", "//v1/models", "/v1//models//", "/health/"])
-def test_a_path_is_answered_in_place_however_its_slashes_stand(http: httpx2.Client, path) -> None:
-    reply = http.get(f"{http.base_url}"[:-1] + path, headers={"x-forwarded-proto": "https"})
+def test_a_path_is_answered_in_place_however_its_slashes_stand(
+    running: Any, http: httpx2.Client, path: str
+) -> None:
+    reply = http.get(running.url + path, headers={"x-forwarded-proto": "https"})
     assert reply.status_code == 200, reply.headers
     assert http.post(URL + "/", json={}).status_code == 400  # the path was found, the body is wrong
 
@@ -245,3 +248,49 @@ def test_bodies_are_counted_before_they_are_read(running: Any) -> None:
             pass
     with gateway.reading(limit):
         pass
+
+
+def test_replicas_get_digests_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hashlib import sha256
+
+    from serve.web.callers import key_digests
+
+    monkeypatch.setenv(API_KEYS_VARIABLE, " first,second ,,")
+    assert key_digests() == tuple(sha256(key).hexdigest() for key in (b"first", b"second"))
+    monkeypatch.delenv(API_KEYS_VARIABLE)
+    assert key_digests() == ()
+
+
+def test_keys_that_are_handed_over_count_whatever_the_environment_says(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.web.callers import key_digests
+
+    monkeypatch.setenv(API_KEYS_VARIABLE, "secret")
+    digests = key_digests()
+    monkeypatch.delenv(API_KEYS_VARIABLE)
+    app = create_api(running.service.gateway, keys=digests)
+    assert asked(app, "GET", "/v1/models").status_code == 401
+    for key, status in (("secret", 200), (digests[0], 401)):
+        headers = {"authorization": f"Bearer {key}"}
+        assert asked(app, "GET", "/v1/models", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.1.7", False), ("no.such.host.invalid", False)],
+)  # fmt: skip
+def test_which_addresses_only_this_machine_reaches(host: str, alone: bool) -> None:
+    assert is_loopback(host) is alone
+
+
+@pytest.mark.parametrize("way", [[], ["--in-process"]])
+def test_other_machines_need_a_key(command, monkeypatch, tmp_path, way: list[str]) -> None:
+    monkeypatch.delenv(API_KEYS_VARIABLE, raising=False)
+    folders = ("--log-dir", tmp_path / "log", "--registry", tmp_path / "registry")
+    done = command("m3-serve", "up", "--host", "0.0.0.0", "--port", 0, *way, *folders)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "M3_API_KEYS" in done.stderr
+    assert done.stderr.count("\n") == 1
