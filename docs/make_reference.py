@@ -50,7 +50,7 @@ def page() -> str:
 def _apps() -> dict[str, Any]:
     from m3model.convert.checkpoint import app as convert
     from serve.cli import app as serve_app
-    from training.cli.main import app as train_app
+    from training.cli.program import app as train_app
 
     apps = {"m3-serve": serve_app, "m3-train": train_app, "python -m m3model.convert": convert}
     return {name: get_command(app) for name, app in apps.items()}

@@ -57,11 +57,6 @@ def pool_visual_tokens(grid: torch.Tensor, scale: int) -> torch.Tensor:
     )
 
 
-def allowed_scales(grid_side: int) -> tuple[int, ...]:
-    """Every scale a grid of `grid_side` x `grid_side` can be pooled to, ascending."""
-    return tuple(side * side for side in range(1, grid_side + 1) if grid_side % side == 0)
-
-
 def pool_pictures(
     config: M3Config, grids: Sequence[torch.Tensor] | None, scale: Scale | None
 ) -> list[torch.Tensor]:

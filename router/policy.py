@@ -131,11 +131,6 @@ def choose_many(values: np.ndarray, costs: Sequence[float], price: float) -> np.
     return picks
 
 
-def expected_cost(choices: np.ndarray, costs: Sequence[float]) -> float:
-    """Return the mean cost of choices (n,), indices into costs."""
-    return float(np.asarray(costs, dtype=np.float64)[choices].mean())
-
-
 def candidate_prices(values: np.ndarray, costs: Sequence[float], n_prices: int = 256) -> np.ndarray:
     """Return ascending prices at which choices change: 0, quantiles of the break-even prices, and
     one above them all (everything at the cheapest scale).

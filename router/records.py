@@ -32,6 +32,8 @@ Split = Literal["train", "calibration", "test"]
 # Columns that are narrower than Python's numbers; the second half is Arrow's name of the type.
 Int32 = Annotated[int, "int32"]
 Float32 = Annotated[float, "float32"]
+SCHEMA_VERSION = "1"
+_ARROW_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,22 +301,6 @@ def oracle_arrays(table: "pa.Table") -> OracleArrays:
     )
 
 
-def __getattr__(name: str) -> Any:
-    # The schemas as constants, made on first use so that this module loads without pyarrow.
-    types = {
-        "ORACLE_SCHEMA": OracleRecord,
-        "DECISION_SCHEMA": DecisionRecord,
-        "FEEDBACK_SCHEMA": FeedbackRecord,
-    }
-    if name in types:
-        return schema_of(types[name])
-    raise AttributeError(f"module 'router.records' has no attribute {name!r}")
-
-
-SCHEMA_VERSION = "1"
-_ARROW_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
-
-
 def schema_of(record_type: type) -> "pa.Schema":
     """Return the Arrow schema of a record dataclass; its metadata holds ``schema_version``.
 
@@ -362,3 +348,15 @@ def _arrow_type(annotation: Any) -> "pa.DataType":
     if annotation is datetime:
         return pa.timestamp("us", tz="UTC")
     return pa.type_for_alias(_ARROW_NAMES[annotation])
+
+
+def __getattr__(name: str) -> Any:
+    # The schemas as constants, made on first use so that this module loads without pyarrow.
+    types = {
+        "ORACLE_SCHEMA": OracleRecord,
+        "DECISION_SCHEMA": DecisionRecord,
+        "FEEDBACK_SCHEMA": FeedbackRecord,
+    }
+    if name in types:
+        return schema_of(types[name])
+    raise AttributeError(f"module 'router.records' has no attribute {name!r}")

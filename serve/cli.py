@@ -166,11 +166,12 @@ def ask(
             *(why if answer.explain is None else answer.explain.lines()), sep="\n", file=sys.stderr
         )
     if save_picture is not None:
+        from m3model.errors import BadPicture
         from serve.client.drawing import save_answer
 
         try:
             save_answer(save_picture, picture, question, answer)
-        except OSError as error:
+        except (BadPicture, OSError) as error:
             _end(f"{save_picture} cannot be written: {error}")
 
 
@@ -193,7 +194,8 @@ def plan(
         str,
         typer.Option(
             help="Shares of the requests by scale. The default is what the shipped router read "
-            "held-out generated scenes at (benchmarks/results/routing_quality.json)."
+            "held-out generated scenes at, first looks not counted "
+            "(benchmarks/results/routing_quality.json)."
         ),
     ] = DEFAULT_MIX,
     model: Annotated[str, typer.Option(help="7b, 13b, mini, or a model folder.")] = "7b",

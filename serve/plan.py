@@ -115,7 +115,11 @@ def lines(plan: Plan, mix: str) -> list[str]:
     shares = parsed_mix(mix)
     total = sum(shares.values())
     parts = ", ".join(f"{share / total:.0%} at {scale}" for scale, share in sorted(shares.items()))
-    whose = " (the shipped router on held-out scenes)" if mix == DEFAULT_MIX else ""
+    whose = (
+        " (the shipped router on held-out scenes; first looks not counted)"
+        if mix == DEFAULT_MIX
+        else ""
+    )
     rows = [
         (f"  {name:36}", *(f"{value(load):12.{digits}f}" for load in (plan.load, plan.finest)))
         for name, digits, value in (

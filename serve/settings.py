@@ -120,8 +120,8 @@ class ServeSettings(BaseModel):
         None,
         ge=1,
         description="Tokens that an engine's key-value cache holds, all requests together; None: "
-        "four fifths of the GPU memory that is free when it starts, or on a CPU an eighth of the "
-        "machine's, at most 64 of the longest requests.",
+        "four fifths of the GPU memory that is free when it starts, or on a CPU an eighth of what "
+        "the machine has available, at most 64 of the longest requests.",
     )
     encoder_batch: int = Field(8, ge=1, description="Pictures in one pass of the vision tower.")
     encoder_cache_bytes: int = Field(

@@ -170,8 +170,8 @@ def pool_for(
     Args:
         model: the language model.
         config: its Hugging Face text config.
-        tokens: capacity; None: four fifths of a GPU's free memory, or an eighth of the
-            machine's, but no more than 64 x `longest` and no less than one `longest`.
+        tokens: capacity; None: four fifths of a GPU's free memory, or an eighth of what the
+            machine has available, but no more than 64 x `longest` and no less than one `longest`.
         longest: the longest prompt plus answer.
     """
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())

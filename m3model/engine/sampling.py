@@ -11,14 +11,6 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWar
 from m3model.engine.interface import Sampling
 
 
-class LogprobRecorder(LogitsProcessor):
-    """Keeps the last step's log-probabilities before anything reshapes them."""
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.logprobs = torch.log_softmax(scores.float(), dim=-1)
-        return scores
-
-
 class GumbelNoise(LogitsProcessor):
     """Makes the following argmax a draw from softmax(scores).
 

@@ -1,6 +1,6 @@
 """One answered question as a picture: what the model saw, how finely, and where the words point.
 
-Knows answers, Pillow and matplotlib, which load only with this module; knows no connection.
+Knows answers, the decoder and matplotlib, which load only with this module; knows no connection.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from m3model.pictures import CHECKED_BEFORE, decode_picture
 from serve.client.wire import Answer
 from serve.client.words import cost_in_words
 
@@ -84,10 +85,12 @@ def save_answer(file: Path, picture: Path, question: str, answer: Answer) -> Non
 
 
 def padded(picture: Path) -> NDArray[np.uint8]:
-    """Return the pixels (S, S, 3) as the model sees them: upright, on white, padded to a square."""
-    with Image.open(picture) as stored:
-        upright = ImageOps.exif_transpose(stored).convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    """Return the pixels (S, S, 3) as the model sees them: upright, on white, padded to a square.
+
+    Raises:
+        BadPicture: it cannot be decoded.
+    """
+    flat = Image.fromarray(decode_picture(picture.read_bytes(), CHECKED_BEFORE))
     side = max(flat.size)
     square = Image.new("RGB", (side, side), PADDING)
     square.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))

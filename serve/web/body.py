@@ -25,6 +25,7 @@ IDLE_S = 10.0  # between two pieces of a body
 # hundred long turns has some ten thousand; a body of nothing else would cost seconds and gigabytes.
 MAX_VALUES, MAX_ESCAPES = 100_000, 1_000_000
 Body = TypeVar("Body", bound=BaseModel)
+REF = "#/components/schemas/{model}"
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -184,9 +185,6 @@ def _readings(
             yield reached or not rest, length + 1, (step, *place)
     for reached, length, place in _readings(rest, sent, missing):
         yield reached, length, place
-
-
-REF = "#/components/schemas/{model}"
 
 
 def describe_bodies(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None:

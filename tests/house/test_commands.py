@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from m3model.convert.checkpoint import app as convert
 from serve.cli import app as serve
-from training.cli.main import app as train
+from training.cli.program import app as train
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"m3-serve": serve, "m3-train": train}

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import types
 import warnings
 from collections import Counter
 from importlib import metadata
@@ -153,6 +154,20 @@ def test_tests_mirror_the_packages():
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
+def test_tests_of_a_package_import_what_it_may_import():
+    """Tests of a lower package know no upper one; what joins them is in tests/whole."""
+    below = {"m3model": {"m3model"}, "router": {"router"}}
+    below |= {upper: {upper, "m3model", "router"} for upper in ("serve", "training")}
+    wrong = [
+        f"{name_of(path)}:{line} {module}"
+        for path in TESTS
+        if (room := path.relative_to(ROOT / "tests").parts[0]) in PACKAGES
+        for module, line in imports_of(path)
+        if (package := module.split(".")[0]) in PACKAGES and package not in below[room]
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_folder_of_tests_hides_no_package(package):
     """tests/router is no package `router`: importlib mode puts no folder of tests on the path."""
@@ -228,3 +243,15 @@ def test_layers_hold():
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def test_no_room_hides_one_of_its_modules():
+    """A name handed on by a room must not be that of a module in it: `import a.b` would miss it."""
+    wrong = []
+    for path in CODE:
+        if path.stem != "__init__" and path.parent != ROOT:
+            found = getattr(importlib.import_module(module_of(path.parent / "__init__.py")),
+                            path.stem, None)  # fmt: skip
+            if found is not None and not isinstance(found, types.ModuleType):
+                wrong.append(name_of(path))
+    assert wrong == []

@@ -4,6 +4,7 @@ Every bash and python block runs against one service of m3-mini. A line that is 
 EXCUSED with its reason; a block of another kind must be known not to be a command.
 """
 
+import json
 import os
 import re
 import socket
@@ -113,6 +114,21 @@ def test_the_demos_rows_in_the_readme_are_what_the_service_answers(place):
                 text, scale, tokens,
             )  # fmt: skip
             assert text == expected
+
+
+def test_the_demos_sums_in_the_readme_are_those_of_its_questions(place):
+    asked = json.loads((ROOT / "serve/pictures/questions.json").read_text("utf-8"))
+    with M3Client(place.url) as client:
+        answers = [
+            client.ask(ROOT / "serve/pictures" / each["picture"], each["question"], max_tokens=16)
+            for each in asked
+        ]
+    right = sum(a.text == each["answer"] for a, each in zip(answers, asked, strict=True))
+    tokens, finest = sum(a.visual_tokens for a in answers), 576 * len(asked)
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert f"Right answers: {right} of {len(asked)}\n" in text
+    saved = f"{1 - tokens / finest:.0%} saved\n"
+    assert f"Visual tokens: {tokens:,} instead of {finest:,} (always 576 tokens): {saved}" in text
 
 
 @pytest.mark.parametrize("page", PAGES)

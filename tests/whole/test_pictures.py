@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3model import M3Processor
+from m3model.pictures import decode_picture
 from router.records import picture_id
 from serve.errors import BadRequest
 from serve.settings import PictureLimits
@@ -24,6 +25,7 @@ from training.finetune.conversations import LlavaDataset
 from training.sources import llava_source
 from training.sources.llava import read_llava
 
+ROOT = Path(__file__).resolve().parents[2]
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
     "JPEG": ["L", "RGB", "CMYK"],
@@ -89,3 +91,9 @@ def test_service_and_training_see_the_same(
         return
     assert picture_id(labelled.load(0).rgb) == served.picture_id
     assert np.array_equal(trained[0]["pixel_values"], served.pixels)
+
+
+def test_the_identity_of_a_plain_file_never_changes() -> None:
+    data = (ROOT / "serve" / "pictures" / "scene-00.png").read_bytes()
+    identity = "fc48cfac186be1cd31de9a5607953ee7185d1fa456437c858b605e6b9727a6f3"
+    assert picture_id(decode_picture(data)) == identity

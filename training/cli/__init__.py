@@ -1,5 +1,5 @@
 """`m3-train`: flags, progress and tables; the work is in the other rooms of `training`."""
 
-from training.cli.main import main
+from training.cli.program import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 """`python -m training.cli`."""
 
-from training.cli.main import main
+from training.cli.program import main
 
 main()

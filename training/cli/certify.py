@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m3model.terminal import bar, say, table
+from training.cli.collect import router_folder
 
 if TYPE_CHECKING:
     from router.certificate.promise import Certificate
@@ -60,7 +61,6 @@ def certify(
 
     On calibration pictures; the router's price is set to it, unless --keep-price.
     """
-    from router import default_router_path
     from router.router import Router
     from training.errors import TrainingError
     from training.fitting.certify import certify as prove
@@ -73,9 +73,7 @@ def certify(
         loss, bound = "drop", max_drop
     else:
         raise TrainingError("give exactly one of --max-harm and --max-drop")
-    folder = default_router_path() if router is None else router
-    if not folder.is_dir():
-        raise TrainingError(f"{folder} is not a router folder; give --router DIR")
+    folder = router_folder(router)
     before = Router.from_pretrained(folder)
     data = read_oracle(oracle)
     with bar("certifying", "steps") as move:

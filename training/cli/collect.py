@@ -140,3 +140,13 @@ def model_folder(model: Path | None) -> Path:
         hint = "; give --model DIR" if model is None else ""
         raise TrainingError(f"{folder} is not a model folder: it has no config.json{hint}")
     return folder
+
+
+def router_folder(router: Path | None) -> Path:
+    """Return the router folder that is meant; the shipped one if none is named."""
+    from router import default_router_path
+
+    folder = default_router_path() if router is None else router
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a router folder; give --router DIR")
+    return folder

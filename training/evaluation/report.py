@@ -2,17 +2,7 @@
 
 Knows the report's dictionary; does not know how its numbers came about.
 
-report.json, version 2; every key is described in docs/report.md. Always there:
-
-- ``n_questions, n_pictures, finest_accuracy``: the test set, which every figure is of.
-- ``fixed``: one object a scale: scale, accuracy, visual_tokens, cost.
-- ``router``: at its own price: price, accuracy, visual_tokens, cost, difference_from_finest {mean,
-  low, high}, harm, rescue, regret, share_of_scale. ``curve``: the same at every price.
-- ``visual_tokens_at_router_accuracy``, ``at_equal_accuracy``, ``token_ratio_at_equal_accuracy``,
-  ``headroom_recovered``: against type_table, question_only, fixed_mixture, dataset_policy and
-  privileged, null where unknown or never reached.
-- ``oracle``: any_correct, strict, luck_corrected {accuracy, visual_tokens}. ``calibration``,
-  ``unsolvable_share``, ``non_monotone_share``; ``slices``: the same by dataset/kind.
+Every key of report.json is described in docs/report.md.
 """
 
 from __future__ import annotations

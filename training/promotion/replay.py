@@ -156,7 +156,8 @@ def gate(rows: Sequence[dict[str, Any]], tolerance: float = 0.005) -> str | None
     """Return why the second router of a replay must not replace the first, or None if it may.
 
     It may when it is not dearer and not worse: the interval of the paired accuracy difference must
-    not lie below zero as a whole, nor reach more than ``tolerance`` + its own noise below it.
+    not lie below zero as a whole, nor its mean by more than ``tolerance``. A dearer router must be
+    plainly better.
     """
     current, candidate = rows[0], rows[1]
     accuracy = candidate["minus_first"]["accuracy"]

@@ -16,7 +16,6 @@ from training.errors import GateClosed
 from training.evaluation.evaluate import evaluate
 from training.evaluation.report import write_report
 from training.fitting.fit import Cost, fit
-from training.fitting.predictor import Labels
 from training.oracle.collection import collect
 from training.oracle.data import OracleData, read_oracle
 from training.progress import Progress, unseen
@@ -38,7 +37,6 @@ class RetrainJob:
     more_oracle: Sequence[Path] = ()
     target: float = 0.995
     cost: Cost = "tokens"
-    labels: Labels = "auto"
     second_look: bool = False
     workers: int | None = None
     force: bool = False
@@ -77,7 +75,7 @@ def retrain(
     )  # fmt: skip
     data = read_oracle([job.out / "oracle", *job.more_oracle])
     fitted = fit(
-        data, target=job.target, cost=job.cost, labels=job.labels, second_look=job.second_look,
+        data, target=job.target, cost=job.cost, second_look=job.second_look,
         progress=progress,
     )  # fmt: skip
     for line in fitted.advice:

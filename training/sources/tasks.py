@@ -69,7 +69,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Pictures on disk, each with its questions (built by the two functions below)."""
+    """Pictures on disk, each with its questions (built by `llava_source` and `log_source`)."""
 
     kind: SourceKind
     pictures: tuple[tuple[str, Path, tuple[Ask, ...]], ...]

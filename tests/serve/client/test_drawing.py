@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from m3model.pictures import decode_picture
 from router.explain import explain
 from router.explanation import RelevanceMap
 from router.features.schema import feature_schema
@@ -42,6 +44,21 @@ def test_a_picture_is_padded_as_the_model_sees_it(tmp_path: Path) -> None:
         assert pixels.shape == (40, 40, 3)
         assert (pixels[:10] == PADDING).all()
         assert (pixels[10:30] == 255).all()
+
+
+def test_what_is_drawn_is_what_was_decoded(tmp_path: Path) -> None:
+    """Grey of 16 bits, a palette with a clear colour, two megabytes of text beside the pixels."""
+    grey = Image.fromarray(np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32))
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([0, 0, 0, 200, 30, 60])
+    text = PngInfo()
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    for number, (image, more) in enumerate(
+        [(grey, {}), (palette, {"transparency": 1}), (palette, {"pnginfo": text})]
+    ):
+        file = tmp_path / f"{number}.png"
+        image.save(file, **more)
+        assert np.array_equal(padded(file), decode_picture(file.read_bytes()))
 
 
 def test_a_turned_photograph_is_upright(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from router.errors import FeatureMismatch, RouterFileError
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
-from training.cli.collect import ModelOption, WorkersOption, collect, model_folder
+from training.cli.collect import ModelOption, WorkersOption, collect, model_folder, router_folder
 from training.cli.model import model as train_model
 from training.cli.readout import readout
 from training.cli.replay import replay
@@ -111,7 +111,7 @@ def evaluate(
     from training.evaluation.report import NAMES, write_report
     from training.oracle.data import read_oracle
 
-    folder = _router_folder(router)
+    folder = router_folder(router)
     before, data = Router.from_pretrained(folder), read_oracle(oracle)
     with bar("evaluating", "steps") as move:
         report = judge(before, data, target=target, resamples=resamples, say=say, progress=move)
@@ -205,12 +205,3 @@ def main() -> None:
         app, TrainingError, RouterFileError, FeatureMismatch, CheckpointMismatch,
         RelevanceUnavailable, OSError,
     )  # fmt: skip
-
-
-def _router_folder(router: Path | None) -> Path:
-    from router import default_router_path
-
-    folder = default_router_path() if router is None else router
-    if not folder.is_dir():
-        raise TrainingError(f"{folder} is not a router folder; give --router DIR")
-    return folder

@@ -1,0 +1,71 @@
+"""`m3-serve plan`: the mix it is for, the figures it prints, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.errors import ServeSetupError
+from serve.plan import DEFAULT_MIX, make_plan, parsed_mix
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def test_the_command_prints_the_plan(command: Any) -> None:
+    mix = ("--mix", "1:30,9:25,36:20,144:15,576:10")
+    done = command("m3-serve", "plan", "--model", "7b", "--hardware", "h200", *mix)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line[:38].strip(): line[38:].split() for line in done.stdout.splitlines()}
+    assert rows["requests/s, every picture encoded"] == ["327.4", "83.1"]
+    assert rows["requests that share a pass"] == ["256", "256"]
+    assert "3.94 x" in done.stdout
+    assert "72.5 MiB a request" in done.stdout
+    assert "computed and not measured" in done.stdout
+
+
+def test_the_default_mix_is_what_the_shipped_router_chose(command: Any) -> None:
+    report = json.loads((RESULTS / "routing_quality.json").read_text("utf-8"))
+    chosen = report["router"]["share_of_scale"]
+    mix = parsed_mix(DEFAULT_MIX)
+    assert mix == {int(scale): round(100 * share) for scale, share in chosen.items()}
+    assert sum(mix.values()) == 100
+    done = command("m3-serve", "plan")
+    assert (done.returncode, done.stderr) == (0, "")
+    said = "2% at 1, 18% at 9, 34% at 36, 29% at 144, 17% at 576 (the shipped router"
+    assert said in done.stdout
+    # The answers' own scales: what the first looks read besides is said not to be counted.
+    read = sum(scale * share for scale, share in mix.items()) / 100
+    assert read < 0.9 * report["router"]["visual_tokens"]
+    assert "first looks not counted" in done.stdout
+
+
+def test_a_model_of_other_scales_asks_for_its_mix(tiny_model: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"scales": [1, 9]}), "utf-8")
+    with pytest.raises(ServeSetupError, match="knows 1, 9; say which with --mix"):
+        make_plan(str(tmp_path), "h200", DEFAULT_MIX, 40, 16, 256)
+
+
+def test_a_mistake_is_one_line(command: Any) -> None:
+    done = command("m3-serve", "plan", "--mix", "7:1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown scale 7: this model knows 1, 9, 36, 144, 576\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "mix", "says"),
+    [
+        ("7b", "h200", "1:30,9", "'9' is not SCALE:SHARE"),
+        ("7b", "h200", "1:30,1:3", "scale 1 twice"),
+        ("7b", "tpu", "1:1", "not one of h200"),
+        ("/nowhere", "h200", "1:1", "no such folder"),
+        ("13b", "l4", "1:1", r"has room for 21\.6 GB"),
+        ("mini", "h200", "1:nan", "positive share"),
+    ],
+)
+def test_mistakes_say_what_is_wrong(model: str, hardware: str, mix: str, says: str) -> None:
+    with pytest.raises(ServeSetupError, match=says):
+        make_plan(model, hardware, mix, 40, 16, 256)
