@@ -86,10 +86,20 @@ class Message(Wire):
 
 
 class StreamOptions(Wire):
-    """What a stream carries besides text. ``include_obfuscation`` false is all there is."""
+    """What a stream carries besides text. ``include_obfuscation`` false is all there is.
+
+    ``include_usage`` is a last chunk with the tokens; ``continuous_usage_stats`` puts the tokens so
+    far into every chunk, as load generators want them.
+    """
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] = False
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether anything is asked for."""
+        return self.include_usage or self.continuous_usage_stats
 
 
 class RoutingRequest(Wire):
@@ -111,10 +121,10 @@ class RoutingRequest(Wire):
     what there is."""
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Wire):
     """The body of POST /v1/chat/completions and POST /v1/route; without a temperature, greedy."""
 
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow")  # `serve.gateway.question` refuses them by name
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     model: str = ROUTED_MODEL

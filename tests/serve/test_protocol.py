@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion as SDKCompletion
 from openai.types.chat import ChatCompletionChunk as SDKChunk
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import ValidationError
 
 from router.decision import Reason
@@ -29,11 +31,13 @@ Body = Callable[..., dict[str, Any]]
     ("field", "value"),
     [
         ("n", 2), ("n", True), ("logprobs", True), ("top_logprobs", 5),
-        ("tools", [{"type": "function"}]), ("tool_choice", "auto"), ("functions", [{}]),
+        ("tools", [{"type": "function"}]), ("functions", [{}]), ("function_call", {"name": "f"}),
+        ("tool_choice", "required"), ("tool_choice", {"type": "function"}), ("verbosity", "low"),
         ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1}),
         ("frequency_penalty", 0.5), ("presence_penalty", -1), ("store", True),
         ("modalities", ["text", "audio"]), ("reasoning_effort", "high"), ("temprature", 0.5),
-        ("stream_options", {"include_usage": True}), ("max_completion_tokens", 7),
+        ("stream_options", {"include_usage": True}), ("reasoning_effort", "minimal"),
+        ("stream_options", {"continuous_usage_stats": True}), ("max_completion_tokens", 7),
     ],
 )  # fmt: skip
 def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any) -> None:
@@ -49,11 +53,35 @@ def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any)
         ("n", 1), ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
         ("response_format", {"type": "text"}), ("frequency_penalty", 0), ("presence_penalty", 0.0),
         ("user", "somebody"), ("metadata", {"a": "b"}), ("tool_choice", "none"),
-        ("modalities", ["text"]), ("seed", 5), ("stop", ["a", "b"]), ("top_p", 0.5),
+        ("tool_choice", "auto"), ("function_call", "auto"), ("verbosity", "medium"),
+        ("reasoning_effort", "none"), ("stop", []), ("logit_bias", {}), ("stream_options", {}),
+        ("stream_options", {"include_usage": False, "continuous_usage_stats": False}),
+        ("parallel_tool_calls", True), ("modalities", ["text"]), ("seed", 5),
+        ("stop", ["a", "b"]), ("top_p", 0.5),
     ],
 )  # fmt: skip
 def test_a_knob_that_asks_for_nothing_or_is_honoured_passes(field: str, value: Any) -> None:
     assert refused_knob(ChatRequest.model_validate(PLAIN | {field: value})) is None
+
+
+def test_null_means_not_given_for_every_field_that_the_sdk_knows() -> None:
+    fields = CompletionCreateParamsStreaming.__annotations__.keys() - {"messages"}
+    assert len(fields) > 30
+    request = ChatRequest.model_validate_json(json.dumps(PLAIN | dict.fromkeys(fields)))
+    assert refused_knob(request) is None
+    assert request == ChatRequest.model_validate(PLAIN)
+
+
+def test_null_means_not_given_within_objects(ask_body: Body) -> None:
+    plain = ask_body(stream=True, stream_options={}, routing={"scale": 9})
+    nulls = json.loads(json.dumps(plain))
+    nulls["stream_options"] = dict.fromkeys(protocol.StreamOptions.model_fields)
+    nulls["routing"] = dict.fromkeys(RoutingRequest.model_fields) | {"scale": 9}
+    message = nulls["messages"][0]
+    message["name"] = message["content"][0]["image_url"]["detail"] = None
+    assert ChatRequest.model_validate_json(json.dumps(nulls)) == ChatRequest.model_validate(plain)
+    told = {"request_id": "a", "score": 0.5, "reference": None}
+    assert protocol.FeedbackRequest.model_validate(told).reference is None
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,43 @@ def test_what_a_turn_says_besides_text_is_refused_by_name(
     body["messages"] += [plain_turn("a dog") | {field: value}, AND_THEN]
     reply = http.post(URL, json=body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, f"messages.1.{field}")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tools": [], "tool_choice": "auto"}, {"tools": None, "tool_choice": "none"},
+        {"stream": None, "n": None, "store": None}, {"stream": False, "stream_options": None},
+        {"stream": True, "stream_options": {"include_usage": None, "continuous_usage_stats": None}},
+        {"verbosity": "medium", "reasoning_effort": "none", "stop": [], "logit_bias": {}},
+        {"model": None, "routing": {"explain": None, "scale": None}},
+    ],
+)  # fmt: skip
+def test_what_asks_for_nothing_is_accepted(http: httpx2.Client, extra: dict[str, Any]) -> None:
+    body = {"model": "m3-auto", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    reply = http.post(URL, json=body | extra)
+    assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tool_choice", "required"), ("verbosity", "high"), ("n", 2)]
+)
+def test_what_would_change_an_answer_is_refused_by_name(
+    http: httpx2.Client, ask_body: Body, field: str, value: Any
+) -> None:
+    reply = http.post(URL, json=ask_body(**{field: value}))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
+
+
+def test_a_load_generator_counts_tokens_as_they_come(sdk: openai.OpenAI, ask_body: Body) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    body = ask_body(max_tokens=20)
+    chunks = list(sdk.chat.completions.create(**body, stream=True, stream_options=options))
+    usages = [chunk.usage for chunk in chunks]
+    assert all(usages)
+    counts = [usage.completion_tokens for usage in usages if usage]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1]
+    whole = sdk.chat.completions.create(**body)
+    assert usages[-1] == whole.usage
+    assert {usage.prompt_tokens for usage in usages if usage} == {whole.usage.prompt_tokens}
