@@ -61,7 +61,8 @@ class ParsedRequest:
     Attributes:
         messages: as the processor takes them, ``{"type": "image"}`` for each picture.
         pictures: bytes as they came, in order.
-        question: text of the last message; what the router looks at.
+        question: text of the user's last turn; what the router looks at. Where that is only a
+            picture, the latest earlier text of the user's.
         constraints: what binds the scale.
     """
 
@@ -136,13 +137,15 @@ def _question(messages: list[Message]) -> str:
         raise BadRequest(
             "The last message must be the user's: it holds the question.", f"messages.{last}.role"
         )
-    question = _text(messages[last]).strip()
-    if not question:
-        raise BadRequest(
-            "The last message has no text. Add the question as text.",
-            f"messages.{last}.content", "empty_question",
-        )  # fmt: skip
-    return question
+    # The picture may have come in an earlier turn than the question, or in a later one.
+    earlier = messages[-2::-1] if _places_of_pictures(messages[-1:]) else []
+    for message in [messages[last], *earlier]:
+        if message.role == "user" and (question := _text(message).strip()):
+            return question
+    raise BadRequest(
+        "The last message has no text. Add the question as text.",
+        f"messages.{last}.content", "empty_question",
+    )  # fmt: skip
 
 
 def _constraints(

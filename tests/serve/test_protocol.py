@@ -190,6 +190,64 @@ def test_conversations_keep_their_order(ask_body: Body) -> None:
     assert (parsed.question, len(parsed.pictures)) == ("second", 1)
 
 
+def text_turn(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+REPLY = {"role": "assistant", "content": "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "question"),
+    [
+        (["picture and who?", REPLY, text_turn("where?")], "where?"),
+        (["picture", text_turn("who?")], "who?"),
+        (["picture", REPLY, text_turn("who?")], "who?"),
+        ([text_turn("who?"), "picture"], "who?"),
+        ([text_turn("why?"), REPLY, text_turn("who?"), REPLY, "picture"], "who?"),
+        ([text_turn("who?"), REPLY, text_turn("  "), "picture"], "who?"),
+        (["picture and who?", REPLY, "picture"], "who?"),
+        (["picture and who?", REPLY, "picture and where?"], "where?"),
+    ],
+)
+def test_the_question_may_stand_in_another_turn_than_the_picture(
+    ask_body: Body, turns: list[Any], question: str
+) -> None:
+    picture = ask_body()["messages"][0]["content"][0]
+    body = {"messages": []}
+    for turn in turns:
+        if isinstance(turn, str):
+            text = turn.removeprefix("picture").removeprefix(" and ")
+            parts = [picture, *([{"type": "text", "text": text}] if text else [])]
+            turn = {"role": "user", "content": parts}
+        body["messages"].append(turn)
+    parsed = parse_request(ChatRequest.model_validate(body), SCALES, ServeSettings())
+    assert parsed.question == question
+    assert len(parsed.pictures) == sum(isinstance(turn, str) for turn in turns)
+    assert len(parsed.messages) == len(turns)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "system", "content": "who?"}, "picture"], ["picture", REPLY, "picture"],
+        ["picture and who?", REPLY, text_turn(" ")],
+    ],
+)  # fmt: skip
+def test_a_conversation_without_a_question_is_refused(ask_body: Body, turns: list[Any]) -> None:
+    content = ask_body()["messages"][0]["content"]
+    filled = {"picture": content[:1], "picture and who?": content}
+    messages = [
+        {"role": "user", "content": filled[turn]} if isinstance(turn, str) else turn
+        for turn in turns
+    ]
+    request = ChatRequest.model_validate({"messages": messages})
+    with pytest.raises(BadRequest) as caught:
+        parse_request(request, SCALES, ServeSettings())
+    param = f"messages.{len(turns) - 1}.content"
+    assert (caught.value.code, caught.value.param) == ("empty_question", param)
+
+
 def test_our_replies_are_the_sdks_types() -> None:
     routing = protocol.Routing(
         scale=9, visual_tokens=9, reason="predicted", p_suffices={"1": 0.5}, router_version="x",

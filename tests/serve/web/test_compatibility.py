@@ -141,3 +141,19 @@ def test_a_load_generator_counts_tokens_as_they_come(sdk: openai.OpenAI, ask_bod
     whole = sdk.chat.completions.create(**body)
     assert usages[-1] == whole.usage
     assert {usage.prompt_tokens for usage in usages if usage} == {whole.usage.prompt_tokens}
+
+
+def test_a_picture_of_an_earlier_turn_is_routed_by_the_last_question(
+    sdk: openai.OpenAI, ask_body: Body
+) -> None:
+    picture, first = ask_body("What is it?")["messages"][0]["content"]
+    turns: list[Any] = [
+        {"role": "user", "content": [picture, first]}, plain_turn("a dog"), AND_THEN
+    ]  # fmt: skip
+    shown_last: list[Any] = [AND_THEN, {"role": "user", "content": [picture]}]
+    for messages in (turns, shown_last):
+        reply = sdk.chat.completions.create(model="m3-auto", messages=messages, max_tokens=4)
+        routing = reply.routing  # type: ignore[attr-defined]
+        assert (routing["scale"], routing["reason"]) == (36, "predicted")
+        assert reply.usage is not None
+        assert reply.usage.model_dump()["prompt_tokens_details"]["image_tokens"] == 36
