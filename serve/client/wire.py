@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-import httpx2
-
 from serve.client.errors import APIConnectionError, APIError, status_error
 from serve.client.explain import RouteExplanation, parse_explanation
 
@@ -85,15 +83,6 @@ class AskOptions(TypedDict, total=False):
     max_tokens: int  # of the answer; 64
     temperature: float  # 0: greedy
     model: str  # "m3-auto", or a pinned id such as "m3-144"
-
-
-def http_settings(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """Return the arguments that both kinds of HTTP client share."""
-    return {
-        "base_url": base_url.rstrip("/").removesuffix("/v1"),  # the openai SDK's base_url works too
-        "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
-        "timeout": httpx2.Timeout(timeout, connect=min(timeout, 5.0)),
-    }
 
 
 def data_url(picture: Picture) -> str:
