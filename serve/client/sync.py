@@ -59,8 +59,8 @@ class M3Client:
         """Return the answer to one question about one picture, several, or none.
 
         Args:
-            picture: path, bytes, PIL image, (H, W, 3) uint8 array or data URL; a list for several;
-                None for a question about no picture.
+            picture: path, bytes, PIL image, uint8 array or data URL; a list for several; None for a
+                question about no picture.
             question: plain text.
             **options: see `AskOptions`.
 

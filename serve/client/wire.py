@@ -6,7 +6,6 @@ Knows the wire format; knows no connection, so both clients share every line of 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from serve.client.errors import APIConnectionError, APIError, status_error
 from serve.client.explain import RouteExplanation, parse_explanation
+from serve.client.pictures import png_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,27 +97,10 @@ def data_url(picture: Picture) -> str:
     elif isinstance(picture, bytes | bytearray | memoryview):
         payload = bytes(picture)
     else:
-        payload = _png(picture)
+        payload = png_of(picture)
     kind = next((name for magic, name in MAGIC.items() if payload.startswith(magic)), None)
     mime = f"image/{kind}" if kind else "application/octet-stream"
     return f"data:{mime};base64,{base64.b64encode(payload).decode('ascii')}"
-
-
-def _png(picture: Image | np.ndarray[Any, Any]) -> bytes:
-    from PIL import Image as pillow
-
-    if not isinstance(picture, pillow.Image):
-        if not hasattr(picture, "__array_interface__"):
-            raise TypeError(
-                "a picture is a path, bytes, a PIL image or a (H, W, 3) uint8 array, "
-                f"not {type(picture).__name__}"
-            )
-        if str(picture.dtype) != "uint8":
-            raise TypeError(f"a picture array must be uint8 in 0..255, not {picture.dtype}")
-        picture = pillow.fromarray(picture)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def chat_body(
