@@ -225,8 +225,10 @@ def _client_errors(url: str) -> Iterator[None]:
     try:
         yield
     except APIConnectionError as error:
+        if error.proxy is not None:
+            _end(f"{url} is not reached: {error}")
         _end(f"{url} does not answer ({error}); start the service with m3-serve up")
-    except APIError as error:
+    except (APIError, ValueError) as error:  # a key that cannot be sent is a ValueError
         _end(str(error))
 
 

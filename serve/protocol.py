@@ -7,25 +7,35 @@ answer.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from router.explanation import Explanation
 
 ROUTED_MODEL = "m3-auto"
 PINNED_MODEL_PREFIX = "m3-"
-MAX_MESSAGES, MAX_PARTS = (
-    1_000,
-    1_000,
-)  # far above any conversation; validation ends at the first error
+# Far above any conversation; validation ends at the first error.
+MAX_MESSAGES, MAX_PARTS = 1_000, 1_000
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # what asks for nothing, whatever the field
 REPLY_ID_PREFIX = "chatcmpl-"  # before a request's id: the id of its reply
 
 
 class Wire(BaseModel):
-    """A part of a request: JSON types are taken as they are, unknown fields are errors."""
+    """A part of a request: JSON types are taken as they are, unknown fields are errors.
+
+    null means that a field is not given, wherever it stands: many callers send every field they
+    know.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        return {key: value for key, value in sent.items() if value is not None}
 
 
 class ImageURL(Wire):
@@ -53,18 +63,43 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(Wire):
-    """One turn of the conversation."""
+    """One turn of the conversation; an assistant's may be a reply as it was received.
+
+    A reply holds more than text (``refusal``, ``tool_calls``, ``annotations``, what other services
+    add): empty, that asks for nothing. ``content`` null or missing is a reply without text.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reply_as_received(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict) or sent.get("role") != "assistant":
+            return sent
+        return {"content": ""} | {
+            key: value
+            for key, value in sent.items()
+            if (key in cls.model_fields and value is not None) or value not in EMPTY
+        }
+
 
 class StreamOptions(Wire):
-    """What a stream carries besides text. ``include_obfuscation`` false is all there is."""
+    """What a stream carries besides text. ``include_obfuscation`` false is all there is.
+
+    ``include_usage`` is a last chunk with the tokens; ``continuous_usage_stats`` puts the tokens so
+    far into every chunk, as load generators want them.
+    """
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] = False
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether anything is asked for."""
+        return self.include_usage or self.continuous_usage_stats
 
 
 class RoutingRequest(Wire):
@@ -86,10 +121,10 @@ class RoutingRequest(Wire):
     what there is."""
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Wire):
     """The body of POST /v1/chat/completions and POST /v1/route; without a temperature, greedy."""
 
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow")  # `serve.gateway.question` refuses them by name
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     model: str = ROUTED_MODEL

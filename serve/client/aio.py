@@ -12,6 +12,7 @@ from typing import Any, Self, Unpack
 
 import httpx2
 
+from serve.client.connection import connect
 from serve.client.errors import APIError, Tries, connection_error
 from serve.client.wire import (
     CHAT,
@@ -25,7 +26,6 @@ from serve.client.wire import (
     StreamedAnswer,
     chat_body,
     feedback_body,
-    http_settings,
     parse_answer,
     parse_health,
     parse_route,
@@ -43,8 +43,7 @@ class AsyncM3Client:
         max_retries: int = 2,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        settings = http_settings(base_url, api_key, timeout)
-        self._http = httpx2.AsyncClient(**settings, transport=transport)
+        self._http, self._proxy = connect(httpx2.AsyncClient, base_url, api_key, timeout, transport)
         self.max_retries = max_retries
 
     async def ask(self, picture: Pictures, question: str, **options: Unpack[AskOptions]) -> Answer:
@@ -59,7 +58,7 @@ class AsyncM3Client:
     ) -> AsyncAnswerStream:
         """Return the answer as an async iterator of pieces; see `M3Client.stream`."""
         body = chat_body(picture, question, options, stream=True)
-        return AsyncAnswerStream(self._http, body, Tries(self.max_retries))
+        return AsyncAnswerStream(self._http, body, Tries(self.max_retries, self._proxy))
 
     async def route(self, picture: Pictures, question: str, **options: Unpack[AskOptions]) -> Route:
         """Return the decision for a question without having it answered."""
@@ -77,7 +76,7 @@ class AsyncM3Client:
         try:
             reply = await self._http.get("/health")
         except httpx2.TransportError as broken:
-            raise connection_error(broken) from broken
+            raise connection_error(broken, self._proxy) from broken
         return parse_health(reply.status_code, reply.content, reply.headers)
 
     async def models(self) -> list[str]:
@@ -95,7 +94,7 @@ class AsyncM3Client:
         await self.close()
 
     async def _send(self, method: str, path: str, body: object = None) -> httpx2.Response:
-        tries = Tries(self.max_retries)
+        tries = Tries(self.max_retries, self._proxy)
         while True:
             try:
                 reply = await self._http.request(method, path, json=body)

@@ -29,7 +29,14 @@ class APIError(Exception):
 
 
 class APIConnectionError(APIError):
-    """The service could not be reached, or a reply broke off."""
+    """The service could not be reached, or a reply broke off.
+
+    ``proxy`` is the variable that names the proxy in between, if there is one.
+    """
+
+    def __init__(self, message: str, *, proxy: str | None = None) -> None:
+        super().__init__(message)
+        self.proxy = proxy
 
 
 class APITimeoutError(APIConnectionError):
@@ -99,11 +106,12 @@ def status_error(status: int, body: bytes, headers: Mapping[str, str]) -> APISta
     return kind(message, status_code=status, code=code, param=param, request_id=request_id)
 
 
-def connection_error(broken: httpx2.TransportError) -> APIConnectionError:
-    """Return the typed error for a connection that failed."""
+def connection_error(broken: httpx2.TransportError, proxy: str | None = None) -> APIConnectionError:
+    """Return the typed error for a connection that failed, ``proxy`` named in between."""
+    way = _words(broken) + (f" (through the proxy that {proxy} names)" if proxy else "")
     if isinstance(broken, httpx2.TimeoutException):
-        return APITimeoutError(f"no answer in time: {_words(broken)}")
-    return APIConnectionError(f"the service is out of reach: {_words(broken)}")
+        return APITimeoutError(f"no answer in time: {way}", proxy=proxy)
+    return APIConnectionError(f"the service is out of reach: {way}", proxy=proxy)
 
 
 class Tries:
@@ -112,8 +120,8 @@ class Tries:
     A reply that stays wrong, a stream that had begun, and the last try raise instead.
     """
 
-    def __init__(self, max_retries: int) -> None:
-        self._left, self._delay_s = max_retries, FIRST_DELAY_S
+    def __init__(self, max_retries: int, proxy: str | None = None) -> None:
+        self._left, self._delay_s, self._proxy = max_retries, FIRST_DELAY_S, proxy
 
     def after_reply(self, status: int, body: bytes, headers: Mapping[str, str]) -> float:
         """Return the wait after a reply of 400 or more, as its Retry-After says if it says."""
@@ -131,7 +139,7 @@ class Tries:
         if begun:
             raise APIConnectionError(f"the stream broke off: {_words(broken)}") from broken
         if self._left <= 0:
-            raise connection_error(broken) from broken
+            raise connection_error(broken, self._proxy) from broken
         return self._backoff_s()
 
     def _backoff_s(self) -> float:

@@ -1,6 +1,6 @@
 """The blocking client.
 
-Knows connections; what is sent and parsed is in `wire`, what is retried in `errors`.
+What is sent and parsed is in `wire`, what is retried in `errors`, the way there in `connection`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from typing import Any, Self, Unpack
 
 import httpx2
 
-from serve.client.errors import (
-    APIError,
-    Tries,
-    connection_error,
-)
+from serve.client.connection import connect
+from serve.client.errors import APIError, Tries, connection_error
 from serve.client.wire import (
     CHAT,
     DEFAULT_URL,
@@ -28,7 +25,6 @@ from serve.client.wire import (
     StreamedAnswer,
     chat_body,
     feedback_body,
-    http_settings,
     parse_answer,
     parse_health,
     parse_route,
@@ -40,7 +36,12 @@ class M3Client:
 
     Failed connections and the statuses 408, 409, 429 and 5xx are tried again ``max_retries`` times,
     after 0.5 to 8 s or what Retry-After says; a stream never once its first event has arrived.
-    ``timeout`` is in seconds and per try; ``transport`` replaces the network.
+    ``timeout`` is in seconds and per try; ``transport`` replaces the network. Proxies are the
+    environment's, for other machines than this one.
+
+    Raises:
+        ValueError: the API key cannot be sent.
+        APIConnectionError: the proxy cannot be used.
     """
 
     def __init__(
@@ -51,16 +52,15 @@ class M3Client:
         max_retries: int = 2,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        settings = http_settings(base_url, api_key, timeout)
-        self._http = httpx2.Client(**settings, transport=transport)
+        self._http, self._proxy = connect(httpx2.Client, base_url, api_key, timeout, transport)
         self.max_retries = max_retries
 
     def ask(self, picture: Pictures, question: str, **options: Unpack[AskOptions]) -> Answer:
         """Return the answer to one question about one picture, several, or none.
 
         Args:
-            picture: path, bytes, PIL image, (H, W, 3) uint8 array or data URL; a list for several;
-                None for a question about no picture.
+            picture: path, bytes, PIL image, uint8 array or data URL; a list for several; None for a
+                question about no picture.
             question: plain text.
             **options: see `AskOptions`.
 
@@ -76,7 +76,7 @@ class M3Client:
     ) -> AnswerStream:
         """Return the answer as an iterator of pieces; its ``answer`` is whole when it ends."""
         body = chat_body(picture, question, options, stream=True)
-        return AnswerStream(self._http, body, Tries(self.max_retries))
+        return AnswerStream(self._http, body, Tries(self.max_retries, self._proxy))
 
     def route(self, picture: Pictures, question: str, **options: Unpack[AskOptions]) -> Route:
         """Return the decision for a question without having it answered."""
@@ -93,7 +93,7 @@ class M3Client:
         try:
             reply = self._http.get("/health")
         except httpx2.TransportError as broken:
-            raise connection_error(broken) from broken
+            raise connection_error(broken, self._proxy) from broken
         return parse_health(reply.status_code, reply.content, reply.headers)
 
     def models(self) -> list[str]:
@@ -111,7 +111,7 @@ class M3Client:
         self.close()
 
     def _send(self, method: str, path: str, body: object = None) -> httpx2.Response:
-        tries = Tries(self.max_retries)
+        tries = Tries(self.max_retries, self._proxy)
         while True:
             try:
                 reply = self._http.request(method, path, json=body)

@@ -6,7 +6,6 @@ Knows the wire format; knows no connection, so both clients share every line of 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-import httpx2
-
 from serve.client.errors import APIConnectionError, APIError, status_error
 from serve.client.explain import RouteExplanation, parse_explanation
+from serve.client.pictures import png_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,15 +85,6 @@ class AskOptions(TypedDict, total=False):
     model: str  # "m3-auto", or a pinned id such as "m3-144"
 
 
-def http_settings(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """Return the arguments that both kinds of HTTP client share."""
-    return {
-        "base_url": base_url.rstrip("/").removesuffix("/v1"),  # the openai SDK's base_url works too
-        "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
-        "timeout": httpx2.Timeout(timeout, connect=min(timeout, 5.0)),
-    }
-
-
 def data_url(picture: Picture) -> str:
     """Return the picture as a data URL: files and bytes as they are, PIL and numpy as PNG.
 
@@ -108,27 +97,10 @@ def data_url(picture: Picture) -> str:
     elif isinstance(picture, bytes | bytearray | memoryview):
         payload = bytes(picture)
     else:
-        payload = _png(picture)
+        payload = png_of(picture)
     kind = next((name for magic, name in MAGIC.items() if payload.startswith(magic)), None)
     mime = f"image/{kind}" if kind else "application/octet-stream"
     return f"data:{mime};base64,{base64.b64encode(payload).decode('ascii')}"
-
-
-def _png(picture: Image | np.ndarray[Any, Any]) -> bytes:
-    from PIL import Image as pillow
-
-    if not isinstance(picture, pillow.Image):
-        if not hasattr(picture, "__array_interface__"):
-            raise TypeError(
-                "a picture is a path, bytes, a PIL image or a (H, W, 3) uint8 array, "
-                f"not {type(picture).__name__}"
-            )
-        if str(picture.dtype) != "uint8":
-            raise TypeError(f"a picture array must be uint8 in 0..255, not {picture.dtype}")
-        picture = pillow.fromarray(picture)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def chat_body(

@@ -19,30 +19,38 @@ from serve.settings import ServeSettings
 
 # Fields that never change an answer: accepted, and that is all.
 HARMLESS = frozenset(
-    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
+    {
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "user",
+    }
 )
-# Fields that are not honoured, with the values that ask for nothing.
+# Fields that are not honoured, with the values that ask for nothing; null never does.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "frequency_penalty": (None, 0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": (None, True, False),
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "verbosity": (None,),
-    "web_search_options": (None,),
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),  # without functions, auto is none
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),  # without tools, auto is none
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
 }
 
 
@@ -53,7 +61,8 @@ class ParsedRequest:
     Attributes:
         messages: as the processor takes them, ``{"type": "image"}`` for each picture.
         pictures: bytes as they came, in order.
-        question: text of the last message; what the router looks at.
+        question: text of the user's last turn; what the router looks at. Where that is only a
+            picture, the latest earlier text of the user's.
         constraints: what binds the scale.
     """
 
@@ -128,13 +137,15 @@ def _question(messages: list[Message]) -> str:
         raise BadRequest(
             "The last message must be the user's: it holds the question.", f"messages.{last}.role"
         )
-    question = _text(messages[last]).strip()
-    if not question:
-        raise BadRequest(
-            "The last message has no text. Add the question as text.",
-            f"messages.{last}.content", "empty_question",
-        )  # fmt: skip
-    return question
+    # The picture may have come in an earlier turn than the question, or in a later one.
+    earlier = messages[-2::-1] if _places_of_pictures(messages[-1:]) else []
+    for message in [messages[last], *earlier]:
+        if message.role == "user" and (question := _text(message).strip()):
+            return question
+    raise BadRequest(
+        "The last message has no text. Add the question as text.",
+        f"messages.{last}.content", "empty_question",
+    )  # fmt: skip
 
 
 def _constraints(
@@ -222,7 +233,8 @@ def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
         if not any(value == ok and isinstance(value, bool) == isinstance(ok, bool)
                    for ok in NEUTRAL[field]):  # fmt: skip
             return field, f"'{field}' is not supported by this service. Remove it."
-    if request.stream_options is not None and not request.stream:
+    asked = request.stream_options
+    if asked is not None and asked.wants_usage and not request.stream:
         return "stream_options", "'stream_options' needs 'stream': true. Remove one of the two."
     both = request.max_tokens, request.max_completion_tokens
     if None not in both and both[0] != both[1]:

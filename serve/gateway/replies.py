@@ -79,6 +79,9 @@ def _chunk(
     routing: Routing | None = None,
     usage: Usage | None = None,
 ) -> ChatChunk:
+    options = trace.body.stream_options
+    if options is not None and options.continuous_usage_stats:
+        usage = _usage(trace)
     return ChatChunk(
         id=REPLY_ID_PREFIX + trace.request_id,
         created=trace.created,

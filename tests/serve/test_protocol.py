@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion as SDKCompletion
 from openai.types.chat import ChatCompletionChunk as SDKChunk
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import ValidationError
 
 from router.decision import Reason
@@ -29,11 +31,13 @@ Body = Callable[..., dict[str, Any]]
     ("field", "value"),
     [
         ("n", 2), ("n", True), ("logprobs", True), ("top_logprobs", 5),
-        ("tools", [{"type": "function"}]), ("tool_choice", "auto"), ("functions", [{}]),
+        ("tools", [{"type": "function"}]), ("functions", [{}]), ("function_call", {"name": "f"}),
+        ("tool_choice", "required"), ("tool_choice", {"type": "function"}), ("verbosity", "low"),
         ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1}),
         ("frequency_penalty", 0.5), ("presence_penalty", -1), ("store", True),
         ("modalities", ["text", "audio"]), ("reasoning_effort", "high"), ("temprature", 0.5),
-        ("stream_options", {"include_usage": True}), ("max_completion_tokens", 7),
+        ("stream_options", {"include_usage": True}), ("reasoning_effort", "minimal"),
+        ("stream_options", {"continuous_usage_stats": True}), ("max_completion_tokens", 7),
     ],
 )  # fmt: skip
 def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any) -> None:
@@ -49,11 +53,35 @@ def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any)
         ("n", 1), ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
         ("response_format", {"type": "text"}), ("frequency_penalty", 0), ("presence_penalty", 0.0),
         ("user", "somebody"), ("metadata", {"a": "b"}), ("tool_choice", "none"),
-        ("modalities", ["text"]), ("seed", 5), ("stop", ["a", "b"]), ("top_p", 0.5),
+        ("tool_choice", "auto"), ("function_call", "auto"), ("verbosity", "medium"),
+        ("reasoning_effort", "none"), ("stop", []), ("logit_bias", {}), ("stream_options", {}),
+        ("stream_options", {"include_usage": False, "continuous_usage_stats": False}),
+        ("parallel_tool_calls", True), ("modalities", ["text"]), ("seed", 5),
+        ("stop", ["a", "b"]), ("top_p", 0.5),
     ],
 )  # fmt: skip
 def test_a_knob_that_asks_for_nothing_or_is_honoured_passes(field: str, value: Any) -> None:
     assert refused_knob(ChatRequest.model_validate(PLAIN | {field: value})) is None
+
+
+def test_null_means_not_given_for_every_field_that_the_sdk_knows() -> None:
+    fields = CompletionCreateParamsStreaming.__annotations__.keys() - {"messages"}
+    assert len(fields) > 30
+    request = ChatRequest.model_validate_json(json.dumps(PLAIN | dict.fromkeys(fields)))
+    assert refused_knob(request) is None
+    assert request == ChatRequest.model_validate(PLAIN)
+
+
+def test_null_means_not_given_within_objects(ask_body: Body) -> None:
+    plain = ask_body(stream=True, stream_options={}, routing={"scale": 9})
+    nulls = json.loads(json.dumps(plain))
+    nulls["stream_options"] = dict.fromkeys(protocol.StreamOptions.model_fields)
+    nulls["routing"] = dict.fromkeys(RoutingRequest.model_fields) | {"scale": 9}
+    message = nulls["messages"][0]
+    message["name"] = message["content"][0]["image_url"]["detail"] = None
+    assert ChatRequest.model_validate_json(json.dumps(nulls)) == ChatRequest.model_validate(plain)
+    told = {"request_id": "a", "score": 0.5, "reference": None}
+    assert protocol.FeedbackRequest.model_validate(told).reference is None
 
 
 @pytest.mark.parametrize(
@@ -160,6 +188,64 @@ def test_conversations_keep_their_order(ask_body: Body) -> None:
     assert [m["role"] for m in parsed.messages] == ["system", "user", "assistant", "user"]
     assert parsed.messages[1]["content"][0] == {"type": "image"}
     assert (parsed.question, len(parsed.pictures)) == ("second", 1)
+
+
+def text_turn(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+REPLY = {"role": "assistant", "content": "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "question"),
+    [
+        (["picture and who?", REPLY, text_turn("where?")], "where?"),
+        (["picture", text_turn("who?")], "who?"),
+        (["picture", REPLY, text_turn("who?")], "who?"),
+        ([text_turn("who?"), "picture"], "who?"),
+        ([text_turn("why?"), REPLY, text_turn("who?"), REPLY, "picture"], "who?"),
+        ([text_turn("who?"), REPLY, text_turn("  "), "picture"], "who?"),
+        (["picture and who?", REPLY, "picture"], "who?"),
+        (["picture and who?", REPLY, "picture and where?"], "where?"),
+    ],
+)
+def test_the_question_may_stand_in_another_turn_than_the_picture(
+    ask_body: Body, turns: list[Any], question: str
+) -> None:
+    picture = ask_body()["messages"][0]["content"][0]
+    body = {"messages": []}
+    for turn in turns:
+        if isinstance(turn, str):
+            text = turn.removeprefix("picture").removeprefix(" and ")
+            parts = [picture, *([{"type": "text", "text": text}] if text else [])]
+            turn = {"role": "user", "content": parts}
+        body["messages"].append(turn)
+    parsed = parse_request(ChatRequest.model_validate(body), SCALES, ServeSettings())
+    assert parsed.question == question
+    assert len(parsed.pictures) == sum(isinstance(turn, str) for turn in turns)
+    assert len(parsed.messages) == len(turns)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "system", "content": "who?"}, "picture"], ["picture", REPLY, "picture"],
+        ["picture and who?", REPLY, text_turn(" ")],
+    ],
+)  # fmt: skip
+def test_a_conversation_without_a_question_is_refused(ask_body: Body, turns: list[Any]) -> None:
+    content = ask_body()["messages"][0]["content"]
+    filled = {"picture": content[:1], "picture and who?": content}
+    messages = [
+        {"role": "user", "content": filled[turn]} if isinstance(turn, str) else turn
+        for turn in turns
+    ]
+    request = ChatRequest.model_validate({"messages": messages})
+    with pytest.raises(BadRequest) as caught:
+        parse_request(request, SCALES, ServeSettings())
+    param = f"messages.{len(turns) - 1}.content"
+    assert (caught.value.code, caught.value.param) == ("empty_question", param)
 
 
 def test_our_replies_are_the_sdks_types() -> None:
