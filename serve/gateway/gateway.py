@@ -1,7 +1,8 @@
 """One request from parsed body to logged decision: admission, the two stages, retries, the reply.
 
 Knows the protocol, the two stages and the log; knows neither HTTP nor Ray nor torch. A picture is
-encoded once: a generator replica that dies costs another try with the tokens already here.
+encoded once: a generator replica that dies or cannot answer costs another try with the tokens
+already here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
+from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.gateway import replies
 from serve.gateway.escalation import looked_again
 from serve.gateway.question import ParsedRequest, needs_second_look, parse_request
@@ -222,12 +223,28 @@ class Gateway:
         while True:
             try:
                 return await self._in_time(trace, call())
-            except ReplicaDied:
-                if attempt == self.settings.retries:
-                    raise
-                self.metrics.count("m3_encoder_retries")
-                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+            except NotReady as error:
+                await self._before_another(trace, error, attempt, "m3_encoder_retries")
                 attempt += 1
+
+    async def _before_another(
+        self, trace: Trace, error: NotReady, attempt: int, counter: str
+    ) -> None:
+        """Return, after a pause, if what failed may be tried on another replica.
+
+        A replica that could not take the request was not harmed by it; one that died while it
+        worked may have died of it, so that is risked once more and no further.
+
+        Raises:
+            NotReady: the error, since it may not.
+        """
+        trace.deaths += isinstance(error, ReplicaDied)
+        if trace.deaths > 1:
+            raise DiedAgain() from error
+        if attempt >= self.settings.retries:
+            raise error
+        self.metrics.count(counter)
+        await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
 
     async def _answer(
         self, trace: Trace, tokens_per_part: int | None
@@ -252,20 +269,20 @@ class Gateway:
                 yield part
 
     async def _parts(self, request: GenerateRequest, trace: Trace) -> AsyncGenerator[AnswerPart]:
-        """Yield the parts; a replica that dies before the first one costs a further try."""
-        for attempt in range(self.settings.retries + 1):
-            begun = False
+        """Yield the parts; a replica that fails before the first one costs a further try."""
+        begun, attempt = False, 0
+        while True:
             try:
                 async with aclosing(cast(Any, self._generator.generate(request))) as parts:
                     while (part := await self._in_time(trace, anext(parts, None))) is not None:
                         begun = True
                         yield part
                 return
-            except ReplicaDied:
-                if begun or attempt == self.settings.retries:
+            except NotReady as error:
+                if begun:
                     raise
-                self.metrics.count("m3_generator_retries")
-                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+                await self._before_another(trace, error, attempt, "m3_generator_retries")
+                attempt += 1
 
     async def _in_time(self, trace: Trace, work: Awaitable[Result]) -> Result:
         left_s = self.settings.request_timeout_s - trace.elapsed_ms / 1000.0

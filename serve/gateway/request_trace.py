@@ -49,6 +49,7 @@ class Trace:
     logprob: float = 0.0
     finish_reason: str | None = None
     status: str = "cancelled"
+    deaths: int = 0  # replicas that died while they worked on it
 
     def add(self, part: AnswerPart) -> None:
         """Take a part of the answer in."""

@@ -4,9 +4,13 @@ In a Ray Serve YAML: ``import_path: serve.on_ray.app:build_app`` with the settin
 The encoder's ``user_config: {"router": "<folder>"}`` exchanges the router without a restart.
 """
 
+import asyncio
 import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from ray import serve
@@ -15,6 +19,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.context import _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 
+from serve.errors import NotReady
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import RayMetrics
@@ -23,10 +28,12 @@ from serve.settings import DeploymentSettings, ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
+from serve.stages.messages import AnswerPart, GenerateRequest
 from serve.web.api import create_api
 from serve.web.callers import key_digests, own_request_id
 
 APP_NAME = "m3"
+ERROR_SENT_S = 0.1  # time for an error to leave a replica that ends
 LOG = logging.getLogger("ray.serve")
 
 
@@ -64,6 +71,25 @@ class GeneratorReplica(Generator):
         )  # fmt: skip
         engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
         super().__init__(engine, checkpoint.processor, settings, RayMetrics())
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+        """Yield the parts of the answer; end this replica when its engine is dead.
+
+        A dead engine answers at once, so its replica always has the shortest queue: requests and
+        their further tries would all come here until Ray's health checks have failed three times.
+
+        Raises:
+            ServiceError: what went wrong.
+        """
+        try:
+            async with aclosing(cast(Any, super().generate(request))) as parts:
+                async for part in parts:
+                    yield part
+        except NotReady:
+            if not (await self.status()).alive:
+                LOG.error("the engine is dead: this replica ends, Ray starts another")
+                asyncio.get_running_loop().call_later(ERROR_SENT_S, os._exit, 1)
+            raise
 
 
 class GatewayReplica:

@@ -120,6 +120,8 @@ def add_errors(app: FastAPI, callers: Callers) -> None:
         sent = callers.headers(name) if name is not None else {}
         if told.retry_after_s is not None:
             sent |= {"retry-after": str(told.retry_after_s)}
+        if not told.should_retry:
+            sent |= {"x-should-retry": "false"}
         if told.status == 401:
             sent |= {"www-authenticate": "Bearer"}
         if told.status == 415:

@@ -54,6 +54,11 @@ def under_load(
     return replies
 
 
+def generators() -> list[psutil.Process]:
+    mine = psutil.Process().children(recursive=True)
+    return [p for p in mine if "generator" in " ".join(p.cmdline())]
+
+
 def test_the_sdk_works_unchanged(ray_service: Any, ask_body: Body) -> None:
     with openai.OpenAI(base_url=f"{ray_service.url}/v1", api_key="any", max_retries=0) as sdk:
         raw = sdk.chat.completions.with_raw_response.create(**ask_body(max_tokens=20))
@@ -116,10 +121,6 @@ def test_health_models_route_feedback_metrics(http: Any, ask_body: Body) -> None
 
 
 def test_a_killed_generator_costs_no_request(http: Any, ask_body: Body) -> None:
-    def generators() -> list[psutil.Process]:
-        mine = psutil.Process().children(recursive=True)
-        return [p for p in mine if "generator" in " ".join(p.cmdline())]
-
     victims = generators()
     assert len(victims) == 2, [p.cmdline() for p in psutil.Process().children(recursive=True)]
 
@@ -136,6 +137,25 @@ def test_a_killed_generator_costs_no_request(http: Any, ask_body: Body) -> None:
               and not r.text.endswith("data: [DONE]\n\n")]  # fmt: skip
     assert len(broken) <= 2, broken
     assert len(replies) > 10
+    deadline = time.monotonic() + 60
+    while len(generators()) < 2:
+        assert time.monotonic() < deadline, "no replacement"
+        time.sleep(0.5)
+
+
+def test_a_dead_engine_costs_no_request(http: Any, ask_body: Body) -> None:
+    from ray import serve
+
+    def close_one() -> None:
+        time.sleep(0.5)
+        serve.get_deployment_handle("generator", "m3").close.remote().result(timeout_s=30)
+        time.sleep(4.0)
+
+    replies = under_load(http, ask_body, close_one)
+    assert {reply.status_code for reply in replies} == {200}, [reply.text for reply in replies]
+    broken = [r for r in replies if "event-stream" in r.headers["content-type"]
+              and not r.text.endswith("data: [DONE]\n\n")]  # fmt: skip
+    assert len(broken) <= 2, broken
     deadline = time.monotonic() + 60
     while len(generators()) < 2:
         assert time.monotonic() < deadline, "no replacement"
