@@ -34,13 +34,16 @@ from serve.stages.messages import (
     Encoded,
     EncodeRequest,
     EncoderStage,
+    EncoderStatus,
     GenerateRequest,
     GeneratorStage,
+    GeneratorStatus,
     PoolRequest,
 )
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
+StageStatus = EncoderStatus | GeneratorStatus
 RETRY_WAIT_S = 0.2
 STATUS_WAIT_S = 3.0
 
@@ -188,6 +191,37 @@ class Gateway:
             "encoder": encoder and asdict(encoder),
             "engine": generator and asdict(generator),
         }
+
+    async def ready(self) -> bool:
+        """Return whether a request that came now would be answered; not whether every part is well.
+
+        Each stage is asked as often as a request would be tried: one replica that is well will do.
+        """
+        if self._draining:
+            return False
+        try:
+            async with asyncio.timeout(STATUS_WAIT_S):
+                answers = await asyncio.gather(
+                    self._would_answer(self._encoder.status),
+                    self._would_answer(self._generator.status),
+                )
+                return all(answers)
+        except TimeoutError:
+            return False
+
+    async def _would_answer(self, status: Callable[[], Awaitable[StageStatus]]) -> bool:
+        for _ in range(self.settings.retries + 1):
+            try:
+                state = await status()
+            except QueueFull:
+                return True  # busy is not unwell: callers get their 429
+            except Exception as error:  # whatever it is, this replica does not answer
+                LOG.warning("a part of the service is not ready: %r", error)
+                continue
+            alive = not isinstance(state, GeneratorStatus) or state.alive
+            if alive and state.heartbeat_s <= self.settings.heartbeat_limit_s:
+                return True
+        return False
 
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""

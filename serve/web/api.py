@@ -79,6 +79,18 @@ def add_state(app: FastAPI, gateway: Gateway) -> None:
         error = NotReady(f"The service is {state['status']}. Try again, or look at its log.")
         return JSONResponse(state | envelope(error).model_dump(), error.status)
 
+    @app.get("/health/live")
+    async def live() -> JSONResponse:
+        """Say that this process answers, whatever the other parts do."""
+        return JSONResponse({"status": "live"})
+
+    @app.get("/health/ready")
+    async def ready() -> JSONResponse:
+        """Say whether a request would be answered now: 503 while no replica could, or stopping."""
+        if not await gateway.ready():
+            raise NotReady("Requests would not be answered now. See /health.")
+        return JSONResponse({"status": "ready"})
+
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         """Return the metrics in Prometheus' text format."""

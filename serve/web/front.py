@@ -23,7 +23,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 EXPOSED_HEADERS = ("x-request-id", "x-m3-scale", "retry-after")
 ANY = "*"
 # Probes ask under whatever address they have, and learn nothing that would help a stranger.
-PROBED = ("/health",)
+PROBED = ("/health", "/health/live", "/health/ready")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import yaml
 
+from serve.gateway.gateway import STATUS_WAIT_S
 from serve.settings import ServeSettings
+from serve.web.front import PROBED
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -22,6 +24,16 @@ def test_ray_service_names_real_settings_and_a_real_builder():
     # Ray ends a request later than the gateway, which answers with a sentence.
     assert config["http_options"]["request_timeout_s"] > settings.request_timeout_s
     assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == pinned("ray")
+
+
+def test_ray_service_probes_what_answers_probes():
+    manifest = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text("utf-8"))
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    worker = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
+    probe = worker["containers"][0]["readinessProbe"]
+    assert probe["httpGet"] == {"path": "/health/ready", "port": config["http_options"]["port"]}
+    assert probe["httpGet"]["path"] in PROBED  # asked under the pod's address
+    assert probe["timeoutSeconds"] > STATUS_WAIT_S
 
 
 def test_prometheus_scrapes_what_the_service_exports():

@@ -291,6 +291,10 @@ def test_draining_waits_for_requests_and_takes_no_more(ask_body: Body) -> None:
             assert late.status_code == 503
             assert int(late.headers["retry-after"]) > 0
             assert (await http.get("/health")).json()["status"] == "stopping"
+            for method in ("GET", "HEAD"):
+                probed = await http.request(method, "/health/ready")
+                assert (probed.status_code, int(probed.headers["retry-after"]) > 0) == (503, True)
+            assert (await http.head("/health/live")).status_code == 200
             assert await draining
             assert "[DONE]" in (await under_way).text
 
@@ -419,6 +423,37 @@ def test_a_silent_worker_shows_in_health() -> None:
     reply = asyncio.run(health())
     assert (reply.status_code, reply.json()["status"]) == (503, "unavailable")
     assert reply.json()["error"]["message"].endswith(".")
+
+
+def test_ready_is_whether_a_request_would_be_answered() -> None:
+    class Replicas(PlainGenerator):
+        """The replicas of a deployment, asked in turn; an exception is what asking one raises."""
+
+        states: itertools.cycle[GeneratorStatus | Exception]
+
+        async def status(self) -> GeneratorStatus:
+            state = next(self.states)
+            if isinstance(state, Exception):
+                raise state
+            return state
+
+    well, dead = GeneratorStatus(0, 0, 0, 0.0), GeneratorStatus(0, 0, 0, 0.0, alive=False)
+    silent = GeneratorStatus(1, 0, 0, 99.0)
+    generator = Replicas()
+    gateway, _ = make(generator=generator, retries=1)
+
+    async def probed() -> list[int]:
+        async with client(gateway) as http:
+            paths = ("/health/live", "/health/ready")
+            return [(await http.get(path)).status_code for path in paths]
+
+    cases: list[tuple[list[GeneratorStatus | Exception], int]] = [
+        ([well], 200), ([dead, well], 200), ([ReplicaDied(), well], 200), ([QueueFull()], 200),
+        ([dead], 503), ([silent], 503), ([NotReady()], 503), ([dead, ReplicaDied()], 503),
+    ]  # fmt: skip
+    for states, code in cases:
+        generator.states = itertools.cycle(states)
+        assert asyncio.run(probed()) == [200, code], states
 
 
 def test_surprises_become_errors_with_the_request_id(ask_body: Body) -> None:

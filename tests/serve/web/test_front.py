@@ -74,8 +74,10 @@ def test_straight_leaves_other_paths_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/health", "/v1/models", "/", "/metrics", "/pictures/scene-00.png", "/openapi.json"]
-)
+    "path",
+    ["/health", "/health/live", "/health/ready", "/v1/models", "/", "/metrics", "/openapi.json",
+     "/pictures/scene-00.png"],
+)  # fmt: skip
 def test_head_is_get_without_a_body(http: httpx2.Client, path: str) -> None:
     got, head = http.get(path), http.head(path)
     assert (head.status_code, head.content) == (200, b"")
@@ -92,7 +94,8 @@ def test_head_of_what_is_not_there_or_not_allowed(http: httpx2.Client, served: A
 def test_without_keys_a_foreign_name_is_not_answered(http: httpx2.Client, ask_body, host) -> None:
     reply = http.post(URL, json=ask_body(), headers={"host": host})
     assert "allowed_hosts" in is_envelope(reply, 421, "unknown_host")
-    assert http.get("/health", headers={"host": host}).status_code == 200
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert http.get(path, headers={"host": host}).status_code == 200
 
 
 def test_which_hosts_are_answered() -> None:
