@@ -58,7 +58,7 @@ def compose(settings: ServeSettings) -> Service:
         log = DecisionLog(
             settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
         )
-    metrics = LocalMetrics()
+    metrics = LocalMetrics(settings.request_timeout_s)
     checkpoint = load_checkpoint(
         folder, device=settings.device, threads=settings.torch_threads,
         text_encoder=settings.text_encoder,

@@ -26,7 +26,7 @@ from serve.gateway.question import ParsedRequest, needs_second_look, parse_reque
 from serve.gateway.request_log import RequestLog
 from serve.gateway.request_trace import Trace
 from serve.metrics import Metrics
-from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, RouteReply
+from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, FeedbackRequest, RouteReply
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard
 from serve.stages.messages import (
@@ -115,6 +115,13 @@ class Gateway:
             self._inflight_bytes -= n_bytes
             self.metrics.gauge("m3_inflight_requests", self._inflight)
 
+    @contextmanager
+    def _worked_on(self, trace: Trace, n_bytes: int) -> Iterator[None]:
+        """Count a request in and write it down; see `_admitted` and `_recorded`."""
+        with self._recorded(trace), self._admitted(n_bytes):
+            trace.refused = False
+            yield
+
     async def complete(
         self, body: ChatRequest, request_id: str, n_bytes: int = 0
     ) -> ChatCompletion:
@@ -124,7 +131,7 @@ class Gateway:
             ServiceError: what went wrong, for the caller.
         """
         trace = Trace(request_id, "chat", body)
-        with self._recorded(trace), self._admitted(n_bytes):
+        with self._worked_on(trace, n_bytes):
             async with aclosing(self._answer(trace, tokens_per_part=None)) as parts:
                 async for part in parts:
                     trace.add(part)
@@ -139,12 +146,14 @@ class Gateway:
             ServiceError: what went wrong; before the first chunk nothing was sent yet.
         """
         trace = Trace(request_id, "chat", body)
-        with self._recorded(trace), self._admitted(n_bytes):
+        with self._worked_on(trace, n_bytes):
             async with aclosing(self._answer(trace, self.settings.tokens_per_part)) as parts:
                 first = True
                 async for part in parts:
                     trace.add(part)
                     if first:
+                        # Of streams only: a whole answer comes as one part, at its end.
+                        self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
                         yield replies.first_chunk(trace)
                         first = False
                     if part.text:
@@ -155,9 +164,28 @@ class Gateway:
 
     def refused(self, request_id: str, error: ServiceError) -> None:
         """Count and write down a request whose body could not even be read."""
-        status = error.code or type(error).__name__
-        self.metrics.count("m3_requests", endpoint="any", status=status)
-        self.log.write_unread(request_id, status)
+        self.turned_away(error)
+        self.log.write_unread(request_id, _word(error))
+
+    def turned_away(self, error: ServiceError) -> None:
+        """Count a request that was let in nowhere; strangers write nothing into the log."""
+        self.metrics.count("m3_requests", endpoint="any", status=_word(error))
+
+    def feedback(self, body: FeedbackRequest) -> None:
+        """Write feedback down.
+
+        Raises:
+            BadRequest: it says nothing.
+            NotReady: there is no log.
+        """
+        status = "ok"
+        try:
+            self.log.feedback(body)
+        except ServiceError as error:
+            status = _word(error)
+            raise
+        finally:
+            self.metrics.count("m3_requests", endpoint="feedback", status=status)
 
     async def route(self, body: ChatRequest, request_id: str, n_bytes: int = 0) -> RouteReply:
         """Return the decision without an answer.
@@ -166,7 +194,7 @@ class Gateway:
             ServiceError: what went wrong, for the caller.
         """
         trace = Trace(request_id, "route", body)
-        with self._recorded(trace), self._admitted(n_bytes):
+        with self._worked_on(trace, n_bytes):
             await self._encode(trace, decide_only=True)
             return replies.route_reply(trace)
 
@@ -298,8 +326,6 @@ class Gateway:
             parts = looked_again(request, look, trace, ask, pool, self.metrics)
         async with aclosing(parts):
             async for part in parts:
-                if not trace.text_tokens:  # nothing was handed out yet
-                    self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
                 yield part
 
     async def _parts(self, request: GenerateRequest, trace: Trace) -> AsyncGenerator[AnswerPart]:
@@ -336,7 +362,10 @@ class Gateway:
             yield
             trace.status = "ok"
         except ServiceError as error:
-            trace.status = error.code or type(error).__name__
+            trace.status = _word(error)
+            # Wrong in itself, or too much for now: turned down before, or instead of, the work.
+            wrong = 400 <= error.status < 500 and not isinstance(error, TimedOut)
+            trace.refused |= isinstance(error, QueueFull) or (wrong and trace.encoded is None)
             raise
         except Exception as error:
             trace.status = "internal_error"
@@ -348,9 +377,15 @@ class Gateway:
         finally:
             self.metrics.count("m3_requests", endpoint=trace.endpoint, status=trace.status)
             self.metrics.count("m3_completion_tokens", trace.completion_tokens)
-            self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
+            if not trace.refused:
+                self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
                 self.log.write(trace)
+
+
+def _word(error: ServiceError) -> str:
+    """Return the error as metrics and records name it."""
+    return error.code or type(error).__name__
 
 
 async def _answered(status: Awaitable[Result]) -> Result | None:

@@ -45,7 +45,7 @@ class EncoderReplica(Encoder):
             settings.model_path(), half="encoder", device=settings.device,
             threads=settings.torch_threads, text_encoder=settings.text_encoder,
         )  # fmt: skip
-        super().__init__(checkpoint, settings, RayMetrics())
+        super().__init__(checkpoint, settings, RayMetrics(settings.request_timeout_s))
 
     async def reconfigure(self, user_config: Any) -> None:
         """Exchange the router; a bad one is reported and the old one stays.
@@ -70,7 +70,9 @@ class GeneratorReplica(Generator):
             threads=settings.torch_threads,
         )  # fmt: skip
         engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
-        super().__init__(engine, checkpoint.processor, settings, RayMetrics())
+        super().__init__(
+            engine, checkpoint.processor, settings, RayMetrics(settings.request_timeout_s)
+        )
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
         """Yield the parts of the answer; end this replica when its engine is dead.
@@ -114,7 +116,9 @@ class GatewayReplica:
         self._keys = keys or key_digests()
         stages = RayEncoder(encoder), RayGenerator(generator)
         request_log = RequestLog(log, settings, card.scales)
-        self._gateway = Gateway(*stages, card, settings, RayMetrics(), request_log)
+        self._gateway = Gateway(
+            *stages, card, settings, RayMetrics(settings.request_timeout_s), request_log
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._gateway, ray_request_id, sets_request_id=False, keys=self._keys)

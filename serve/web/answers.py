@@ -63,7 +63,7 @@ def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     async def feedback(request: Request, name: call) -> Response:
         """Record what is known about an earlier answer."""
         body, _ = await _body_of(request, FeedbackRequest, gateway, name)
-        gateway.log.feedback(body)
+        gateway.feedback(body)
         return _json(FeedbackReply(), callers.headers(name))
 
 

@@ -18,7 +18,6 @@ from starlette.staticfiles import StaticFiles
 
 from serve.errors import BadRequest, NotFound, NotReady, ServiceError, WrongMethod
 from serve.gateway.gateway import Gateway
-from serve.settings import ServeSettings
 from serve.web.answers import BODIES, add_answers, add_models
 from serve.web.body import describe_bodies
 from serve.web.callers import Callers, key_digests, own_request_id
@@ -61,8 +60,8 @@ def create_api(
     add_models(app, gateway, callers)
     add_state(app, gateway)
     add_console(app)
-    add_errors(app, callers)
-    add_front(app, gateway.settings, has_keys=bool(callers.keys))
+    add_errors(app, gateway, callers)
+    add_front(app, gateway, has_keys=bool(callers.keys))
     describe_bodies(app, BODIES)
     return app
 
@@ -112,10 +111,13 @@ def add_console(app: FastAPI) -> None:
     app.mount("/pictures", StaticFiles(directory=PICTURES, check_dir=False))
 
 
-def add_front(app: FastAPI, settings: ServeSettings, *, has_keys: bool) -> None:
+def add_front(app: FastAPI, gateway: Gateway, *, has_keys: bool) -> None:
     """Put the checks of host, origin and path before everything else."""
+    settings = gateway.settings
     hosts = hosts_of(settings.allowed_hosts, has_keys=has_keys)
-    app.add_middleware(Front, hosts=hosts, origins=settings.cors_origins)
+    app.add_middleware(
+        Front, hosts=hosts, origins=settings.cors_origins, refused=gateway.turned_away
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"],
@@ -123,7 +125,7 @@ def add_front(app: FastAPI, settings: ServeSettings, *, has_keys: bool) -> None:
         )  # fmt: skip
 
 
-def add_errors(app: FastAPI, callers: Callers) -> None:
+def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     """Make every error, whoever raises it, a sentence in OpenAI's envelope."""
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
@@ -135,6 +137,7 @@ def add_errors(app: FastAPI, callers: Callers) -> None:
         if not told.should_retry:
             sent |= {"x-should-retry": "false"}
         if told.status == 401:
+            gateway.turned_away(told)
             sent |= {"www-authenticate": "Bearer"}
         if told.status == 415:
             sent |= {"accept-encoding": "identity"}
