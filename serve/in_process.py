@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -23,6 +23,9 @@ from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.web.api import create_api
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,17 @@ def compose(settings: ServeSettings) -> Service:
     return Service(create_api(gateway), gateway, encoder, generator)
 
 
+def server_config(api: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """Return how uvicorn serves the application."""
+    import uvicorn
+
+    return uvicorn.Config(
+        api, log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        timeout_keep_alive=settings.keep_alive_s,
+    )  # fmt: skip
+
+
 def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return.
 
@@ -95,12 +109,7 @@ def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], N
         await service.stop()
 
     service.api.router.lifespan_context = lifespan
-    server = uvicorn.Server(
-        uvicorn.Config(
-            service.api, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-        )
-    )  # fmt: skip
+    server = uvicorn.Server(server_config(service.api, settings))
     # uvicorn raises the signal again once it has shut down; by then it has done its work.
     _on_signals(_ignore)
 

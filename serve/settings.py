@@ -143,6 +143,11 @@ class ServeSettings(BaseModel):
         30.0, gt=0, description="A worker silent for longer while it has work is unhealthy."
     )
     drain_s: float = Field(20.0, ge=0, description="Time for requests in flight when stopping.")
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        description="Idle connections stay open; set it above what pools in front keep theirs.",
+    )
 
     gateway: DeploymentSettings = Field(
         default_factory=DeploymentSettings, description="Ray deployment of the gateway."

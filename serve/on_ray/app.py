@@ -141,15 +141,19 @@ def ray_request_id(request: Request) -> str:
 
 def build_app(settings: ServeSettings) -> Application:
     """Return the application for `serve.run` or a Ray Serve YAML."""
-    encoder = _deployment(EncoderReplica, "encoder", settings.encoder).bind(settings)
-    generator = _deployment(GeneratorReplica, "generator", settings.generator).bind(settings)
+    encoder = _deployment(EncoderReplica, "encoder", settings.encoder, settings).bind(settings)
+    generator = _deployment(GeneratorReplica, "generator", settings.generator, settings).bind(
+        settings
+    )
     ingress = serve.ingress()(GatewayReplica)
-    return _deployment(ingress, "gateway", settings.gateway).bind(
+    return _deployment(ingress, "gateway", settings.gateway, settings).bind(
         settings, key_digests(), encoder, generator
     )
 
 
-def _deployment(replica: type, name: str, wanted: DeploymentSettings) -> Deployment:
+def _deployment(
+    replica: type, name: str, wanted: DeploymentSettings, settings: ServeSettings
+) -> Deployment:
     resources = {"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus}
     return serve.deployment(
         replica,
@@ -161,7 +165,8 @@ def _deployment(replica: type, name: str, wanted: DeploymentSettings) -> Deploym
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         health_check_period_s=5.0,
         health_check_timeout_s=10.0,
-        graceful_shutdown_timeout_s=10.0,
+        # What a replica that is replaced has begun, it ends; it leaves as soon as that is done.
+        graceful_shutdown_timeout_s=max(settings.drain_s, settings.request_timeout_s) + 5.0,
         graceful_shutdown_wait_loop_s=0.2,
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},

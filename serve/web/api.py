@@ -5,6 +5,7 @@ application runs under uvicorn and inside a Ray Serve replica.
 """
 
 import logging
+import random
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,8 @@ from serve.web.front import EXPOSED_HEADERS, Front, hosts_of
 from serve.web.stream import envelope
 
 LOG = logging.getLogger(__name__)
+SPREAD_S = 3
+CHANCE = random.Random()  # its own: a seed set for something else must not make it the same
 CONSOLE = Path(__file__).parents[1] / "console"
 PICTURES = Path(__file__).parents[1] / "pictures"
 CONSOLE_HEADERS = {
@@ -133,7 +136,8 @@ def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
         name = getattr(request.state, "request_id", None)
         sent = callers.headers(name) if name is not None else {}
         if told.retry_after_s is not None:
-            sent |= {"retry-after": str(told.retry_after_s)}
+            # Those who were refused together must not all come back together.
+            sent |= {"retry-after": str(told.retry_after_s + CHANCE.randrange(SPREAD_S))}
         if not told.should_retry:
             sent |= {"x-should-retry": "false"}
         if told.status == 401:

@@ -23,7 +23,20 @@ def test_ray_service_names_real_settings_and_a_real_builder():
     assert (module, builder) == ("serve.on_ray.app", "build_app")
     # Ray ends a request later than the gateway, which answers with a sentence.
     assert config["http_options"]["request_timeout_s"] > settings.request_timeout_s
+    assert config["http_options"]["keep_alive_timeout_s"] == settings.keep_alive_s
     assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == pinned("ray")
+
+
+def test_a_pod_that_goes_lets_requests_end():
+    manifest = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text("utf-8"))
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    settings = ServeSettings(**config["applications"][0]["args"])
+    worker = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
+    command = worker["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[0] == "sleep"
+    assert int(command[1]) > settings.request_timeout_s
+    granted = worker["terminationGracePeriodSeconds"]
+    assert granted > int(command[1]) + settings.drain_s
 
 
 def test_ray_service_probes_what_answers_probes():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
+import pyarrow.parquet as pq
 import pytest
 
 from serve.settings import API_KEYS_VARIABLE
@@ -65,6 +66,32 @@ def test_a_path_is_answered_in_place_however_its_slashes_stand(
     reply = http.get(running.url + path, headers={"x-forwarded-proto": "https"})
     assert reply.status_code == 200, reply.headers
     assert http.post(URL + "/", json={}).status_code == 400  # the path was found, the body is wrong
+
+
+def test_an_upload_that_is_broken_off_is_no_error_of_the_service(
+    running: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = httpx2.URL(running.url)
+    log = running.service.gateway.log
+    written: list[str] = []
+
+    def seen() -> None:
+        log._log.flush()
+        rows = pq.read_table(running.log_dir / "decisions").to_pylist()
+        written[:] = [row["status"] for row in rows if row["request_id"] == "broken-off"]
+
+    with socket.create_connection((address.host, address.port)) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-request-id: broken-off\r\n"
+            b"content-type: application/json\r\ncontent-length: 5000\r\n\r\n{"
+        )
+    deadline = time.monotonic() + 20
+    while not written:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        seen()
+    assert written == ["cancelled"]
+    assert not [each for each in caplog.records if each.levelname == "ERROR"], caplog.text
 
 
 def test_straight_leaves_other_paths_alone() -> None:
