@@ -30,7 +30,7 @@ from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.stages.messages import AnswerPart, GenerateRequest
 from serve.web.api import create_api
-from serve.web.callers import key_digests, own_request_id
+from serve.web.callers import harmless_id, key_digests, own_request_id
 
 APP_NAME = "m3"
 ERROR_SENT_S = 0.1  # time for an error to leave a replica that ends
@@ -135,8 +135,12 @@ class GatewayReplica:
 
 
 def ray_request_id(request: Request) -> str:
-    """Return the id that Ray's proxy gave the request, or took from its x-request-id header."""
-    return _get_serve_request_context().request_id or own_request_id(request)
+    """Return the id that Ray's proxy gave the request, or took from its x-request-id header.
+
+    A harmful one, where the proxy takes everything (`serve.on_ray.headers`), gets no further.
+    """
+    given = _get_serve_request_context().request_id
+    return given if harmless_id(given) else own_request_id(request)
 
 
 def build_app(settings: ServeSettings) -> Application:

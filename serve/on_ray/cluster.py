@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from serve.errors import ServeSetupError
+from serve.on_ray.headers import IMPORT_PATH
 
 OBJECT_STORE_BYTES = 200_000_000
 START_TRIES = 3
@@ -30,6 +31,7 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A replica that is unwell ends nothing whole: the time for long answers is for healthy ones.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
 }
 LOG = logging.getLogger(__name__)
 Progress = Callable[[str], None]

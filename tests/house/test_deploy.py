@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from serve.gateway.gateway import STATUS_WAIT_S
+from serve.on_ray.cluster import RAY_ENVIRONMENT
 from serve.settings import ServeSettings
 from serve.web.front import PROBED
 
@@ -25,6 +26,15 @@ def test_ray_service_names_real_settings_and_a_real_builder():
     assert config["http_options"]["request_timeout_s"] > settings.request_timeout_s
     assert config["http_options"]["keep_alive_timeout_s"] == settings.keep_alive_s
     assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == pinned("ray")
+
+
+def test_every_node_has_the_environment_of_a_cluster_of_our_own():
+    cluster = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text("utf-8"))["spec"]
+    groups = cluster["rayClusterConfig"]
+    for group in (groups["headGroupSpec"], *groups["workerGroupSpecs"]):
+        environment = group["template"]["spec"]["containers"][0]["env"]
+        told = {each["name"]: each.get("value") for each in environment}
+        assert told.items() >= RAY_ENVIRONMENT.items()
 
 
 def test_a_pod_that_goes_lets_requests_end():

@@ -103,6 +103,8 @@ def test_bad_input_gets_the_envelope(http: Any, ask_body: Body, picture_url: Any
 
 
 def test_health_models_route_feedback_metrics(http: Any, ask_body: Body) -> None:
+    for path in ("/health/live", "/health/ready"):
+        assert http.head(path).status_code == 200
     health = http.get("/health").json()
     assert (health["status"], health["router_ok"]) == ("ok", True)
     assert len(http.get("/v1/models").json()["data"]) == 6
@@ -225,9 +227,19 @@ def test_a_second_look_pools_the_picture_again(
     assert both["usage"]["prompt_tokens_details"]["image_tokens"] == 145
 
 
+def test_ray_obeys_no_header_of_a_caller(http: Any, ask_body: Body) -> None:
+    said = {"x-request-timeout-seconds": "0.001", "x-request-id": "a b<script>"}
+    reply = http.post("/v1/chat/completions", json=ask_body(), headers=said)
+    assert reply.status_code == 200, reply.text
+    (name,) = reply.headers.get_list("x-request-id")
+    assert reply.json()["id"] == f"chatcmpl-{name}"
+    assert "script" not in name
+
+
 def test_a_caller_who_leaves_frees_the_generator(http: Any, ask_body: Body) -> None:
     body = ask_body(model="m3-576", max_tokens=1000, stream=True)
-    with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+    unwanted = {"x-request-disconnect-disabled": "?1"}
+    with http.stream("POST", "/v1/chat/completions", json=body, headers=unwanted) as reply:
         next(reply.iter_lines())
     deadline = time.monotonic() + 20
     while http.get("/health").json()["inflight"]:
