@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # comes with ray[serve]
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 from ray.exceptions import (

@@ -16,7 +16,7 @@ from fastapi import Request
 from serve.errors import Unauthorized
 from serve.settings import API_KEYS_VARIABLE
 
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 def own_request_id(request: Request) -> str:

@@ -32,6 +32,7 @@ def test_ray_reads_no_wish_of_a_callers() -> None:
     assert kept == [(b"authorization", b"Bearer k"), (b"x-request-id", b"mine-1")]
     assert parse_request_timeout_header(dict(kept), 125.0) == 125.0
     assert not parse_disconnect_disabled_header(dict(kept))
+    assert silenced([(b"x-request-id", b"\xe9")]) == []  # Ray would fail to decode it
 
 
 @pytest.mark.parametrize("names", [["mine-1"], ["a b<script>"], ["x" * 129], ["a", "b"], [""], []])
