@@ -10,6 +10,7 @@ replicas, so they pickle through their five plain fields.
     ├── UnknownModel          404   ├── QueueFull     429, Retry-After
     ├── TimedOut              408   ├── NotReady      503, Retry-After
     └── NotFound, WrongMethod 404, 405  └── ReplicaDied    (retried before a caller sees it)
+                                            └── DiedAgain  (never repeated)
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class ServiceError(Exception):
     status = 500
     type = "server_error"
     default_code: str | None = "internal_error"
+    should_retry = True  # False: clients are told not to repeat it, whatever the status
 
     def __init__(
         self,
@@ -141,6 +143,22 @@ class ReplicaDied(NotReady):
     """503: the replica that worked on the request is gone; the same request may be sent again."""
 
     default_code = "replica_died"
+
+
+class DiedAgain(ReplicaDied):
+    """503: two replicas died while they worked on this request; a third must not."""
+
+    should_retry = False
+
+    def __init__(
+        self,
+        message: str = "Two replicas died while they worked on this request. Do not repeat it; "
+        "send another, or report the request id.",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, param, code, retry_after_s)
 
 
 class ServeSetupError(ValueError):

@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -23,6 +23,9 @@ from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.web.api import create_api
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def compose(settings: ServeSettings) -> Service:
         log = DecisionLog(
             settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
         )
-    metrics = LocalMetrics()
+    metrics = LocalMetrics(settings.request_timeout_s)
     checkpoint = load_checkpoint(
         folder, device=settings.device, threads=settings.torch_threads,
         text_encoder=settings.text_encoder,
@@ -69,6 +72,17 @@ def compose(settings: ServeSettings) -> Service:
     request_log = RequestLog(log, settings, card.scales)
     gateway = Gateway(encoder, generator, card, settings, metrics, request_log)
     return Service(create_api(gateway), gateway, encoder, generator)
+
+
+def server_config(api: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """Return how uvicorn serves the application."""
+    import uvicorn
+
+    return uvicorn.Config(
+        api, log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        timeout_keep_alive=settings.keep_alive_s,
+    )  # fmt: skip
 
 
 def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], None]) -> None:
@@ -95,12 +109,7 @@ def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], N
         await service.stop()
 
     service.api.router.lifespan_context = lifespan
-    server = uvicorn.Server(
-        uvicorn.Config(
-            service.api, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-        )
-    )  # fmt: skip
+    server = uvicorn.Server(server_config(service.api, settings))
     # uvicorn raises the signal again once it has shut down; by then it has done its work.
     _on_signals(_ignore)
 

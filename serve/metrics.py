@@ -21,7 +21,7 @@ _RAY = "ray_"
 _OWN_LINES = ("ray_m3_", "# HELP ray_m3_", "# TYPE ray_m3_")
 # What Ray adds besides application, deployment and replica is of no use to a reader of one service.
 _RAY_LABELS = ("Component", "NodeAddress", "SessionName", "Version", "WorkerId", "otel_scope_")
-_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000)
+_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000)
 
 
 class Spec(NamedTuple):
@@ -39,8 +39,8 @@ METRICS: dict[str, Spec] = {
     "m3_visual_tokens_finest": Spec("counter", "Visual tokens the finest scale would have taken."),
     "m3_completion_tokens": Spec("counter", "Answer tokens generated."),
     "m3_routing_failures": Spec("counter", "Decisions that fell back to the finest scale."),
-    "m3_generator_retries": Spec("counter", "Further tries after a generator replica died."),
-    "m3_encoder_retries": Spec("counter", "Further tries after an encoder replica died."),
+    "m3_generator_retries": Spec("counter", "Further tries after a generator failed."),
+    "m3_encoder_retries": Spec("counter", "Further tries after an encoder failed."),
     "m3_second_looks": Spec("counter", "Answers weighed for a second look.", ("outcome",)),
     "m3_second_look_encodes": Spec("counter", "Second looks at a picture no longer in the cache."),
     "m3_picture_cache": Spec("counter", "Looks into the picture cache.", ("outcome",)),
@@ -52,9 +52,19 @@ METRICS: dict[str, Spec] = {
     "m3_engine_kv_share": Spec("gauge", "Share of an engine's key-value cache in use."),
     "m3_route_latency_ms": Spec("histogram", "Features and decision."),
     "m3_encode_latency_ms": Spec("histogram", "Decoding, vision tower and routing."),
-    "m3_first_token_latency_ms": Spec("histogram", "From arrival to the first part of the answer."),
-    "m3_request_latency_ms": Spec("histogram", "From arrival to the end of the answer."),
+    "m3_first_token_latency_ms": Spec("histogram", "From arrival to a stream's first part."),
+    "m3_request_latency_ms": Spec(
+        "histogram", "From arrival to the end of requests that were not refused."
+    ),
 }
+
+
+def buckets_ms(limit_s: float) -> list[float]:
+    """Return the bounds of every histogram; one at least lies above the limit of a request."""
+    bounds = [float(bound) for bound in _MS]
+    while bounds[-1] <= limit_s * 1000.0:
+        bounds.append(bounds[-1] * 2)
+    return bounds
 
 
 class Metrics(Protocol):
@@ -74,14 +84,18 @@ class Metrics(Protocol):
 
 
 class LocalMetrics:
-    """Metrics of one process."""
+    """Metrics of one process.
 
-    def __init__(self) -> None:
+    Args:
+        limit_s: of a request; nothing takes longer.
+    """
+
+    def __init__(self, limit_s: float = 120.0) -> None:
         self._registry = CollectorRegistry()
         kinds: dict[Kind, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
         self._metrics: dict[str, Any] = {}
         for name, spec in METRICS.items():
-            more = {"buckets": _MS} if spec.kind == "histogram" else {}
+            more = {"buckets": buckets_ms(limit_s)} if spec.kind == "histogram" else {}
             self._metrics[name] = kinds[spec.kind](
                 name, spec.description, spec.labels, registry=self._registry, **more
             )
@@ -105,9 +119,13 @@ class LocalMetrics:
 
 
 class RayMetrics:
-    """Metrics of one replica; Ray adds application, deployment and replica as labels."""
+    """Metrics of one replica; Ray adds application, deployment and replica as labels.
 
-    def __init__(self) -> None:
+    Args:
+        limit_s: of a request; nothing takes longer.
+    """
+
+    def __init__(self, limit_s: float) -> None:
         from ray.serve import metrics as ray_metrics
 
         self._metrics: dict[str, Any] = {}
@@ -118,7 +136,7 @@ class RayMetrics:
                 made = ray_metrics.Gauge(name, spec.description, spec.labels)
             else:
                 made = ray_metrics.Histogram(
-                    name, spec.description, boundaries=list(_MS), tag_keys=spec.labels
+                    name, spec.description, boundaries=buckets_ms(limit_s), tag_keys=spec.labels
                 )
             self._metrics[name] = made
 

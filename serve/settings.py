@@ -133,12 +133,21 @@ class ServeSettings(BaseModel):
     max_part_ms: float = Field(
         40.0, ge=0, description="A streamed part is sent at the first token after this long."
     )
-    retries: int = Field(2, ge=0, description="Further tries when a replica dies under a request.")
+    retries: int = Field(
+        2,
+        ge=0,
+        description="Further tries when a replica cannot take a request; one at most when it dies.",
+    )
     request_timeout_s: float = Field(120.0, gt=0, description="End-to-end limit of one request.")
     heartbeat_limit_s: float = Field(
         30.0, gt=0, description="A worker silent for longer while it has work is unhealthy."
     )
     drain_s: float = Field(20.0, ge=0, description="Time for requests in flight when stopping.")
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        description="Idle connections stay open; set it above what pools in front keep theirs.",
+    )
 
     gateway: DeploymentSettings = Field(
         default_factory=DeploymentSettings, description="Ray deployment of the gateway."

@@ -1,7 +1,8 @@
 """One request from parsed body to logged decision: admission, the two stages, retries, the reply.
 
 Knows the protocol, the two stages and the log; knows neither HTTP nor Ray nor torch. A picture is
-encoded once: a generator replica that dies costs another try with the tokens already here.
+encoded once: a generator replica that dies or cannot answer costs another try with the tokens
+already here.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
+from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.gateway import replies
 from serve.gateway.escalation import looked_again
 from serve.gateway.question import ParsedRequest, needs_second_look, parse_request
 from serve.gateway.request_log import RequestLog
 from serve.gateway.request_trace import Trace
 from serve.metrics import Metrics
-from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, RouteReply
+from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, FeedbackRequest, RouteReply
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard
 from serve.stages.messages import (
@@ -33,13 +34,16 @@ from serve.stages.messages import (
     Encoded,
     EncodeRequest,
     EncoderStage,
+    EncoderStatus,
     GenerateRequest,
     GeneratorStage,
+    GeneratorStatus,
     PoolRequest,
 )
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
+StageStatus = EncoderStatus | GeneratorStatus
 RETRY_WAIT_S = 0.2
 STATUS_WAIT_S = 3.0
 
@@ -111,6 +115,13 @@ class Gateway:
             self._inflight_bytes -= n_bytes
             self.metrics.gauge("m3_inflight_requests", self._inflight)
 
+    @contextmanager
+    def _worked_on(self, trace: Trace, n_bytes: int) -> Iterator[None]:
+        """Count a request in and write it down; see `_admitted` and `_recorded`."""
+        with self._recorded(trace), self._admitted(n_bytes):
+            trace.refused = False
+            yield
+
     async def complete(
         self, body: ChatRequest, request_id: str, n_bytes: int = 0
     ) -> ChatCompletion:
@@ -120,7 +131,7 @@ class Gateway:
             ServiceError: what went wrong, for the caller.
         """
         trace = Trace(request_id, "chat", body)
-        with self._recorded(trace), self._admitted(n_bytes):
+        with self._worked_on(trace, n_bytes):
             async with aclosing(self._answer(trace, tokens_per_part=None)) as parts:
                 async for part in parts:
                     trace.add(part)
@@ -135,12 +146,14 @@ class Gateway:
             ServiceError: what went wrong; before the first chunk nothing was sent yet.
         """
         trace = Trace(request_id, "chat", body)
-        with self._recorded(trace), self._admitted(n_bytes):
+        with self._worked_on(trace, n_bytes):
             async with aclosing(self._answer(trace, self.settings.tokens_per_part)) as parts:
                 first = True
                 async for part in parts:
                     trace.add(part)
                     if first:
+                        # Of streams only: a whole answer comes as one part, at its end.
+                        self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
                         yield replies.first_chunk(trace)
                         first = False
                     if part.text:
@@ -151,9 +164,28 @@ class Gateway:
 
     def refused(self, request_id: str, error: ServiceError) -> None:
         """Count and write down a request whose body could not even be read."""
-        status = error.code or type(error).__name__
-        self.metrics.count("m3_requests", endpoint="any", status=status)
-        self.log.write_unread(request_id, status)
+        self.turned_away(error)
+        self.log.write_unread(request_id, _word(error))
+
+    def turned_away(self, error: ServiceError) -> None:
+        """Count a request that was let in nowhere; strangers write nothing into the log."""
+        self.metrics.count("m3_requests", endpoint="any", status=_word(error))
+
+    def feedback(self, body: FeedbackRequest) -> None:
+        """Write feedback down.
+
+        Raises:
+            BadRequest: it says nothing.
+            NotReady: there is no log.
+        """
+        status = "ok"
+        try:
+            self.log.feedback(body)
+        except ServiceError as error:
+            status = _word(error)
+            raise
+        finally:
+            self.metrics.count("m3_requests", endpoint="feedback", status=status)
 
     async def route(self, body: ChatRequest, request_id: str, n_bytes: int = 0) -> RouteReply:
         """Return the decision without an answer.
@@ -162,7 +194,7 @@ class Gateway:
             ServiceError: what went wrong, for the caller.
         """
         trace = Trace(request_id, "route", body)
-        with self._recorded(trace), self._admitted(n_bytes):
+        with self._worked_on(trace, n_bytes):
             await self._encode(trace, decide_only=True)
             return replies.route_reply(trace)
 
@@ -187,6 +219,37 @@ class Gateway:
             "encoder": encoder and asdict(encoder),
             "engine": generator and asdict(generator),
         }
+
+    async def ready(self) -> bool:
+        """Return whether a request that came now would be answered; not whether every part is well.
+
+        Each stage is asked as often as a request would be tried: one replica that is well will do.
+        """
+        if self._draining:
+            return False
+        try:
+            async with asyncio.timeout(STATUS_WAIT_S):
+                answers = await asyncio.gather(
+                    self._would_answer(self._encoder.status),
+                    self._would_answer(self._generator.status),
+                )
+                return all(answers)
+        except TimeoutError:
+            return False
+
+    async def _would_answer(self, status: Callable[[], Awaitable[StageStatus]]) -> bool:
+        for _ in range(self.settings.retries + 1):
+            try:
+                state = await status()
+            except QueueFull:
+                return True  # busy is not unwell: callers get their 429
+            except Exception as error:  # whatever it is, this replica does not answer
+                LOG.warning("a part of the service is not ready: %r", error)
+                continue
+            alive = not isinstance(state, GeneratorStatus) or state.alive
+            if alive and state.heartbeat_s <= self.settings.heartbeat_limit_s:
+                return True
+        return False
 
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""
@@ -222,12 +285,28 @@ class Gateway:
         while True:
             try:
                 return await self._in_time(trace, call())
-            except ReplicaDied:
-                if attempt == self.settings.retries:
-                    raise
-                self.metrics.count("m3_encoder_retries")
-                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+            except NotReady as error:
+                await self._before_another(trace, error, attempt, "m3_encoder_retries")
                 attempt += 1
+
+    async def _before_another(
+        self, trace: Trace, error: NotReady, attempt: int, counter: str
+    ) -> None:
+        """Return, after a pause, if what failed may be tried on another replica.
+
+        A replica that could not take the request was not harmed by it; one that died while it
+        worked may have died of it, so that is risked once more and no further.
+
+        Raises:
+            NotReady: the error, since it may not.
+        """
+        trace.deaths += isinstance(error, ReplicaDied)
+        if trace.deaths > 1:
+            raise DiedAgain() from error
+        if attempt >= self.settings.retries:
+            raise error
+        self.metrics.count(counter)
+        await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
 
     async def _answer(
         self, trace: Trace, tokens_per_part: int | None
@@ -247,25 +326,23 @@ class Gateway:
             parts = looked_again(request, look, trace, ask, pool, self.metrics)
         async with aclosing(parts):
             async for part in parts:
-                if not trace.text_tokens:  # nothing was handed out yet
-                    self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
                 yield part
 
     async def _parts(self, request: GenerateRequest, trace: Trace) -> AsyncGenerator[AnswerPart]:
-        """Yield the parts; a replica that dies before the first one costs a further try."""
-        for attempt in range(self.settings.retries + 1):
-            begun = False
+        """Yield the parts; a replica that fails before the first one costs a further try."""
+        begun, attempt = False, 0
+        while True:
             try:
                 async with aclosing(cast(Any, self._generator.generate(request))) as parts:
                     while (part := await self._in_time(trace, anext(parts, None))) is not None:
                         begun = True
                         yield part
                 return
-            except ReplicaDied:
-                if begun or attempt == self.settings.retries:
+            except NotReady as error:
+                if begun:
                     raise
-                self.metrics.count("m3_generator_retries")
-                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+                await self._before_another(trace, error, attempt, "m3_generator_retries")
+                attempt += 1
 
     async def _in_time(self, trace: Trace, work: Awaitable[Result]) -> Result:
         left_s = self.settings.request_timeout_s - trace.elapsed_ms / 1000.0
@@ -285,7 +362,10 @@ class Gateway:
             yield
             trace.status = "ok"
         except ServiceError as error:
-            trace.status = error.code or type(error).__name__
+            trace.status = _word(error)
+            # Wrong in itself, or too much for now: turned down before, or instead of, the work.
+            wrong = 400 <= error.status < 500 and not isinstance(error, TimedOut)
+            trace.refused |= isinstance(error, QueueFull) or (wrong and trace.encoded is None)
             raise
         except Exception as error:
             trace.status = "internal_error"
@@ -297,9 +377,15 @@ class Gateway:
         finally:
             self.metrics.count("m3_requests", endpoint=trace.endpoint, status=trace.status)
             self.metrics.count("m3_completion_tokens", trace.completion_tokens)
-            self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
+            if not trace.refused:
+                self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
                 self.log.write(trace)
+
+
+def _word(error: ServiceError) -> str:
+    """Return the error as metrics and records name it."""
+    return error.code or type(error).__name__
 
 
 async def _answered(status: Awaitable[Result]) -> Result | None:

@@ -49,6 +49,8 @@ class Trace:
     logprob: float = 0.0
     finish_reason: str | None = None
     status: str = "cancelled"
+    deaths: int = 0  # replicas that died while they worked on it
+    refused: bool = True  # nothing was done for it: its time is no latency
 
     def add(self, part: AnswerPart) -> None:
         """Take a part of the answer in."""

@@ -4,9 +4,13 @@ In a Ray Serve YAML: ``import_path: serve.on_ray.app:build_app`` with the settin
 The encoder's ``user_config: {"router": "<folder>"}`` exchanges the router without a restart.
 """
 
+import asyncio
 import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from ray import serve
@@ -15,6 +19,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.context import _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 
+from serve.errors import NotReady
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import RayMetrics
@@ -23,10 +28,12 @@ from serve.settings import DeploymentSettings, ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
+from serve.stages.messages import AnswerPart, GenerateRequest
 from serve.web.api import create_api
-from serve.web.callers import key_digests, own_request_id
+from serve.web.callers import harmless_id, key_digests, own_request_id
 
 APP_NAME = "m3"
+ERROR_SENT_S = 0.1  # time for an error to leave a replica that ends
 LOG = logging.getLogger("ray.serve")
 
 
@@ -38,7 +45,7 @@ class EncoderReplica(Encoder):
             settings.model_path(), half="encoder", device=settings.device,
             threads=settings.torch_threads, text_encoder=settings.text_encoder,
         )  # fmt: skip
-        super().__init__(checkpoint, settings, RayMetrics())
+        super().__init__(checkpoint, settings, RayMetrics(settings.request_timeout_s))
 
     async def reconfigure(self, user_config: Any) -> None:
         """Exchange the router; a bad one is reported and the old one stays.
@@ -63,7 +70,28 @@ class GeneratorReplica(Generator):
             threads=settings.torch_threads,
         )  # fmt: skip
         engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
-        super().__init__(engine, checkpoint.processor, settings, RayMetrics())
+        super().__init__(
+            engine, checkpoint.processor, settings, RayMetrics(settings.request_timeout_s)
+        )
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+        """Yield the parts of the answer; end this replica when its engine is dead.
+
+        A dead engine answers at once, so its replica always has the shortest queue: requests and
+        their further tries would all come here until Ray's health checks have failed three times.
+
+        Raises:
+            ServiceError: what went wrong.
+        """
+        try:
+            async with aclosing(cast(Any, super().generate(request))) as parts:
+                async for part in parts:
+                    yield part
+        except NotReady:
+            if not (await self.status()).alive:
+                LOG.error("the engine is dead: this replica ends, Ray starts another")
+                asyncio.get_running_loop().call_later(ERROR_SENT_S, os._exit, 1)
+            raise
 
 
 class GatewayReplica:
@@ -88,7 +116,9 @@ class GatewayReplica:
         self._keys = keys or key_digests()
         stages = RayEncoder(encoder), RayGenerator(generator)
         request_log = RequestLog(log, settings, card.scales)
-        self._gateway = Gateway(*stages, card, settings, RayMetrics(), request_log)
+        self._gateway = Gateway(
+            *stages, card, settings, RayMetrics(settings.request_timeout_s), request_log
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._gateway, ray_request_id, sets_request_id=False, keys=self._keys)
@@ -105,21 +135,29 @@ class GatewayReplica:
 
 
 def ray_request_id(request: Request) -> str:
-    """Return the id that Ray's proxy gave the request, or took from its x-request-id header."""
-    return _get_serve_request_context().request_id or own_request_id(request)
+    """Return the id that Ray's proxy gave the request, or took from its x-request-id header.
+
+    A harmful one, where the proxy takes everything (`serve.on_ray.headers`), gets no further.
+    """
+    given = _get_serve_request_context().request_id
+    return given if harmless_id(given) else own_request_id(request)
 
 
 def build_app(settings: ServeSettings) -> Application:
     """Return the application for `serve.run` or a Ray Serve YAML."""
-    encoder = _deployment(EncoderReplica, "encoder", settings.encoder).bind(settings)
-    generator = _deployment(GeneratorReplica, "generator", settings.generator).bind(settings)
+    encoder = _deployment(EncoderReplica, "encoder", settings.encoder, settings).bind(settings)
+    generator = _deployment(GeneratorReplica, "generator", settings.generator, settings).bind(
+        settings
+    )
     ingress = serve.ingress()(GatewayReplica)
-    return _deployment(ingress, "gateway", settings.gateway).bind(
+    return _deployment(ingress, "gateway", settings.gateway, settings).bind(
         settings, key_digests(), encoder, generator
     )
 
 
-def _deployment(replica: type, name: str, wanted: DeploymentSettings) -> Deployment:
+def _deployment(
+    replica: type, name: str, wanted: DeploymentSettings, settings: ServeSettings
+) -> Deployment:
     resources = {"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus}
     return serve.deployment(
         replica,
@@ -131,7 +169,8 @@ def _deployment(replica: type, name: str, wanted: DeploymentSettings) -> Deploym
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         health_check_period_s=5.0,
         health_check_timeout_s=10.0,
-        graceful_shutdown_timeout_s=10.0,
+        # What a replica that is replaced has begun, it ends; it leaves as soon as that is done.
+        graceful_shutdown_timeout_s=max(settings.drain_s, settings.request_timeout_s) + 5.0,
         graceful_shutdown_wait_loop_s=0.2,
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},

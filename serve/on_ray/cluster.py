@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from serve.errors import ServeSetupError
+from serve.on_ray.headers import IMPORT_PATH
 
 OBJECT_STORE_BYTES = 200_000_000
 START_TRIES = 3
@@ -25,6 +26,12 @@ RAY_SETTINGS = {
     "metrics_report_interval_ms": 2000,  # the gateway relays metrics; ten seconds are long to wait
     "worker_niceness": 0,  # Ray's 15 is meant for batch work: any other process would come first
     "worker_register_timeout_seconds": 180,  # a busy machine takes its time to import torch
+}
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A replica that is unwell ends nothing whole: the time for long answers is for healthy ones.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
 }
 LOG = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -37,7 +44,8 @@ def local_cluster(progress: Progress = LOG.info, *, verbose: bool = False) -> It
     Raises:
         ServeSetupError: it does not start.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     # Ray's sockets lie below it, and a socket's path has at most 107 characters.

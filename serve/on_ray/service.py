@@ -7,6 +7,7 @@ away.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -27,6 +28,17 @@ class _Stopped(BaseException):
     """A signal arrived while Ray was starting."""
 
 
+def http_options(settings: ServeSettings, host: str, port: int) -> dict[str, Any]:
+    """Return how Ray's proxy listens."""
+    return {
+        "host": host,
+        "port": port,
+        # The gateway's own limit comes first: it answers with a sentence.
+        "request_timeout_s": settings.request_timeout_s + 5.0,
+        "keep_alive_timeout_s": settings.keep_alive_s,
+    }
+
+
 def deploy(settings: ServeSettings, host: str, port: int) -> Any:
     """Return the gateway's handle; the replicas are starting, see `wait_until_running`."""
     from ray import serve
@@ -36,13 +48,7 @@ def deploy(settings: ServeSettings, host: str, port: int) -> Any:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
-        http_options={
-            "host": host,
-            "port": port,
-            # The gateway's own limit comes first: it answers with a sentence.
-            "request_timeout_s": settings.request_timeout_s + 5.0,
-            "keep_alive_timeout_s": 30,
-        },
+        http_options=http_options(settings, host, port),
         logging_config=QUIET,
     )
     app = serve.RunTarget(build_app(settings), APP_NAME, "/", logging_config=QUIET)
@@ -73,12 +79,14 @@ def wait_until_running(stop: threading.Event) -> bool:
 
 
 def take_away() -> None:
-    """Remove the application from a cluster that goes on."""
+    """Remove the application from a cluster that goes on; long answers may outlast the call."""
     from ray import serve
 
     from serve.on_ray.app import APP_NAME
 
-    serve.delete(APP_NAME)
+    # Ray waits for a minute, and goes on removing when this process has ended.
+    with contextlib.suppress(TimeoutError):
+        serve.delete(APP_NAME)
 
 
 def run(

@@ -6,21 +6,29 @@ requests' meaning.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import (
+    PendingCallsLimitExceeded,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
+    RayServeException,
     ReplicaUnavailableError,
 )
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import NotReady, QueueFull, ReplicaDied, ServiceError
+from serve.errors import NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.stages.messages import (
     AnswerPart,
     Encoded,
@@ -37,22 +45,51 @@ def ray_errors() -> Iterator[None]:
     """Raise what Ray raises as the service's errors.
 
     Raises:
-        ServiceError: ours as it was raised; ReplicaDied, QueueFull or NotReady for Ray's.
+        ServiceError: ours as it was raised; one of ours for Ray's, see `ours`.
+        CancelledError: the request was cancelled somewhere.
     """
     try:
         yield
-    except RayTaskError as error:
-        if isinstance(error.cause, ServiceError):
-            raise error.cause from None
-        if isinstance(error.cause, RayActorError):
-            raise ReplicaDied() from error
-        raise
-    except (RayActorError, ActorUnavailableError, ReplicaUnavailableError) as error:
-        raise ReplicaDied() from error
-    except BackPressureError as error:
-        raise QueueFull() from error
-    except DeploymentUnavailableError as error:
-        raise NotReady() from error
+    except Exception as error:
+        told = ours(error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def ours(error: BaseException) -> BaseException | None:
+    """Return what an error of Ray means here, None for one that code of ours raised and meant not.
+
+    Whatever Ray's plumbing says that is not known better counts as a death: another replica is
+    asked once, and not as often as one that never saw the request.
+    """
+    if isinstance(error, RayTaskError):  # raised by the code in a replica, or on its way there
+        return ours(error.cause)
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, TaskCancelledError | asyncio.CancelledError):
+        return asyncio.CancelledError()
+    if isinstance(error, BackPressureError | PendingCallsLimitExceeded):
+        return QueueFull()
+    if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):
+        return NotReady()
+    if isinstance(error, grpc.RpcError):
+        return _of_status(error)
+    if isinstance(error, TimeoutError):
+        return TimedOut("A replica did not answer in time. Try again.")
+    return ReplicaDied() if isinstance(error, RayError | RayServeException) else None
+
+
+def _of_status(error: grpc.RpcError) -> ServiceError:
+    """Return what a failed call means; the caller's own cancellation is none of these."""
+    code = error.code()
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return QueueFull()
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TimedOut("A replica did not answer in time. Try again.")
+    if code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.FAILED_PRECONDITION):
+        return NotReady()  # it does not know what is asked: a replica of another version
+    return ReplicaDied()
 
 
 class RayEncoder:

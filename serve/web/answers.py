@@ -9,8 +9,9 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
-from serve.errors import ServiceError, UnknownModel
+from serve.errors import NotReady, ServiceError, UnknownModel
 from serve.gateway.gateway import Gateway
 from serve.protocol import (
     ChatChunk,
@@ -63,7 +64,7 @@ def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     async def feedback(request: Request, name: call) -> Response:
         """Record what is known about an earlier answer."""
         body, _ = await _body_of(request, FeedbackRequest, gateway, name)
-        gateway.log.feedback(body)
+        gateway.feedback(body)
         return _json(FeedbackReply(), callers.headers(name))
 
 
@@ -102,6 +103,10 @@ async def _body_of(
     except ServiceError as error:
         gateway.refused(name, error)
         raise
+    except ClientDisconnect:  # no fault of anybody's here: nothing for the log of errors
+        gone = NotReady("The caller went away.", code="cancelled")
+        gateway.refused(name, gone)
+        raise gone from None
 
 
 async def _first(chunks: AsyncGenerator[ChatChunk]) -> ChatChunk:

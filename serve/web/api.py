@@ -5,6 +5,7 @@ application runs under uvicorn and inside a Ray Serve replica.
 """
 
 import logging
+import random
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,6 @@ from starlette.staticfiles import StaticFiles
 
 from serve.errors import BadRequest, NotFound, NotReady, ServiceError, WrongMethod
 from serve.gateway.gateway import Gateway
-from serve.settings import ServeSettings
 from serve.web.answers import BODIES, add_answers, add_models
 from serve.web.body import describe_bodies
 from serve.web.callers import Callers, key_digests, own_request_id
@@ -26,6 +26,8 @@ from serve.web.front import EXPOSED_HEADERS, Front, hosts_of
 from serve.web.stream import envelope
 
 LOG = logging.getLogger(__name__)
+SPREAD_S = 3
+CHANCE = random.Random()  # its own: a seed set for something else must not make it the same
 CONSOLE = Path(__file__).parents[1] / "console"
 PICTURES = Path(__file__).parents[1] / "pictures"
 CONSOLE_HEADERS = {
@@ -61,8 +63,8 @@ def create_api(
     add_models(app, gateway, callers)
     add_state(app, gateway)
     add_console(app)
-    add_errors(app, callers)
-    add_front(app, gateway.settings, has_keys=bool(callers.keys))
+    add_errors(app, gateway, callers)
+    add_front(app, gateway, has_keys=bool(callers.keys))
     describe_bodies(app, BODIES)
     return app
 
@@ -78,6 +80,18 @@ def add_state(app: FastAPI, gateway: Gateway) -> None:
             return JSONResponse(state)
         error = NotReady(f"The service is {state['status']}. Try again, or look at its log.")
         return JSONResponse(state | envelope(error).model_dump(), error.status)
+
+    @app.get("/health/live")
+    async def live() -> JSONResponse:
+        """Say that this process answers, whatever the other parts do."""
+        return JSONResponse({"status": "live"})
+
+    @app.get("/health/ready")
+    async def ready() -> JSONResponse:
+        """Say whether a request would be answered now: 503 while no replica could, or stopping."""
+        if not await gateway.ready():
+            raise NotReady("Requests would not be answered now. See /health.")
+        return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
@@ -100,10 +114,13 @@ def add_console(app: FastAPI) -> None:
     app.mount("/pictures", StaticFiles(directory=PICTURES, check_dir=False))
 
 
-def add_front(app: FastAPI, settings: ServeSettings, *, has_keys: bool) -> None:
+def add_front(app: FastAPI, gateway: Gateway, *, has_keys: bool) -> None:
     """Put the checks of host, origin and path before everything else."""
+    settings = gateway.settings
     hosts = hosts_of(settings.allowed_hosts, has_keys=has_keys)
-    app.add_middleware(Front, hosts=hosts, origins=settings.cors_origins)
+    app.add_middleware(
+        Front, hosts=hosts, origins=settings.cors_origins, refused=gateway.turned_away
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"],
@@ -111,7 +128,7 @@ def add_front(app: FastAPI, settings: ServeSettings, *, has_keys: bool) -> None:
         )  # fmt: skip
 
 
-def add_errors(app: FastAPI, callers: Callers) -> None:
+def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     """Make every error, whoever raises it, a sentence in OpenAI's envelope."""
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
@@ -119,8 +136,12 @@ def add_errors(app: FastAPI, callers: Callers) -> None:
         name = getattr(request.state, "request_id", None)
         sent = callers.headers(name) if name is not None else {}
         if told.retry_after_s is not None:
-            sent |= {"retry-after": str(told.retry_after_s)}
+            # Those who were refused together must not all come back together.
+            sent |= {"retry-after": str(told.retry_after_s + CHANCE.randrange(SPREAD_S))}
+        if not told.should_retry:
+            sent |= {"x-should-retry": "false"}
         if told.status == 401:
+            gateway.turned_away(told)
             sent |= {"www-authenticate": "Bearer"}
         if told.status == 415:
             sent |= {"accept-encoding": "identity"}

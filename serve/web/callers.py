@@ -16,13 +16,18 @@ from fastapi import Request
 from serve.errors import Unauthorized
 from serve.settings import API_KEYS_VARIABLE
 
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 def own_request_id(request: Request) -> str:
     """Return the caller's x-request-id if it is harmless, else a new one."""
     given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if harmless_id(given) else uuid.uuid4().hex
+
+
+def harmless_id(given: str) -> bool:
+    """Return whether a caller's name for a request may stand in logs and headers."""
+    return _REQUEST_ID.fullmatch(given) is not None
 
 
 def key_digests() -> tuple[str, ...]:

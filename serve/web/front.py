@@ -8,7 +8,7 @@ Knows headers and ASGI; knows nothing of bodies, keys or answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 EXPOSED_HEADERS = ("x-request-id", "x-m3-scale", "retry-after")
 ANY = "*"
 # Probes ask under whatever address they have, and learn nothing that would help a stranger.
-PROBED = ("/health",)
+PROBED = ("/health", "/health/live", "/health/ready")
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Front:
         app: the application behind it.
         hosts: names in the Host header that are answered; None: all.
         origins: other sites whose pages may ask.
+        refused: told of every request that is not passed on.
     """
 
     app: ASGIApp
     hosts: frozenset[str] | None
     origins: Sequence[str]
+    refused: Callable[[ServiceError], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with the reason."""
@@ -47,6 +49,7 @@ class Front:
             return
         error = self._refusal(scope)
         if error is not None:
+            self.refused(error)
             await JSONResponse(envelope(error).model_dump(), error.status)(scope, receive, send)
             return
         scope = {**scope, "path": straight(scope["path"])}

@@ -33,12 +33,14 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Reply]
     """Return what ``work`` returns, cancelling it if the caller goes away.
 
     Raises:
-        NotReady: the caller is gone; nobody will read it.
+        NotReady: the caller is gone, nobody will read it; or the work was cancelled elsewhere.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.cancelled():  # by whoever worked on it: the caller is still here and is told
+            raise NotReady("The request was cancelled. Try again.", code="cancelled")
         if task.done():
             return task.result()
         task.cancel()

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app as unfold
+from ray.serve.config import HTTPOptions
 
+from serve.in_process import server_config
 from serve.on_ray.app import build_app
+from serve.on_ray.service import http_options
+from serve.settings import ServeSettings
 
 
 def deployments(**arguments: object) -> dict[str, object]:
@@ -29,6 +34,23 @@ def test_the_application_is_gateway_encoder_generator(tiny_model: Path) -> None:
         assert each.max_queued_requests > 0  # type: ignore[attr-defined]
     assert generator.max_ongoing_requests == 9  # type: ignore[attr-defined]
     assert found["encoder"].ray_actor_options["num_cpus"] == 0  # type: ignore[attr-defined]
+
+
+def test_what_a_replica_has_begun_it_may_end(tiny_model: Path) -> None:
+    for drain_s, request_timeout_s in ((20.0, 120.0), (300.0, 60.0)):
+        limits = {"drain_s": drain_s, "request_timeout_s": request_timeout_s}
+        for each in deployments(model=str(tiny_model), **limits).values():
+            granted = each._deployment_config.graceful_shutdown_timeout_s  # type: ignore[attr-defined]
+            assert granted > max(drain_s, request_timeout_s)
+
+
+def test_connections_outlive_the_pools_in_front() -> None:
+    settings = ServeSettings()
+    assert settings.keep_alive_s >= 75  # nginx keeps its own for 60 s
+    here = server_config(FastAPI(), settings)
+    there = HTTPOptions(**http_options(settings, "127.0.0.1", 8000))
+    assert here.timeout_keep_alive == there.keep_alive_timeout_s == settings.keep_alive_s
+    assert there.request_timeout_s > settings.request_timeout_s  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

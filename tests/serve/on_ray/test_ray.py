@@ -54,6 +54,11 @@ def under_load(
     return replies
 
 
+def generators() -> list[psutil.Process]:
+    mine = psutil.Process().children(recursive=True)
+    return [p for p in mine if "generator" in " ".join(p.cmdline())]
+
+
 def test_the_sdk_works_unchanged(ray_service: Any, ask_body: Body) -> None:
     with openai.OpenAI(base_url=f"{ray_service.url}/v1", api_key="any", max_retries=0) as sdk:
         raw = sdk.chat.completions.with_raw_response.create(**ask_body(max_tokens=20))
@@ -98,6 +103,8 @@ def test_bad_input_gets_the_envelope(http: Any, ask_body: Body, picture_url: Any
 
 
 def test_health_models_route_feedback_metrics(http: Any, ask_body: Body) -> None:
+    for path in ("/health/live", "/health/ready"):
+        assert http.head(path).status_code == 200
     health = http.get("/health").json()
     assert (health["status"], health["router_ok"]) == ("ok", True)
     assert len(http.get("/v1/models").json()["data"]) == 6
@@ -116,10 +123,6 @@ def test_health_models_route_feedback_metrics(http: Any, ask_body: Body) -> None
 
 
 def test_a_killed_generator_costs_no_request(http: Any, ask_body: Body) -> None:
-    def generators() -> list[psutil.Process]:
-        mine = psutil.Process().children(recursive=True)
-        return [p for p in mine if "generator" in " ".join(p.cmdline())]
-
     victims = generators()
     assert len(victims) == 2, [p.cmdline() for p in psutil.Process().children(recursive=True)]
 
@@ -136,6 +139,25 @@ def test_a_killed_generator_costs_no_request(http: Any, ask_body: Body) -> None:
               and not r.text.endswith("data: [DONE]\n\n")]  # fmt: skip
     assert len(broken) <= 2, broken
     assert len(replies) > 10
+    deadline = time.monotonic() + 60
+    while len(generators()) < 2:
+        assert time.monotonic() < deadline, "no replacement"
+        time.sleep(0.5)
+
+
+def test_a_dead_engine_costs_no_request(http: Any, ask_body: Body) -> None:
+    from ray import serve
+
+    def close_one() -> None:
+        time.sleep(0.5)
+        serve.get_deployment_handle("generator", "m3").close.remote().result(timeout_s=30)
+        time.sleep(4.0)
+
+    replies = under_load(http, ask_body, close_one)
+    assert {reply.status_code for reply in replies} == {200}, [reply.text for reply in replies]
+    broken = [r for r in replies if "event-stream" in r.headers["content-type"]
+              and not r.text.endswith("data: [DONE]\n\n")]  # fmt: skip
+    assert len(broken) <= 2, broken
     deadline = time.monotonic() + 60
     while len(generators()) < 2:
         assert time.monotonic() < deadline, "no replacement"
@@ -205,9 +227,19 @@ def test_a_second_look_pools_the_picture_again(
     assert both["usage"]["prompt_tokens_details"]["image_tokens"] == 145
 
 
+def test_ray_obeys_no_header_of_a_caller(http: Any, ask_body: Body) -> None:
+    said = {"x-request-timeout-seconds": "0.001", "x-request-id": "a b<script>"}
+    reply = http.post("/v1/chat/completions", json=ask_body(), headers=said)
+    assert reply.status_code == 200, reply.text
+    (name,) = reply.headers.get_list("x-request-id")
+    assert reply.json()["id"] == f"chatcmpl-{name}"
+    assert "script" not in name
+
+
 def test_a_caller_who_leaves_frees_the_generator(http: Any, ask_body: Body) -> None:
     body = ask_body(model="m3-576", max_tokens=1000, stream=True)
-    with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+    unwanted = {"x-request-disconnect-disabled": "?1"}
+    with http.stream("POST", "/v1/chat/completions", json=body, headers=unwanted) as reply:
         next(reply.iter_lines())
     deadline = time.monotonic() + 20
     while http.get("/health").json()["inflight"]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
+import pyarrow.parquet as pq
 import pytest
 
 from serve.settings import API_KEYS_VARIABLE
@@ -67,6 +68,32 @@ def test_a_path_is_answered_in_place_however_its_slashes_stand(
     assert http.post(URL + "/", json={}).status_code == 400  # the path was found, the body is wrong
 
 
+def test_an_upload_that_is_broken_off_is_no_error_of_the_service(
+    running: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = httpx2.URL(running.url)
+    log = running.service.gateway.log
+    written: list[str] = []
+
+    def seen() -> None:
+        log._log.flush()
+        rows = pq.read_table(running.log_dir / "decisions").to_pylist()
+        written[:] = [row["status"] for row in rows if row["request_id"] == "broken-off"]
+
+    with socket.create_connection((address.host, address.port)) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-request-id: broken-off\r\n"
+            b"content-type: application/json\r\ncontent-length: 5000\r\n\r\n{"
+        )
+    deadline = time.monotonic() + 20
+    while not written:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        seen()
+    assert written == ["cancelled"]
+    assert not [each for each in caplog.records if each.levelname == "ERROR"], caplog.text
+
+
 def test_straight_leaves_other_paths_alone() -> None:
     for path in ("/", "/v1/models", "/pictures/a.png"):
         assert straight(path) == path
@@ -74,8 +101,10 @@ def test_straight_leaves_other_paths_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/health", "/v1/models", "/", "/metrics", "/pictures/scene-00.png", "/openapi.json"]
-)
+    "path",
+    ["/health", "/health/live", "/health/ready", "/v1/models", "/", "/metrics", "/openapi.json",
+     "/pictures/scene-00.png"],
+)  # fmt: skip
 def test_head_is_get_without_a_body(http: httpx2.Client, path: str) -> None:
     got, head = http.get(path), http.head(path)
     assert (head.status_code, head.content) == (200, b"")
@@ -92,7 +121,8 @@ def test_head_of_what_is_not_there_or_not_allowed(http: httpx2.Client, served: A
 def test_without_keys_a_foreign_name_is_not_answered(http: httpx2.Client, ask_body, host) -> None:
     reply = http.post(URL, json=ask_body(), headers={"host": host})
     assert "allowed_hosts" in is_envelope(reply, 421, "unknown_host")
-    assert http.get("/health", headers={"host": host}).status_code == 200
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert http.get(path, headers={"host": host}).status_code == 200
 
 
 def test_which_hosts_are_answered() -> None:
