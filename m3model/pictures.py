@@ -32,7 +32,7 @@ class PictureLimits:
 
     Attributes:
         max_pixels: width times height.
-        max_side_px: the longer side; pictures are padded to squares, so it costs squared.
+        max_side_px: the longer side.
     """
 
     max_pixels: int = 50_000_000
@@ -44,15 +44,15 @@ DEFAULT_LIMITS = PictureLimits()
 CHECKED_BEFORE = PictureLimits(max_pixels=2**40, max_side_px=2**30)
 
 
-def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> None:
-    """Return if the header promises a picture within the limits; nothing is decoded.
+def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Return the width and height in the header, within the limits; nothing is decoded.
 
     Raises:
         BadPicture: not an accepted format.
         PictureTooLarge: too many pixels.
     """
-    with _open(data, limits):
-        pass
+    with _open(data, limits) as picture:
+        return picture.size
 
 
 def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
@@ -178,7 +178,7 @@ def _flat_rgb(picture: Image.Image) -> Image.Image:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         picture = Image.alpha_composite(white, rgba)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
