@@ -7,6 +7,7 @@ tokenizer's chat template and the picture size, and nothing about weights or sca
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -102,6 +103,18 @@ class M3Processor:
                 f"the chat template placed {text.count(IMAGE_TOKEN)} of {wanted} pictures"
             )
         return str(text)
+
+    def most_characters(self, n_tokens: int) -> int:
+        """Characters that no text of `n_tokens` tokens exceeds, each of them as long as they get.
+
+        A space behind each is allowed for, which some tokenizers drop; they also drop longer runs,
+        and make one token of any unknown word: of that, more may fit than is said here.
+        """
+        return n_tokens * (self._longest_token + 1)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt: one image token per picture, generation prompt at the end."""

@@ -33,7 +33,7 @@ from router.decision import (
 )
 from router.errors import RoutingError
 from router.explain import relevance_map
-from serve.errors import NotReady, no_second_look, refusal
+from serve.errors import NotReady, no_second_look, refusal, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.batcher import DrainBatcher
@@ -87,8 +87,11 @@ class Encoder:
         """Return the decision and the visual tokens.
 
         Raises:
-            BadRequest: a picture cannot be decoded, or no scale fits the cap.
+            BadRequest: a picture cannot be decoded, the question cannot fit the model's context, or
+                no scale fits the cap.
         """
+        if len(request.question) > self._vision.most_characters:
+            raise too_much_text(len(request.question), self._vision.most_characters)
         started = time.perf_counter()
         pictures = await self._encode_all(request.pictures)
         decision = await self._in_thread(self._decide, request, pictures)

@@ -64,6 +64,9 @@ class Vision:
         self._in_use = {name for name, source in self._sources.items() if source.needs_tower}
         config = checkpoint.model.config
         self.scales: tuple[int, ...] = tuple(config.scales)
+        self.most_characters = self._processor.most_characters(
+            int(config.text_config.max_position_embeddings)
+        )
         self._sizes = (config.grid_side, config.hidden_size)
         self._grid_shape = (config.grid_side**2, config.hidden_size)
 
