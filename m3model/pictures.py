@@ -21,6 +21,7 @@ from m3model.errors import BadPicture, PictureTooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMAT_NAMES = "PNG, JPEG, WebP or GIF"
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArr
     with _open(data, limits) as picture:
         try:
             picture.load()
-            return np.asarray(_flat_rgb(_turned(picture)), dtype=np.uint8)
+            return _pixels(_turned(picture))
         except Exception as error:  # whatever a decoder makes of hostile bytes is the sender's
             raise BadPicture(
                 "The picture is cut off or damaged and cannot be decoded. "
@@ -171,6 +172,16 @@ def _turned(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return the RGB pixels, made in bands: each step on the way would copy the whole picture."""
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, _ROWS_AT_ONCE):
+        bottom = min(top + _ROWS_AT_ONCE, height)
+        pixels[top:bottom] = _flat_rgb(picture.crop((0, top, width, bottom)))
+    return pixels
+
+
 def _flat_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         return Image.fromarray(_eight_bits(picture)).convert("RGB")
@@ -178,7 +189,7 @@ def _flat_rgb(picture: Image.Image) -> Image.Image:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         picture = Image.alpha_composite(white, rgba)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
+    return picture.convert("RGB")
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
