@@ -178,7 +178,7 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     for top in range(0, height, _ROWS_AT_ONCE):
         bottom = min(top + _ROWS_AT_ONCE, height)
-        pixels[top:bottom] = _flat_rgb(picture.crop((0, top, width, bottom)))
+        pixels[top:bottom] = np.asarray(_flat_rgb(picture.crop((0, top, width, bottom))))
     return pixels
 
 

@@ -106,8 +106,8 @@ class Generator:
             raise NotReady(f"the engine's worker is silent for {stats.heartbeat_s:.0f} s")
 
     def close(self) -> None:
-        """Stop the engine."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Stop the engine and the thread."""
+        self._thread.shutdown(wait=False)
         self._engine.close()
 
     async def _prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
