@@ -21,6 +21,7 @@ from m3model.errors import BadPicture, PictureTooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMAT_NAMES = "PNG, JPEG, WebP or GIF"
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PictureLimits:
 
     Attributes:
         max_pixels: width times height.
-        max_side_px: the longer side; pictures are padded to squares, so it costs squared.
+        max_side_px: the longer side.
     """
 
     max_pixels: int = 50_000_000
@@ -44,15 +45,15 @@ DEFAULT_LIMITS = PictureLimits()
 CHECKED_BEFORE = PictureLimits(max_pixels=2**40, max_side_px=2**30)
 
 
-def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> None:
-    """Return if the header promises a picture within the limits; nothing is decoded.
+def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Return the width and height in the header, within the limits; nothing is decoded.
 
     Raises:
         BadPicture: not an accepted format.
         PictureTooLarge: too many pixels.
     """
-    with _open(data, limits):
-        pass
+    with _open(data, limits) as picture:
+        return picture.size
 
 
 def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
@@ -65,7 +66,7 @@ def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArr
     with _open(data, limits) as picture:
         try:
             picture.load()
-            return np.asarray(_flat_rgb(_turned(picture)), dtype=np.uint8)
+            return _pixels(_turned(picture))
         except Exception as error:  # whatever a decoder makes of hostile bytes is the sender's
             raise BadPicture(
                 "The picture is cut off or damaged and cannot be decoded. "
@@ -169,6 +170,16 @@ def _turned(picture: Image.Image) -> Image.Image:
     except Exception:  # as in a decoder: anything may be raised, and the pixels are good
         turn = None
     return picture if turn is None else picture.transpose(turn)
+
+
+def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return the RGB pixels, made in bands: each step on the way would copy the whole picture."""
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, _ROWS_AT_ONCE):
+        bottom = min(top + _ROWS_AT_ONCE, height)
+        pixels[top:bottom] = np.asarray(_flat_rgb(picture.crop((0, top, width, bottom))))
+    return pixels
 
 
 def _flat_rgb(picture: Image.Image) -> Image.Image:

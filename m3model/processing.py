@@ -7,6 +7,7 @@ tokenizer's chat template and the picture size, and nothing about weights or sca
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from m3model.padding import LARGEST_SQUARE_PX, padded_square
 from m3model.prompt.templates import VICUNA_TEMPLATE
 
 IMAGE_TOKEN = "<image>"
@@ -72,7 +74,7 @@ class M3Processor:
         if not pictures:
             raise ValueError("no picture given")
         return self.image_processor(
-            [picture.convert("RGB") for picture in pictures], return_tensors="pt"
+            [self._cheap_to_pad(picture) for picture in pictures], return_tensors="pt"
         ).pixel_values.to(torch.float32)
 
     def apply_chat_template(
@@ -101,6 +103,18 @@ class M3Processor:
                 f"the chat template placed {text.count(IMAGE_TOKEN)} of {wanted} pictures"
             )
         return str(text)
+
+    def most_characters(self, n_tokens: int) -> int:
+        """Characters that no text of `n_tokens` tokens exceeds, each of them as long as they get.
+
+        A space behind each is allowed for, which some tokenizers drop; they also drop longer runs,
+        and make one token of any unknown word: of that, more may fit than is said here.
+        """
+        return n_tokens * (self._longest_token + 1)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt: one image token per picture, generation prompt at the end."""
@@ -193,6 +207,17 @@ class M3Processor:
     ) -> list[str]:
         """The text of each row of ids."""
         return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def _cheap_to_pad(self, picture: Image.Image) -> Image.Image:
+        """The RGB picture, or if padding it would be dear, the square that would become of it."""
+        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+        processor = self.image_processor
+        size = processor.size["shortest_edge"]
+        usual = processor.do_pad and processor.do_resize and size
+        bicubic = processor.resample == Image.Resampling.BICUBIC
+        if not (usual and bicubic) or max(rgb.size) <= LARGEST_SQUARE_PX:
+            return rgb
+        return padded_square(rgb, size, tuple(int(x * 255) for x in processor.image_mean))
 
     def _tokenize(self, prompt: str) -> list[int]:
         # Each stretch between pictures is tokenised alone, as in LLaVA's own code: word-start

@@ -173,6 +173,15 @@ def no_second_look(why: str) -> BadRequest:
     )  # fmt: skip
 
 
+def too_much_text(characters: int, most: int) -> BadRequest:
+    """Return what the caller is told whose text cannot fit, whatever its tokens are."""
+    return BadRequest(
+        f"The text has {characters:,} characters, and no more than {most:,} can fit the context of "
+        "this model. Shorten the text.",
+        "messages", "context_length_exceeded",
+    )  # fmt: skip
+
+
 def refusal(error: RoutingError) -> BadRequest:
     """Return what the caller is told of a wish that cannot be met."""
     param, code = "routing", "invalid_value"

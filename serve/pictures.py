@@ -57,14 +57,14 @@ def bytes_of_data_url(url: str, param: str) -> bytes:
     return data
 
 
-def check_header(data: bytes, limits: PictureLimits, param: str | None = None) -> None:
-    """Return if the header promises a picture within the limits; nothing is decoded.
+def check_header(data: bytes, limits: PictureLimits, param: str | None = None) -> tuple[int, int]:
+    """Return the width and height in the header, within the limits; nothing is decoded.
 
     Raises:
         BadRequest: not an accepted format, or too many pixels.
     """
     with _told_to_caller(param):
-        pictures.check_header(data, _limits(limits))
+        return pictures.check_header(data, _limits(limits))
 
 
 def decode_picture(

@@ -34,11 +34,7 @@ class PictureLimits(BaseModel):
     max_pixels: int = Field(
         50_000_000, ge=1, description="Width times height, read from the header."
     )
-    max_side_px: int = Field(
-        10_000,
-        ge=1,
-        description="Longer side; pictures are padded to squares, so it costs squared.",
-    )
+    max_side_px: int = Field(10_000, ge=1, description="Longer side.")
 
 
 class DeploymentSettings(BaseModel):
@@ -102,6 +98,12 @@ class ServeSettings(BaseModel):
     max_pictures: int = Field(8, ge=1, description="Pictures in one request.")
     pictures: PictureLimits = Field(
         default_factory=PictureLimits, description="Limits of a picture."
+    )
+    max_decoding_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="Pixels of large pictures that an encoder decodes at once; others wait for "
+        "their turn.",
     )
     max_inflight_requests: int = Field(
         128, ge=1, description="Requests a gateway admits at once; beyond them: 429."

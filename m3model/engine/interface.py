@@ -78,7 +78,11 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """What the service needs of anything that generates."""
+    """What the service needs of anything that generates; `max_length` is the longest prompt plus
+    answer, in tokens.
+    """
+
+    max_length: int
 
     def submit(
         self,

@@ -1,13 +1,15 @@
 """Pictures and a question in; the decision and the visual tokens at its scale out.
 
-Knows decoding, batching, caching and the router; knows neither HTTP nor Ray nor the language model.
-A picture is encoded once: requests for it that come together share the pass, later ones the cache.
+Knows batching, caching and the router; knows neither HTTP nor Ray nor the language model. A picture
+is encoded once: requests for it that come together share the pass, later ones the cache. Its
+identity is its pixels; the same bytes again are recognised before anything is decoded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import logging
 import time
 from collections import OrderedDict
@@ -31,17 +33,19 @@ from router.decision import (
 )
 from router.errors import RoutingError
 from router.explain import relevance_map
-from serve.errors import NotReady, no_second_look, refusal
+from serve.errors import NotReady, no_second_look, refusal, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.batcher import DrainBatcher
 from serve.stages.checkpoint import Checkpoint
+from serve.stages.decoding import Decoder, SharedWork
 from serve.stages.live_router import LiveRouter
 from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
 from serve.stages.vision import EncodedPicture, PreparedPicture, Vision
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
+MOST_DIGESTS = 16_384  # of pictures' bytes: some megabytes
 
 
 class Encoder:
@@ -62,7 +66,13 @@ class Encoder:
         self._batcher: DrainBatcher[PreparedPicture, EncodedPicture] = DrainBatcher(
             self._vision.encode, settings.encoder_batch, "m3-vision"
         )
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="m3-pictures")
+        self._decoder = Decoder(
+            self._vision.count_pixels, self._vision.prepare, settings.max_decoding_pixels
+        )
+        self._decoding: SharedWork[PreparedPicture] = SharedWork()
+        # For decisions and pooling, which take milliseconds: decoding has threads of its own.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="m3-decisions")
+        self._ids: OrderedDict[bytes, str] = OrderedDict()  # sha256 of bytes, identity of pixels
         self._cache: OrderedDict[str, EncodedPicture] = OrderedDict()
         self._cache_bytes = 0
         self._encoding: dict[str, asyncio.Task[EncodedPicture]] = {}
@@ -77,10 +87,13 @@ class Encoder:
         """Return the decision and the visual tokens.
 
         Raises:
-            BadRequest: a picture cannot be decoded, or no scale fits the cap.
+            BadRequest: a picture cannot be decoded, the question cannot fit the model's context, or
+                no scale fits the cap.
         """
+        if len(request.question) > self._vision.most_characters:
+            raise too_much_text(len(request.question), self._vision.most_characters)
         started = time.perf_counter()
-        pictures = await asyncio.gather(*map(self._encode, request.pictures))
+        pictures = await self._encode_all(request.pictures)
         decision = await self._in_thread(self._decide, request, pictures)
         tokens: tuple[NDArray[np.float16], ...] = ()
         if pictures and not request.decide_only:
@@ -124,26 +137,50 @@ class Encoder:
         """Stop the threads."""
         self._router.stop()
         self._batcher.close()
+        self._decoder.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
+    async def _encode_all(self, pictures: tuple[bytes, ...]) -> list[EncodedPicture]:
+        tasks = [asyncio.create_task(self._encode(data)) for data in pictures]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # one bad picture ends the request, so nobody wants the others any more
+            for task in tasks:
+                task.cancel()
+
     async def _encode(self, data: bytes) -> EncodedPicture:
-        prepared = await self._in_thread(self._vision.prepare, data)
-        key = prepared.picture_id
+        digest = await self._in_thread(_sha256, data)
+        key = self._ids.get(digest, "")
+        if not self._is_at_hand(key):
+            prepared = await self._decoding.join(digest, partial(self._decoder.decode, data))
+            key = prepared.picture_id
+            self._note_id(digest, key)
+            if not self._is_at_hand(key):
+                self._metrics.count("m3_picture_cache", outcome="miss")
+                task = asyncio.create_task(self._encode_new(prepared))
+                self._encoding[key] = task
+                task.add_done_callback(lambda done: self._forget_task(key, done))
+                return await asyncio.shield(task)
+        self._note_id(digest, key)
         if (known := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
             self._metrics.count("m3_picture_cache", outcome="hit")
             return known
-        task = self._encoding.get(key)
-        self._metrics.count("m3_picture_cache", outcome="miss" if task is None else "shared")
-        if task is None:
-            task = asyncio.create_task(self._encode_new(prepared))
-            self._encoding[key] = task
-            task.add_done_callback(lambda done: self._forget_task(key, done))
+        self._metrics.count("m3_picture_cache", outcome="shared")
         # One caller's disconnect must not take the pass from the others.
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._encoding[key])
+
+    def _is_at_hand(self, key: str) -> bool:
+        return key in self._cache or key in self._encoding
+
+    def _note_id(self, digest: bytes, key: str) -> None:
+        self._ids[digest] = key
+        self._ids.move_to_end(digest)
+        if len(self._ids) > MOST_DIGESTS:
+            self._ids.popitem(last=False)
 
     async def _encode_new(self, prepared: PreparedPicture) -> EncodedPicture:
         encoded = await self._batcher.submit(prepared)
@@ -222,6 +259,10 @@ def _default_router(settings: ServeSettings) -> Path | None:
     from router import default_router_path
 
     return default_router_path() if settings.is_embedded_model() else None
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _ms_since(started: float) -> float:

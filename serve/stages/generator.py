@@ -5,16 +5,18 @@ Knows the engine and the prompt's form; knows no pictures, no routing, no HTTP a
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 from m3model.engine.interface import Engine, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
-from serve.errors import BadRequest, NotReady, QueueFull, ServiceError
+from serve.errors import BadRequest, NotReady, QueueFull, ServiceError, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # Below this a draw is the greedy choice in every digit that matters, and 1/t would overflow.
 COLDEST = 1e-3
+# More text than this is tokenised in a thread: it would hold up every other request meanwhile.
+MOST_CHARACTERS_AT_ONCE = 4_000
 
 
 class Generator:
@@ -41,6 +45,8 @@ class Generator:
     ) -> None:
         self._engine, self._processor, self._settings = engine, processor, settings
         self._metrics = metrics
+        self._most_characters = processor.most_characters(engine.max_length)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="m3-prompts")
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
         """Yield the parts of the answer, the last with its finish reason.
@@ -53,7 +59,7 @@ class Generator:
         """
         import torch
 
-        prompt = self._processor.prompt_ids(request.messages)
+        prompt = await self._prompt_ids(request.messages)
         text_tokens = len(prompt) - len(request.visual_tokens)
         tokens = [torch.from_numpy(array.copy()) for array in request.visual_tokens]
         pending = _Pending(text_tokens)
@@ -100,8 +106,18 @@ class Generator:
             raise NotReady(f"the engine's worker is silent for {stats.heartbeat_s:.0f} s")
 
     def close(self) -> None:
-        """Stop the engine."""
+        """Stop the engine and the thread."""
+        self._thread.shutdown(wait=False)
         self._engine.close()
+
+    async def _prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        characters = _n_characters(messages)
+        if characters > self._most_characters:
+            raise too_much_text(characters, self._most_characters)
+        if characters <= MOST_CHARACTERS_AT_ONCE:
+            return self._processor.prompt_ids(messages)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._processor.prompt_ids, messages)
 
     def _note_load(self) -> None:
         stats = self._engine.stats()
@@ -156,6 +172,17 @@ class _Pending:
         self.is_first = False
         self._reset()
         return part
+
+
+def _n_characters(messages: Sequence[dict[str, Any]]) -> int:
+    n = 0
+    for message in messages:
+        content = message.get("content") or ()
+        if isinstance(content, str):
+            n += len(content)
+        else:
+            n += sum(len(part.get("text") or "") for part in content)
+    return n
 
 
 def _sentence(error: Exception) -> str:

@@ -22,7 +22,7 @@ from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
 from router.records import picture_id
 from router.router import Router
-from serve.pictures import decode_picture
+from serve.pictures import check_header, decode_picture
 from serve.settings import PictureLimits
 from serve.stages.checkpoint import Checkpoint
 
@@ -64,8 +64,20 @@ class Vision:
         self._in_use = {name for name, source in self._sources.items() if source.needs_tower}
         config = checkpoint.model.config
         self.scales: tuple[int, ...] = tuple(config.scales)
+        self.most_characters = self._processor.most_characters(
+            int(config.text_config.max_position_embeddings)
+        )
         self._sizes = (config.grid_side, config.hidden_size)
         self._grid_shape = (config.grid_side**2, config.hidden_size)
+
+    def count_pixels(self, data: bytes) -> int:
+        """Return how many pixels the picture's header promises.
+
+        Raises:
+            BadRequest: no picture, or a picture that is too large.
+        """
+        width, height = check_header(data, self._limits)
+        return width * height
 
     def prepare(self, data: bytes) -> PreparedPicture:
         """Return the decoded picture.

@@ -68,6 +68,33 @@ def test_lossless_formats_give_the_pixels_back(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "LA", {}), ("PNG", "L", {}),
+        ("PNG", "1", {}), ("PNG", "P", {}), ("PNG", "P", {"transparency": 7}),
+        ("PNG", "P", {"transparency": bytes(range(256))}), ("PNG", "L", {"transparency": 60}),
+        ("PNG", "RGB", {"transparency": (0, 128, 255)}), ("GIF", "P", {"transparency": 7}),
+        ("GIF", "P", {}), ("JPEG", "RGB", {}), ("JPEG", "CMYK", {}), ("JPEG", "L", {}),
+        ("WEBP", "RGBA", {"lossless": True}), ("WEBP", "RGB", {}),
+    ],
+)  # fmt: skip
+def test_pixels_made_in_bands_are_those_of_the_whole(
+    kind: str, mode: str, options: dict[str, object]
+) -> None:
+    random = np.random.default_rng(3)
+    coarse = random.integers(0, 3, (700, 90, 4), dtype=np.uint8) * np.uint8(127)
+    data = saved(Image.fromarray(coarse).convert(mode), kind, **options)
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.load()
+        white = Image.new("RGBA", picture.size, "white")
+        if picture.has_transparency_data:
+            whole = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+        else:
+            whole = picture.convert("RGB")
+    assert np.array_equal(decode_picture(data), np.asarray(whole))
+
+
+@pytest.mark.parametrize(
     ("mode", "stored", "rgb"),
     [
         ("RGB", (200, 30, 60), (200, 30, 60)),

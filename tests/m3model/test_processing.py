@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,73 @@ def test_pixels_are_padded_then_resized(processor: M3Processor, size: tuple[int,
     assert got.shape == (1, 3, 192, 192)
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got[0].numpy(), wanted.transpose(2, 0, 1), atol=1e-5)
+
+
+def pad_first(processor: M3Processor, image: Image.Image) -> torch.Tensor:
+    """What the library makes of a picture: the whole square, then the resize."""
+    return processor.image_processor([image], return_tensors="pt").pixel_values
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (64, 48), (1, 1), (2048, 1), (1, 2048), (2048, 2048), (1999, 700), (336, 2000),
+        (2049, 2049), (2050, 1500), (1500, 2050), (3001, 751), (751, 3001), (2500, 2499),
+        (2100, 525), (525, 2100), (2304, 1000), (1000, 2304),
+    ],
+)  # fmt: skip
+def test_no_bit_of_an_ordinary_picture_changes(
+    processor: M3Processor, size: tuple[int, int]
+) -> None:
+    image = picture(*size)
+    assert torch.equal(processor.pixel_values(image), pad_first(processor, image))
+
+
+@pytest.mark.parametrize("thickness", [1, 2, 3, 17, 100, 333, 500, 749])
+@pytest.mark.parametrize("side", [2999, 3000, 3072])
+@pytest.mark.parametrize("tall", [False, True])
+def test_strips_are_what_padding_first_makes_of_them(
+    processor: M3Processor, side: int, thickness: int, tall: bool
+) -> None:
+    noise = picture(*((thickness, side) if tall else (side, thickness)), seed=side + thickness)
+    image = noise.point(lambda value: 255 * (value > 127))  # filters ring at hard edges
+    wanted, got = pad_first(processor, image), processor.pixel_values(image)
+    one_shade = 1 / 255 / min(processor.image_processor.image_std)
+    assert (wanted - got).abs().max() <= 1.01 * one_shade
+    assert (wanted != got).float().mean() < 0.001
+
+
+@pytest.mark.parametrize("size", [(10_000, 1), (1, 10_000), (10_000, 40), (40, 10_000)])
+def test_strips_cost_little_and_stay_visible(
+    processor: M3Processor, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.new("RGB", size, "white")
+    made: list[int] = []
+    make, wrap = Image.new, Image.Image._new
+
+    def new(mode: str, size: tuple[int, int], *colour: Any) -> Image.Image:
+        made.append(size[0] * size[1])
+        return make(mode, size, *colour)
+
+    def wrapped(self: Image.Image, im: Any) -> Image.Image:
+        made.append(im.size[0] * im.size[1])
+        return wrap(self, im)
+
+    monkeypatch.setattr(Image, "new", new)
+    monkeypatch.setattr(Image.Image, "_new", wrapped)
+    tracemalloc.start()
+    pixels = processor.pixel_values(image)[0]
+    _, peak = tracemalloc.get_traced_memory()  # numpy's arrays are among it, Pillow's are not
+    tracemalloc.stop()
+    assert made
+    assert max(made) < 600_000  # Pillow takes four bytes a pixel
+    assert peak < 5e6
+    empty = pixels[:, :1, :1]
+    seen = (pixels != empty).any(dim=0)
+    across = 1 if size[0] > size[1] else 0
+    assert 1 <= seen.any(dim=across).sum() <= 8
+    assert (pixels >= empty).flatten(1).any(dim=1).all()
+    assert seen.any(dim=1 - across).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])
