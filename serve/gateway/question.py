@@ -13,8 +13,8 @@ from typing import Any
 from router.decision import Constraints, resolve_constraints
 from router.errors import RoutingError
 from serve.errors import BadRequest, UnknownModel, no_second_look, refusal
-from serve.pictures import bytes_of_data_url, check_header
 from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids
+from serve.received_pictures import bytes_of_data_url, check_header
 from serve.settings import ServeSettings
 
 # Fields that never change an answer: accepted, and that is all.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from router.records import DecisionRecord, FeedbackRecord
 from serve.errors import BadRequest, NotReady, ServiceError
 from serve.gateway.request_trace import Trace
-from serve.pictures import decode_picture
 from serve.protocol import REPLY_ID_PREFIX, FeedbackRequest
+from serve.received_pictures import decode_picture
 from serve.settings import ServeSettings
 
 if TYPE_CHECKING:

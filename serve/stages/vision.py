@@ -22,7 +22,7 @@ from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
 from router.records import picture_id
 from router.router import Router
-from serve.pictures import check_header, decode_picture
+from serve.received_pictures import check_header, decode_picture
 from serve.settings import PictureLimits
 from serve.stages.checkpoint import Checkpoint
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from m3model import pictures
 from serve.errors import BadRequest
-from serve.pictures import bytes_of_data_url, check_header, decode_picture
+from serve.received_pictures import bytes_of_data_url, check_header, decode_picture
 from serve.settings import PictureLimits
 
 LIMITS = PictureLimits(max_pixels=10_000, max_side_px=200)
