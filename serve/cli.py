@@ -67,6 +67,14 @@ def up(
         str | None, typer.Option(help="torch device; default: cuda if there.")
     ] = None,
     torch_threads: Annotated[int, typer.Option(help="CPU threads of each replica.", min=1)] = 1,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name to answer under; repeat for several. Without keys: loopback."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Site whose pages may ask, as https://chat.example; repeat for several."),
+    ] = None,
     encoders: Annotated[int, typer.Option(help="Encoder replicas (Ray).", min=1)] = 1,
     generators: Annotated[int, typer.Option(help="Generator replicas (Ray).", min=1)] = 1,
     gateways: Annotated[int, typer.Option(help="Gateway replicas (Ray).", min=1)] = 1,
@@ -76,12 +84,21 @@ def up(
 
     It is ready when GET /health answers 200. SIGTERM drains and ends it.
     """
+    from pydantic import ValidationError
+
     from serve.settings import DeploymentSettings, ServeSettings
     from serve.web.listening import bind, url_of
 
     logging.basicConfig(format="m3-serve: %(levelname)s: %(message)s")
     logging.getLogger("serve").setLevel(logging.INFO)
+    try:
+        named = ServeSettings(
+            allowed_hosts=_hosts(host, allowed_host), cors_origins=list(cors_origin or ())
+        )
+    except ValidationError as error:
+        _end(str(error.errors()[0]["ctx"]["error"]))
     settings = ServeSettings(
+        allowed_hosts=named.allowed_hosts, cors_origins=named.cors_origins,
         model=_absolute(model), router=_absolute(router),
         text_encoder=_absolute(text_encoder),
         registry=registry.absolute(), log_dir=log_dir.absolute(),
@@ -232,6 +249,19 @@ def _client_errors(url: str) -> Iterator[None]:
         _end(str(error))
 
 
+def _hosts(host: str, allowed: list[str] | None) -> list[str] | None:
+    """Return the host names to answer under; a name that is listened on is one of them."""
+    from serve.web.callers import key_digests
+    from serve.web.front import LOOPBACK_NAMES, host_name
+
+    if allowed:
+        return allowed
+    own = f"[{host}]" if ":" in host else host_name(host)
+    if key_digests() or own in LOOPBACK_NAMES:
+        return None
+    return [*sorted(LOOPBACK_NAMES), own]
+
+
 def _check_exposure(host: str) -> None:
     """Return if only this machine reaches the address, or callers need a key."""
     from serve.errors import ServeSetupError
@@ -239,7 +269,7 @@ def _check_exposure(host: str) -> None:
     from serve.web.callers import key_digests
     from serve.web.listening import is_loopback
 
-    if not is_loopback(host) and not key_digests():
+    if is_loopback(host) is False and not key_digests():
         raise ServeSetupError(
             f"{host} can be reached from other machines, and no API keys are set: set "
             f"{API_KEYS_VARIABLE} to one or several, separated by commas, or listen on 127.0.0.1"

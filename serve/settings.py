@@ -7,10 +7,11 @@ Secrets are not settings: API keys come from the environment variable M3_API_KEY
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
@@ -24,6 +25,23 @@ def _as_path(value: Any) -> Any:
 
 # YAML has no paths: strings are taken for them, everywhere else types are strict.
 FolderPath = Annotated[Path, BeforeValidator(_as_path)]
+
+
+def _as_host(name: str) -> str:
+    """Return a name as the Host header of a request holds it, without its port."""
+    if not re.fullmatch(r"\*|\[[0-9a-fA-F:.]+\](:\d+)?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*|"
+                        r"[\w.-]+(:\d+)?", name):  # fmt: skip
+        raise ValueError(f"{name!r} is not a host's name, such as chat.example or [::1]")
+    if name.count(":") > 1 and not name.startswith("["):
+        return f"[{name.lower()}]"
+    return re.sub(r":\d+$", "", name).lower().rstrip(".")
+
+
+def _as_origin(origin: str) -> str:
+    """Return an origin as browsers write it."""
+    if not re.fullmatch(r"\*|https?://[^/\s]+/?", origin):
+        raise ValueError(f"{origin!r} is not an origin, such as https://chat.example")
+    return origin.lower().rstrip("/")
 
 
 class PictureLimits(BaseModel):
@@ -85,12 +103,12 @@ class ServeSettings(BaseModel):
         1.0, ge=0, le=1, description="Share of requests, drawn uniformly, marked as audited."
     )
 
-    allowed_hosts: list[str] | None = Field(
+    allowed_hosts: list[Annotated[str, AfterValidator(_as_host)]] | None = Field(
         None,
         description="Names in the Host header that are answered, ['*'] for all; None: all where "
         "API keys are set, else those of this machine's loopback.",
     )
-    cors_origins: list[str] = Field(
+    cors_origins: list[Annotated[str, AfterValidator(_as_origin)]] = Field(
         [], description="Other sites whose pages may use the service, as https://chat.example."
     )
     max_body_bytes: int = Field(25_000_000, ge=1024, description="Largest request body.")

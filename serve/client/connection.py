@@ -93,6 +93,8 @@ def _passed_by(url: httpx2.URL, no_proxy: str) -> bool:
     if proxy_bypass(host):
         return True
     for entry in filter(None, (each.strip().lower() for each in no_proxy.split(","))):
+        if entry == "*":
+            return True
         try:
             if ip_address(host) in ip_network(entry.strip("[]"), strict=False):
                 return True

@@ -68,7 +68,10 @@ def ours(error: BaseException) -> BaseException | None:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, TaskCancelledError | asyncio.CancelledError):
-        return asyncio.CancelledError()
+        # Ours only if somebody cancels us; else the replica gave up, and the caller waits.
+        if _is_being_cancelled():
+            return asyncio.CancelledError()
+        return NotReady("The request was cancelled on its way. Try again.", code="cancelled")
     if isinstance(error, BackPressureError | PendingCallsLimitExceeded):
         return QueueFull()
     if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):
@@ -80,9 +83,17 @@ def ours(error: BaseException) -> BaseException | None:
     return ReplicaDied() if isinstance(error, RayError | RayServeException) else None
 
 
+def _is_being_cancelled() -> bool:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs
+        return False
+    return task is not None and task.cancelling() > 0
+
+
 def _of_status(error: grpc.RpcError) -> ServiceError:
     """Return what a failed call means; the caller's own cancellation is none of these."""
-    code = error.code()
+    code = getattr(error, "code", lambda: None)()  # a bare RpcError has none
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return QueueFull()
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:

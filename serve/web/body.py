@@ -85,7 +85,8 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
             "without pauses, or send smaller pictures."
         ) from error
     pieces.clear()
-    await _drain(stream)
+    if request.headers.get("expect", "").lower() != "100-continue" or not announced:
+        await _drain(stream)  # a caller who asks first has sent nothing yet
     raise TooLarge(
         f"The request is larger than {max_bytes:,} bytes. Send smaller or fewer pictures."
     )

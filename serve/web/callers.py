@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from serve.errors import Unauthorized
+from serve.errors import ServeSetupError, Unauthorized
 from serve.settings import API_KEYS_VARIABLE
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -34,9 +34,20 @@ def key_digests() -> tuple[str, ...]:
     """Return the digests of the keys that M3_API_KEYS lists; none: everybody may call.
 
     Digests can travel to replicas whose environment does not hold the keys, and be seen there.
+
+    Raises:
+        ServeSetupError: the variable is set and lists no key, as an empty secret does.
     """
-    listed = os.environ.get(API_KEYS_VARIABLE, "").split(",")
-    return tuple(_digest(key.strip()) for key in listed if key.strip())
+    said = os.environ.get(API_KEYS_VARIABLE)
+    if said is None:
+        return ()
+    keys = tuple(_digest(key.strip()) for key in said.split(",") if key.strip())
+    if not keys:
+        raise ServeSetupError(
+            f"{API_KEYS_VARIABLE} is set but holds no key: give one, or unset it, which lets "
+            "everybody in"
+        )
+    return keys
 
 
 def _digest(key: str) -> str:

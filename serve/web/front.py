@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
@@ -61,19 +60,21 @@ class Front:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         name = host_name(host)
-        if self.hosts is not None and name not in self.hosts and scope["path"] not in PROBED:
+        probed = straight(scope["path"]) in PROBED
+        if self.hosts is not None and name not in self.hosts and not probed:
             return UnknownHost(
-                f"This service does not answer under the name '{name[:100]}'. Add it to the "
-                "setting allowed_hosts, or set API keys."
+                f"This service does not answer under the name '{name[:100]}'. Start it with "
+                "--allowed-host NAME (the setting allowed_hosts), or set API keys."
             )
         origin = headers.get("origin")
         if origin is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None  # a browser shows a page of another origin nothing of these
-        if origin in self.origins or ANY in self.origins or urlsplit(origin).netloc == host:
+        known = origin.lower() in self.origins or ANY in self.origins
+        if known or origin.lower().partition("://")[2] == host.lower():
             return None
         return ForeignOrigin(
-            f"Pages of {origin[:100]} may not use this service. Add that origin to the setting "
-            "cors_origins."
+            f"Pages of {origin[:100]} may not use this service. Start it with --cors-origin ORIGIN "
+            "(the setting cors_origins). A proxy in front must hand on the Host header."
         )
 
 
@@ -84,12 +85,12 @@ def hosts_of(allowed: Sequence[str] | None, *, has_keys: bool) -> frozenset[str]
     """
     if allowed is None:
         return None if has_keys else LOOPBACK_NAMES
-    return None if ANY in allowed else frozenset(name.lower() for name in allowed)
+    return None if ANY in allowed else frozenset(allowed)
 
 
 def host_name(host: str) -> str:
-    """Return the name in a Host header, lower-case and without its port."""
-    return re.sub(r":\d*$", "", host).lower()
+    """Return the name in a Host header, lower-case, without its port and a dot at its end."""
+    return re.sub(r":\d*$", "", host).lower().rstrip(".")
 
 
 def straight(path: str) -> str:

@@ -32,12 +32,12 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address; names are looked up."""
+def is_loopback(host: str) -> bool | None:
+    """Return whether only this machine reaches an address; None for a name that leads nowhere."""
     try:
         found = socket.getaddrinfo(host, None)
     except OSError:
-        return False
+        return None
     return bool(found) and all(ip_address(each[4][0]).is_loopback for each in found)
 
 

@@ -55,9 +55,9 @@ TABLE: list[tuple[BaseException, type[BaseException]]] = [
     (of_serve.ReplicaUnavailableError("r1"), NotReady),
     (of_serve.DeploymentUnavailableError("generator"), NotReady),  # type: ignore[arg-type]
     (of_serve.RayServeException("an upstream replica crashed"), ReplicaDied),
-    (of_serve.RequestCancelledError("r"), asyncio.CancelledError),
-    (of_ray.TaskCancelledError(), asyncio.CancelledError),
-    (from_replica(of_ray.TaskCancelledError()), asyncio.CancelledError),
+    (of_serve.RequestCancelledError("r"), NotReady),
+    (of_ray.TaskCancelledError(), NotReady),
+    (from_replica(of_ray.TaskCancelledError()), NotReady),
     (from_replica(NotReady()), NotReady),
     (from_replica(QueueFull()), QueueFull),
 ]
@@ -82,7 +82,7 @@ def test_every_exception_of_ray_has_an_answer() -> None:
     for kind in kinds:
         error = kind.__new__(kind)
         if not isinstance(error, of_ray.RayTaskError):
-            assert isinstance(ours(error), ServiceError | asyncio.CancelledError), kind
+            assert isinstance(ours(error), ServiceError), kind
 
 
 def test_an_error_of_ours_arrives_as_it_was_raised() -> None:
@@ -111,3 +111,21 @@ def test_work_that_is_cancelled_elsewhere_is_told_to_a_caller_who_waits() -> Non
     with pytest.raises(NotReady) as caught:
         asyncio.run(unless_disconnected(request, work()))
     assert caught.value.code == "cancelled"
+
+
+def test_who_is_cancelled_stays_cancelled() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            with ray_errors():  # as Ray tells of it, on the way out
+                raise of_ray.TaskCancelledError from None
+
+    async def cancel() -> None:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())

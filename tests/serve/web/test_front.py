@@ -34,7 +34,8 @@ def served(running: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., httpx
     """Returns a function from settings to a client of the same gateway under them."""
 
     def under(keys: str = "", **settings: Any) -> Any:
-        monkeypatch.setenv(API_KEYS_VARIABLE, keys)
+        if keys:
+            monkeypatch.setenv(API_KEYS_VARIABLE, keys)
         gateway = running.service.gateway
         monkeypatch.setattr(gateway, "settings", gateway.settings.model_copy(update=settings))
         return create_api(gateway)
@@ -132,7 +133,32 @@ def test_which_hosts_are_answered() -> None:
         assert host_name(host) in loopback
     assert hosts_of(None, has_keys=True) is None
     assert hosts_of(["*"], has_keys=False) is None
-    assert hosts_of(["M3.example"], has_keys=True) == {"m3.example"}
+    assert hosts_of(["m3.example"], has_keys=True) == {"m3.example"}
+    assert host_name("localhost.:80") == "localhost"
+
+
+def test_hosts_and_origins_are_taken_as_people_write_them() -> None:
+    from serve.settings import ServeSettings
+
+    hosts = ["Chat.example:8000", "::1", "[::1]:9", "127.0.0.2", "m3.example."]
+    settings = ServeSettings(allowed_hosts=hosts, cors_origins=["https://Chat.example/", "*"])
+    assert settings.allowed_hosts == ["chat.example", "[::1]", "[::1]", "127.0.0.2", "m3.example"]
+    assert settings.cors_origins == ["https://chat.example", "*"]
+    for wrong in ({"allowed_hosts": ["http://a"]}, {"cors_origins": ["chat.example"]}):
+        with pytest.raises(ValueError, match="is not a"):
+            ServeSettings(**wrong)
+
+
+@pytest.mark.parametrize("origin", ["http://[bad", "http://x]y", "http://", "://", "x"])
+def test_an_origin_that_is_none_is_refused(http: httpx2.Client, ask_body, origin: str) -> None:
+    reply = http.post(URL, json=ask_body(), headers={"origin": origin})
+    is_envelope(reply, 403, "foreign_origin")
+
+
+def test_a_hosts_name_has_no_case(http: httpx2.Client, ask_body) -> None:
+    port = http.base_url.port
+    headers = {"host": f"localhost:{port}", "origin": f"http://LOCALHOST:{port}"}
+    assert http.post(URL, json=ask_body(), headers=headers).status_code == 200
 
 
 def test_pages_of_other_sites_may_not_ask(http: httpx2.Client, ask_body, served: Any) -> None:
@@ -291,6 +317,14 @@ def test_replicas_get_digests_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> No
     assert key_digests() == ()
 
 
+@pytest.mark.parametrize("said", ["", " ", ",", " , "])
+def test_an_empty_secret_lets_nobody_in(command, monkeypatch, said: str) -> None:
+    monkeypatch.setenv(API_KEYS_VARIABLE, said)
+    done = command("m3-serve", "up", "--in-process", "--port", 0)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "holds no key" in done.stderr
+
+
 def test_keys_that_are_handed_over_count_whatever_the_environment_says(
     running: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,9 +343,9 @@ def test_keys_that_are_handed_over_count_whatever_the_environment_says(
 @pytest.mark.parametrize(
     ("host", "alone"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True),
-     ("0.0.0.0", False), ("::", False), ("192.168.1.7", False), ("no.such.host.invalid", False)],
+     ("0.0.0.0", False), ("::", False), ("192.168.1.7", False), ("no.such.host.invalid", None)],
 )  # fmt: skip
-def test_which_addresses_only_this_machine_reaches(host: str, alone: bool) -> None:
+def test_which_addresses_only_this_machine_reaches(host: str, alone: bool | None) -> None:
     assert is_loopback(host) is alone
 
 
