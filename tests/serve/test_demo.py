@@ -42,6 +42,7 @@ def test_an_answer_is_right_whatever_its_case_and_full_stop():
     assert not Asked("q", "red", "p.png", answer("reddish")).is_right
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_start_is_said_with_its_own_words(tmp_path, python):
     done = python("-m", "serve.demo", "--in-process", "--model", tmp_path / "nowhere")
     assert done.returncode == 2

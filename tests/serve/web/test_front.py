@@ -23,7 +23,7 @@ from serve.web.listening import is_loopback
 URL = "/v1/chat/completions"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def http(running: Any) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=running.url, timeout=30) as client:
         yield client
