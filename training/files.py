@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all, whoever reads them meanwhile."""
+"""Files that are there whole or not at all, whoever reads them meanwhile.
+
+Knows paths and JSON; knows nothing of what is written.
+"""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ def _parsed(raw: bytes, kind: type[Body]) -> Body:
     # Neither commas nor brackets nor backslashes stand in a picture's base64.
     if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES or raw.count(b"\\") > MAX_ESCAPES:
         raise BadRequest(
-            f"The body holds more than {MAX_VALUES:,} values. Send fewer and shorter messages.",
+            f"The body holds more than {MAX_VALUES:,} values, or {MAX_ESCAPES:,} escapes. Send "
+            "fewer and shorter messages.",
             None, "too_many_values",
         )  # fmt: skip
     try:

@@ -120,7 +120,7 @@ def test_readmes_rows_are_the_committed_result():
     assert f"{found['n_questions']:,} questions about {found['n_pictures']:,}" in text
     ratios = found["token_ratio_at_equal_accuracy"]
     assert f"{1 / ratios['fixed_mixture']['mean']:.1f} x the tokens" in text
-    assert f"kind of question {1 / ratios['type_table']['mean']:.1f} x" in text
+    assert f"knows the kind of question {1 / ratios['type_table']['mean']:.1f} x" in text
 
 
 def script(name):

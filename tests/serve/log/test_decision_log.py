@@ -159,16 +159,20 @@ def test_a_full_disk_costs_no_answer_and_recovers(tmp_path, monkeypatch, caplog)
 
 
 def test_overflow_is_dropped_at_once_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(log_segments, "replace_file", lambda *_: time.sleep(0.3))
+    done, waited_for_the_disk = threading.Event(), []
+    monkeypatch.setattr(
+        log_segments, "replace_file", lambda *_: waited_for_the_disk.append(not done.wait(10))
+    )
     log = DecisionLog(tmp_path, max_waiting=4)
     log.append(decision())
-    started = time.monotonic()
     log._queue.put(threading.Event())
     for number in range(100):
         log.append(decision(number))
-    assert time.monotonic() - started < 0.25
+    done.set()  # whoever waited for the disk would get here only after it had given up
     assert log.counts.dropped >= 90
     log.close()
+    assert waited_for_the_disk
+    assert not any(waited_for_the_disk)
     dropped = log.counts.dropped
     log.append(decision())
     assert log.counts.dropped == dropped + 1
