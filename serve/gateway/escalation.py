@@ -71,7 +71,7 @@ async def looked_again(
         except ServiceError as error:
             if begun:
                 raise
-            LOG.warning("request %s: no second look, %s", trace.request_id, error)
+            LOG.warning("request %s: no second look, %s", trace.call.request_id, error)
     metrics.count("m3_second_looks", outcome="kept" if finer is None else "failed")
     for part in first:
         yield part

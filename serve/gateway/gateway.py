@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 
 from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.gateway import replies
+from serve.gateway.admission import Admission
+from serve.gateway.call import Call
 from serve.gateway.escalation import looked_again
+from serve.gateway.health import Health
 from serve.gateway.question import ParsedRequest, needs_second_look, parse_request
 from serve.gateway.request_log import RequestLog
 from serve.gateway.request_trace import Trace
@@ -34,18 +37,14 @@ from serve.stages.messages import (
     Encoded,
     EncodeRequest,
     EncoderStage,
-    EncoderStatus,
     GenerateRequest,
     GeneratorStage,
-    GeneratorStatus,
     PoolRequest,
 )
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
-StageStatus = EncoderStatus | GeneratorStatus
 RETRY_WAIT_S = 0.2
-STATUS_WAIT_S = 3.0
 
 
 class Gateway:
@@ -70,83 +69,38 @@ class Gateway:
     ) -> None:
         self.card, self.settings, self.metrics = card, settings, metrics
         self._encoder, self._generator, self.log = encoder, generator, log
-        self._inflight, self._reading, self._inflight_bytes = 0, 0, 0
-        self._draining = False
+        self.admission = Admission(settings, metrics)
+        self._health = Health(encoder, generator, settings)
         self.started_at = int(time.time())
 
     @contextmanager
-    def reading(self, n_bytes: int) -> Iterator[None]:
-        """Count a body in while it is being read; the request itself is admitted afterwards.
-
-        Raises:
-            QueueFull: as many bodies are being read, or bytes here, as the settings allow.
-        """
-        full = self._reading >= self.settings.max_inflight_requests
-        if full or self._inflight_bytes + n_bytes > self.settings.max_inflight_bytes:
-            raise QueueFull()
-        self._reading += 1
-        self._inflight_bytes += n_bytes
-        try:
-            yield
-        finally:
-            self._reading -= 1
-            self._inflight_bytes -= n_bytes
-
-    @contextmanager
-    def _admitted(self, n_bytes: int) -> Iterator[None]:
-        """Count a request in while the context lasts.
-
-        Raises:
-            QueueFull: as many requests, or bytes, are here as the settings allow.
-            NotReady: the service is stopping.
-        """
-        if self._draining:
-            raise NotReady("The service is stopping. Try again after the seconds in Retry-After.")
-        full = self._inflight >= self.settings.max_inflight_requests
-        if full or self._inflight_bytes + n_bytes > self.settings.max_inflight_bytes:
-            raise QueueFull()
-        self._inflight += 1
-        self._inflight_bytes += n_bytes
-        self.metrics.gauge("m3_inflight_requests", self._inflight)
-        try:
-            yield
-        finally:
-            self._inflight -= 1
-            self._inflight_bytes -= n_bytes
-            self.metrics.gauge("m3_inflight_requests", self._inflight)
-
-    @contextmanager
-    def _worked_on(self, trace: Trace, n_bytes: int) -> Iterator[None]:
-        """Count a request in and write it down; see `_admitted` and `_recorded`."""
-        with self._recorded(trace), self._admitted(n_bytes):
+    def _worked_on(self, trace: Trace) -> Iterator[None]:
+        """Count a request in and write it down; see `Admission.admitted` and `_recorded`."""
+        with self._recorded(trace), self.admission.admitted(trace.call.n_bytes):
             trace.refused = False
             yield
 
-    async def complete(
-        self, body: ChatRequest, request_id: str, n_bytes: int = 0
-    ) -> ChatCompletion:
+    async def complete(self, body: ChatRequest, call: Call) -> ChatCompletion:
         """Return the whole answer.
 
         Raises:
             ServiceError: what went wrong, for the caller.
         """
-        trace = Trace(request_id, "chat", body)
-        with self._worked_on(trace, n_bytes):
+        trace = Trace(call, "chat", body)
+        with self._worked_on(trace):
             async with aclosing(self._answer(trace, tokens_per_part=None)) as parts:
                 async for part in parts:
                     trace.add(part)
             return replies.completion(trace)
 
-    async def stream(
-        self, body: ChatRequest, request_id: str, n_bytes: int = 0
-    ) -> AsyncGenerator[ChatChunk]:
+    async def stream(self, body: ChatRequest, call: Call) -> AsyncGenerator[ChatChunk]:
         """Yield the answer's chunks; the first comes only when there is something to say.
 
         Raises:
             ServiceError: what went wrong; before the first chunk nothing was sent yet.
         """
-        trace = Trace(request_id, "chat", body)
-        with self._worked_on(trace, n_bytes):
+        trace = Trace(call, "chat", body)
+        with self._worked_on(trace):
             async with aclosing(self._answer(trace, self.settings.tokens_per_part)) as parts:
                 first = True
                 async for part in parts:
@@ -162,10 +116,10 @@ class Gateway:
             if body.stream_options is not None and body.stream_options.include_usage:
                 yield replies.usage_chunk(trace)
 
-    def refused(self, request_id: str, error: ServiceError) -> None:
+    def refused(self, call: Call, error: ServiceError) -> None:
         """Count and write down a request whose body could not even be read."""
         self.turned_away(error)
-        self.log.write_unread(request_id, _word(error))
+        self.log.write_unread(call.request_id, _word(error))
 
     def turned_away(self, error: ServiceError) -> None:
         """Count a request that was let in nowhere; strangers write nothing into the log."""
@@ -187,78 +141,42 @@ class Gateway:
         finally:
             self.metrics.count("m3_requests", endpoint="feedback", status=status)
 
-    async def route(self, body: ChatRequest, request_id: str, n_bytes: int = 0) -> RouteReply:
+    async def route(self, body: ChatRequest, call: Call) -> RouteReply:
         """Return the decision without an answer.
 
         Raises:
             ServiceError: what went wrong, for the caller.
         """
-        trace = Trace(request_id, "route", body)
-        with self._worked_on(trace, n_bytes):
+        trace = Trace(call, "route", body)
+        with self._worked_on(trace):
             await self._encode(trace, decide_only=True)
             return replies.route_reply(trace)
 
     async def health(self) -> dict[str, Any]:
         """Return the state of the service; ``status`` is "ok" when every part answers."""
-        encoder, generator = await asyncio.gather(
-            _answered(self._encoder.status()), _answered(self._generator.status())
-        )
-        silent_s = max((part.heartbeat_s for part in (encoder, generator) if part), default=0.0)
-        status = "stopping" if self._draining else "ok"
-        if encoder is None or generator is None:
-            status = "unavailable"
-        elif silent_s > self.settings.heartbeat_limit_s or not generator.alive:
-            status = "stalled"
+        status, encoder, generator = await self._health.parts()
+        if self.admission.draining and status == "ok":
+            status = "stopping"
         return {
             "status": status,
             "model": self.card.name,
             "scales": list(self.card.scales),
             "router_version": None if encoder is None else encoder.router_version or None,
             "router_ok": encoder is not None and encoder.router_ok,
-            "inflight": self._inflight,
+            "inflight": self.admission.inflight,
             "encoder": encoder and asdict(encoder),
             "engine": generator and asdict(generator),
         }
 
     async def ready(self) -> bool:
-        """Return whether a request that came now would be answered; not whether every part is well.
-
-        Each stage is asked as often as a request would be tried: one replica that is well will do.
-        """
-        if self._draining:
-            return False
-        try:
-            async with asyncio.timeout(STATUS_WAIT_S):
-                answers = await asyncio.gather(
-                    self._would_answer(self._encoder.status),
-                    self._would_answer(self._generator.status),
-                )
-                return all(answers)
-        except TimeoutError:
-            return False
-
-    async def _would_answer(self, status: Callable[[], Awaitable[StageStatus]]) -> bool:
-        for _ in range(self.settings.retries + 1):
-            try:
-                state = await status()
-            except QueueFull:
-                return True  # busy is not unwell: callers get their 429
-            except Exception as error:  # whatever it is, this replica does not answer
-                LOG.warning("a part of the service is not ready: %r", error)
-                continue
-            alive = not isinstance(state, GeneratorStatus) or state.alive
-            if alive and state.heartbeat_s <= self.settings.heartbeat_limit_s:
-                return True
-        return False
+        """Return whether a request that came now would be answered."""
+        return not self.admission.draining and await self._health.ready()
 
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""
-        self._draining = True
-        deadline = time.monotonic() + self.settings.drain_s
-        while self._inflight and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        ended = await self.admission.drain()
         await self.log.settle()
-        return self._inflight == 0
+        return ended
 
     async def _encode(self, trace: Trace, *, decide_only: bool) -> Encoded:
         # Base64 and headers of many megabytes would hold up every other request.
@@ -369,10 +287,10 @@ class Gateway:
             raise
         except Exception as error:
             trace.status = "internal_error"
-            LOG.exception("request %s failed", trace.request_id)
+            LOG.exception("request %s failed", trace.call.request_id)
             raise ServiceError(
                 "The service failed on this request. Try again; if it happens again, report the "
-                f"request id {trace.request_id}."
+                f"request id {trace.call.request_id}."
             ) from error
         finally:
             self.metrics.count("m3_requests", endpoint=trace.endpoint, status=trace.status)
@@ -386,12 +304,3 @@ class Gateway:
 def _word(error: ServiceError) -> str:
     """Return the error as metrics and records name it."""
     return error.code or type(error).__name__
-
-
-async def _answered(status: Awaitable[Result]) -> Result | None:
-    """Return a part's state, or None if it does not give one soon."""
-    try:
-        return await asyncio.wait_for(status, STATUS_WAIT_S)
-    except Exception as error:  # whatever it is, the part did not answer
-        LOG.warning("a part of the service does not give its state: %r", error)
-        return None

@@ -34,7 +34,7 @@ FinishReason = Literal["stop", "length"]
 def completion(trace: Trace) -> ChatCompletion:
     """Return the whole reply of a finished trace."""
     return ChatCompletion(
-        id=REPLY_ID_PREFIX + trace.request_id,
+        id=REPLY_ID_PREFIX + trace.call.request_id,
         created=trace.created,
         model=trace.body.model,
         choices=[
@@ -83,7 +83,7 @@ def _chunk(
     if options is not None and options.continuous_usage_stats:
         usage = _usage(trace)
     return ChatChunk(
-        id=REPLY_ID_PREFIX + trace.request_id,
+        id=REPLY_ID_PREFIX + trace.call.request_id,
         created=trace.created,
         model=trace.body.model,
         choices=choices,

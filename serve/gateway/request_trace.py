@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from router.records import DecisionRecord
+from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
 from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
@@ -35,7 +36,7 @@ class FirstLook:
 class Trace:
     """What is known about one request so far; becomes its decision record."""
 
-    request_id: str
+    call: Call
     endpoint: str
     body: ChatRequest
     started: float = field(default_factory=time.perf_counter)
@@ -64,7 +65,7 @@ class Trace:
         """Return what the generator is asked, once the picture is encoded."""
         body, parsed = self.body, cast(ParsedRequest, self.parsed)
         return GenerateRequest(
-            request_id=self.request_id,
+            request_id=self.call.request_id,
             messages=parsed.messages,
             visual_tokens=cast(Encoded, self.encoded).visual_tokens,
             max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -115,7 +116,7 @@ class Trace:
             p_suffices = tuple(decision.p_suffices[scale] for scale in scales)
         answered = self.completion_tokens > 0
         return DecisionRecord(
-            request_id=self.request_id,
+            request_id=self.call.request_id,
             time_utc=datetime.now(UTC),
             picture_ids=() if self.encoded is None else self.encoded.picture_ids,
             question=self.parsed.question if may_keep and self.parsed is not None else None,

@@ -5,6 +5,7 @@ Knows the gateway's methods and what each path takes and returns; who may call i
 """
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from serve.errors import NotReady, ServiceError, UnknownModel
+from serve.gateway.call import Call
 from serve.gateway.gateway import Gateway
 from serve.protocol import (
     ChatChunk,
@@ -38,51 +40,51 @@ BODIES: dict[str, type[BaseModel]] = {
 
 def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     """Put in the paths that take a body: chat completions, decisions, feedback."""
-    call = Annotated[str, Depends(callers.admit)]
+    caller = Annotated[Call, Depends(callers.admit)]
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def chat_completions(request: Request, name: call) -> Response:
+    async def chat_completions(request: Request, call: caller) -> Response:
         """Answer a question about pictures; server-sent events with ``stream``."""
-        body, n_bytes = await _body_of(request, ChatRequest, gateway, name)
+        body, call = await _body_of(request, ChatRequest, gateway, call)
         if body.stream:
             # Until the first chunk is there, an error has a status of its own.
-            chunks = gateway.stream(body, name, n_bytes)
+            chunks = gateway.stream(body, call)
             first = await unless_disconnected(request, _first(chunks))
             scale = None if first.routing is None else first.routing.scale
-            return EventStream(first, chunks, callers.headers(name, scale))
-        reply = await unless_disconnected(request, gateway.complete(body, name, n_bytes))
-        return _json(reply, callers.headers(name, reply.routing.scale))
+            return EventStream(first, chunks, callers.headers(call, scale))
+        reply = await unless_disconnected(request, gateway.complete(body, call))
+        return _json(reply, callers.headers(call, reply.routing.scale))
 
     @app.post("/v1/route", response_model=RouteReply)
-    async def route(request: Request, name: call) -> Response:
+    async def route(request: Request, call: caller) -> Response:
         """Return the decision for a chat request without answering it."""
-        body, n_bytes = await _body_of(request, ChatRequest, gateway, name)
-        reply = await unless_disconnected(request, gateway.route(body, name, n_bytes))
-        return _json(reply, callers.headers(name, reply.routing.scale))
+        body, call = await _body_of(request, ChatRequest, gateway, call)
+        reply = await unless_disconnected(request, gateway.route(body, call))
+        return _json(reply, callers.headers(call, reply.routing.scale))
 
     @app.post("/v1/feedback", response_model=FeedbackReply)
-    async def feedback(request: Request, name: call) -> Response:
+    async def feedback(request: Request, call: caller) -> Response:
         """Record what is known about an earlier answer."""
-        body, _ = await _body_of(request, FeedbackRequest, gateway, name)
+        body, call = await _body_of(request, FeedbackRequest, gateway, call)
         gateway.feedback(body)
-        return _json(FeedbackReply(), callers.headers(name))
+        return _json(FeedbackReply(), callers.headers(call))
 
 
 def add_models(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     """Put in the paths that list the model ids."""
-    call = Annotated[str, Depends(callers.admit)]
+    caller = Annotated[Call, Depends(callers.admit)]
 
     @app.get("/v1/models", response_model=ModelList)
-    async def models(name: call) -> Response:
+    async def models(call: caller) -> Response:
         """List the model ids: the routed one, and one for each scale."""
-        return _json(ModelList(data=_models(gateway)), callers.headers(name))
+        return _json(ModelList(data=_models(gateway)), callers.headers(call))
 
     @app.get("/v1/models/{model}", response_model=ModelEntry)
-    async def model(model: str, name: call) -> Response:
+    async def model(model: str, call: caller) -> Response:
         """Return one model id."""
         for entry in _models(gateway):
             if entry.id == model:
-                return _json(entry, callers.headers(name))
+                return _json(entry, callers.headers(call))
         known = ", ".join(model_ids(gateway.card.scales))
         raise UnknownModel(
             f"The model '{model}' does not exist here. Choose one of {known}.", "model"
@@ -90,22 +92,24 @@ def add_models(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
 
 
 async def _body_of(
-    request: Request, kind: type[Body], gateway: Gateway, name: str
-) -> tuple[Body, int]:
-    """Return a request's body and its length; the gateway is told of one that it never sees."""
+    request: Request, kind: type[Body], gateway: Gateway, call: Call
+) -> tuple[Body, Call]:
+    """Return a request's body, and the call with its length; the gateway is told of one that it
+    never sees.
+    """
     settings = gateway.settings
     try:
         check_headers(request.headers)
         # Reserved before a byte is read: half a body held back costs its sender's share, no more.
-        with gateway.reading(announced_bytes(request.headers, settings.max_body_bytes)):
+        with gateway.admission.reading(announced_bytes(request.headers, settings.max_body_bytes)):
             raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
-            return await parse_body(raw, kind), len(raw)
+            return await parse_body(raw, kind), replace(call, n_bytes=len(raw))
     except ServiceError as error:
-        gateway.refused(name, error)
+        gateway.refused(call, error)
         raise
     except ClientDisconnect:  # no fault of anybody's here: nothing for the log of errors
         gone = NotReady("The caller went away.", code="cancelled")
-        gateway.refused(name, gone)
+        gateway.refused(call, gone)
         raise gone from None
 
 

@@ -133,8 +133,8 @@ def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
         told = _told(request, error)
-        name = getattr(request.state, "request_id", None)
-        sent = callers.headers(name) if name is not None else {}
+        call = getattr(request.state, "call", None)
+        sent = callers.headers(call) if call is not None else {}
         if told.retry_after_s is not None:
             # Those who were refused together must not all come back together.
             sent |= {"retry-after": str(told.retry_after_s + CHANCE.randrange(SPREAD_S))}

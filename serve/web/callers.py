@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from serve.errors import ServeSetupError, Unauthorized
+from serve.gateway.call import Call
 from serve.settings import API_KEYS_VARIABLE
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -68,20 +69,19 @@ class Callers:
     sets_request_id: bool
     keys: tuple[str, ...]
 
-    def admit(self, request: Request) -> str:
-        """Return the request's name, which it keeps in its state.
+    def admit(self, request: Request) -> Call:
+        """Return what is known of a request before its body, which it keeps in its state.
 
         Raises:
             Unauthorized: it carries no key.
         """
-        name = self.request_id(request)
-        request.state.request_id = name
+        call = request.state.call = Call(self.request_id(request))
         check_key(request.headers.get("authorization", ""), self.keys)
-        return name
+        return call
 
-    def headers(self, name: str, scale: int | None = None) -> dict[str, str]:
+    def headers(self, call: Call, scale: int | None = None) -> dict[str, str]:
         """Return what the response to a request says in its headers."""
-        said = {"x-request-id": name} if self.sets_request_id else {}
+        said = {"x-request-id": call.request_id} if self.sets_request_id else {}
         return said if scale is None else said | {"x-m3-scale": str(scale)}
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from serve.gateway.gateway import STATUS_WAIT_S
+from serve.gateway.health import STATUS_WAIT_S
 from serve.on_ray.cluster import RAY_ENVIRONMENT
 from serve.settings import ServeSettings
 from serve.web.front import PROBED

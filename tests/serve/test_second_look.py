@@ -17,6 +17,7 @@ from router import Router, SecondLook
 from router.second_look import Gate
 from serve.client.wire import chat_body, parse_answer
 from serve.errors import NotReady, ReplicaDied
+from serve.gateway.call import Call
 from serve.in_process import compose
 from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
@@ -258,7 +259,7 @@ def test_a_failing_second_look_leaves_the_first_answer(
     running = start(gates(ALWAYS))
     gateway = running.service.gateway
     gateway._generator = Failing(gateway._generator, error, times)
-    reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+    reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), Call("r")))
     assert (reply.routing.scale, reply.usage.completion_tokens > 0) == (scale, True)
     assert reply.routing.visual_tokens == (1 if scale == 1 else 145)
     assert running.counted("m3_second_looks") == {

@@ -80,9 +80,9 @@ def test_every_request_is_counted_once_and_only_work_has_a_latency(
             await post(415, content=b"{}", headers=key | {"content-type": "text/plain"})
             await post(200, "/v1/feedback", json={"request_id": "r", "score": 1})
             await post(400, "/v1/feedback", json={"request_id": "r"})
-            service.gateway._draining = True
+            service.gateway.admission.draining = True
             await post(503, json=ask_body())
-            service.gateway._draining = False
+            service.gateway.admission.draining = False
             for path in ("/health", "/health/live", "/health/ready", "/v1/models", "/metrics"):
                 assert (await http.get(path, headers=key)).status_code == 200
             return (await http.get("/metrics")).text

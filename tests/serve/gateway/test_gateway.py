@@ -16,6 +16,7 @@ import pytest
 from router.decision import Reason, RoutingDecision
 from router.records import DecisionRecord
 from serve.errors import BadRequest, DiedAgain, NotReady, QueueFull, ReplicaDied
+from serve.gateway.call import Call
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import LocalMetrics
@@ -131,7 +132,7 @@ def client(gateway: Gateway) -> httpx2.AsyncClient:
 
 async def streamed(gateway: Gateway, body: dict[str, Any]) -> list[Any]:
     request = ChatRequest.model_validate(body | {"stream": True})
-    return [chunk async for chunk in gateway.stream(request, "r")]
+    return [chunk async for chunk in gateway.stream(request, Call("r"))]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -142,7 +143,7 @@ def test_a_dead_generator_costs_a_try_not_a_second_encode(ask_body: Body, stream
         chunks = asyncio.run(streamed(gateway, ask_body()))
         text = "".join(c.choices[0].delta.content or "" for c in chunks)
     else:
-        reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+        reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), Call("r")))
         text = reply.choices[0].message.content
     assert text == "a b c"
     assert (encoder.calls, generator.calls) == (1, 2)
@@ -187,7 +188,7 @@ def test_a_request_that_kills_one_of_each_kind_has_killed_two(ask_body: Body) ->
     encoder, generator = PlainEncoder(deaths=1), PlainGenerator(deaths=99)
     gateway, _ = make(encoder, generator)
     with pytest.raises(DiedAgain):
-        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), Call("r")))
     assert (encoder.calls, generator.calls) == (2, 1)
 
 
@@ -242,9 +243,9 @@ def test_nothing_is_tried_again_after_the_first_streamed_part(ask_body: Body) ->
 def test_retries_end(ask_body: Body) -> None:
     gateway, log = make(generator=PlainGenerator(deaths=99), retries=1)
     with pytest.raises(ReplicaDied):
-        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), Call("r")))
     gateway, _ = make(encoder=PlainEncoder(deaths=1))
-    reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+    reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), Call("r")))
     assert reply.routing.scale == 36
     assert log.records[0].status == "replica_died"
 
@@ -280,9 +281,13 @@ def test_those_who_are_refused_together_come_back_apart(ask_body: Body) -> None:
 
 def test_bytes_in_flight_are_limited() -> None:
     gateway, _ = make(max_inflight_bytes=2000)
-    with gateway._admitted(1500), pytest.raises(QueueFull), gateway._admitted(600):
+    with (
+        gateway.admission.admitted(1500),
+        pytest.raises(QueueFull),
+        gateway.admission.admitted(600),
+    ):
         pass
-    with gateway._admitted(600):
+    with gateway.admission.admitted(600):
         pass
 
 
@@ -317,7 +322,7 @@ def test_a_caller_who_leaves_stops_the_generation(ask_body: Body) -> None:
     gateway, log = make(generator=generator)
 
     async def leave_stream() -> None:
-        stream = gateway.stream(ChatRequest.model_validate(ask_body(stream=True)), "r")
+        stream = gateway.stream(ChatRequest.model_validate(ask_body(stream=True)), Call("r"))
         await anext(stream)
         await stream.aclose()
 
@@ -509,6 +514,6 @@ def test_bad_requests_are_not_retried(ask_body: Body) -> None:
     encoder = Strict()
     gateway, log = make(encoder)
     with pytest.raises(BadRequest):
-        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), "r"))
+        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), Call("r")))
     assert encoder.calls == 1
     assert log.records[0].status == "invalid_image"

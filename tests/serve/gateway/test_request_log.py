@@ -11,6 +11,7 @@ import pytest
 
 from router.decision import Reason, RoutingDecision
 from serve.errors import BadRequest, NotReady
+from serve.gateway.call import Call
 from serve.gateway.question import parse_request
 from serve.gateway.request_log import RequestLog
 from serve.gateway.request_trace import Trace
@@ -47,7 +48,7 @@ def write(body: dict[str, Any], **settings: Any) -> ListLog:
     parsed = parse_request(request, SCALES, wanted)
     n = len(parsed.pictures)
     decision = RoutingDecision(9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES})
-    trace = Trace("r", "chat", request, parsed=parsed, status="ok")
+    trace = Trace(Call("r"), "chat", request, parsed=parsed, status="ok")
     trace.encoded = Encoded(tuple("ab"[:n]), (), decision, 2.0)
     trace.add(AnswerPart("a red", 2, -0.5, 7))
     trace.add(AnswerPart(" bar", 1, -0.5, 7, "stop"))
@@ -87,7 +88,9 @@ def test_words_and_pictures_are_kept_when_asked(ask_body: Callable[..., dict[str
 def test_audits_are_drawn_uniformly() -> None:
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]})
     settings = ServeSettings(audit_rate=0.3)
-    drawn = [Trace("r", "chat", request).decision_record(settings, SCALES) for _ in range(2000)]
+    drawn = [
+        Trace(Call("r"), "chat", request).decision_record(settings, SCALES) for _ in range(2000)
+    ]
     share = sum(record.audited for record in drawn) / len(drawn)
     assert abs(share - 0.3) < 0.05  # five standard deviations
 

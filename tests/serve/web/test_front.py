@@ -324,12 +324,12 @@ def test_bodies_are_counted_before_they_are_read(running: Any) -> None:
 
     gateway = running.service.gateway
     limit = gateway.settings.max_inflight_bytes
-    with gateway.reading(limit - 10):
-        with gateway.reading(10):
+    with gateway.admission.reading(limit - 10):
+        with gateway.admission.reading(10):
             pass
-        with pytest.raises(QueueFull), gateway.reading(11):
+        with pytest.raises(QueueFull), gateway.admission.reading(11):
             pass
-    with gateway.reading(limit):
+    with gateway.admission.reading(limit):
         pass
 
 
