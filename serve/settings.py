@@ -37,6 +37,13 @@ def _as_host(name: str) -> str:
     return re.sub(r":\d+$", "", name).lower().rstrip(".")
 
 
+def _as_picture_host(name: str) -> str:
+    """Return a host's name as addresses hold it; one that ends in a number is an address itself."""
+    if not re.fullmatch(r"(\*\.)?([a-z0-9-]+\.)+[a-z][a-z0-9-]*", name.lower()):
+        raise ValueError(f"{name!r} is not a host's name, such as img.example or *.img.example")
+    return name.lower()
+
+
 def _as_origin(origin: str) -> str:
     """Return an origin as browsers write it."""
     if not re.fullmatch(r"\*|https?://[^/\s]+/?", origin):
@@ -53,6 +60,18 @@ class PictureLimits(BaseModel):
         50_000_000, ge=1, description="Width times height, read from the header."
     )
     max_side_px: int = Field(10_000, ge=1, description="Longer side.")
+
+
+class RemotePictureSettings(BaseModel):
+    """Pictures that requests name by address; none are fetched while no host is named."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    hosts: list[Annotated[str, AfterValidator(_as_picture_host)]] = Field(
+        [], description="Hosts they are fetched from, by https: img.example, or *.img.example."
+    )
+    timeout_s: float = Field(5.0, gt=0, description="For one picture, redirects included.")
+    max_bytes: int = Field(10_000_000, ge=1024, description="Largest file.")
 
 
 class DeploymentSettings(BaseModel):
@@ -116,6 +135,9 @@ class ServeSettings(BaseModel):
     max_pictures: int = Field(8, ge=1, description="Pictures in one request.")
     pictures: PictureLimits = Field(
         default_factory=PictureLimits, description="Limits of a picture."
+    )
+    remote_pictures: RemotePictureSettings = Field(
+        default_factory=RemotePictureSettings, description="Pictures fetched by address."
     )
     max_decoding_pixels: int = Field(
         100_000_000,

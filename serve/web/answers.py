@@ -28,6 +28,7 @@ from serve.protocol import (
 )
 from serve.web.body import Body, announced_bytes, check_headers, parse_body, read_body
 from serve.web.callers import Callers
+from serve.web.remote_pictures import RemotePictures
 from serve.web.stream import EventStream, unless_disconnected
 
 # What each path takes, for the description: bodies are read by hand, up to a limit.
@@ -40,12 +41,13 @@ BODIES: dict[str, type[BaseModel]] = {
 
 def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     """Put in the paths that take a body: chat completions, decisions, feedback."""
+    remote = RemotePictures(gateway.settings.remote_pictures)
     caller = Annotated[Call, Depends(callers.admit)]
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(request: Request, call: caller) -> Response:
         """Answer a question about pictures; server-sent events with ``stream``."""
-        body, call = await _body_of(request, ChatRequest, gateway, call)
+        body, call = await _chat_of(request, gateway, call, remote)
         if body.stream:
             # Until the first chunk is there, an error has a status of its own.
             chunks = gateway.stream(body, call)
@@ -58,7 +60,7 @@ def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     @app.post("/v1/route", response_model=RouteReply)
     async def route(request: Request, call: caller) -> Response:
         """Return the decision for a chat request without answering it."""
-        body, call = await _body_of(request, ChatRequest, gateway, call)
+        body, call = await _chat_of(request, gateway, call, remote)
         reply = await unless_disconnected(request, gateway.route(body, call))
         return _json(reply, callers.headers(call, reply.routing.scale))
 
@@ -111,6 +113,24 @@ async def _body_of(
         gone = NotReady("The caller went away.", code="cancelled")
         gateway.refused(call, gone)
         raise gone from None
+
+
+async def _chat_of(
+    request: Request, gateway: Gateway, call: Call, remote: RemotePictures
+) -> tuple[ChatRequest, Call]:
+    """Return a chat request with the pictures that it names, and the call with their bytes."""
+    body, call = await _body_of(request, ChatRequest, gateway, call)
+    n_pictures = remote.count(body)
+    if not 0 < n_pictures <= gateway.settings.max_pictures:
+        return body, call  # none, or too many: the gateway says so
+    try:
+        room = n_pictures * gateway.settings.remote_pictures.max_bytes
+        with gateway.admission.reading(call.n_bytes + room):
+            fetched = await unless_disconnected(request, remote.put_in(body))
+            return body, replace(call, n_bytes=call.n_bytes + fetched)
+    except ServiceError as error:
+        gateway.refused(call, error)
+        raise
 
 
 async def _first(chunks: AsyncGenerator[ChatChunk]) -> ChatChunk:
