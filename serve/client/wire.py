@@ -59,8 +59,8 @@ class Route:
 class Answer(Route):
     """An answer with the decision it was given under.
 
-    `feedback` wants the answer itself, or its ``reply_id``; ``request_id`` names it in the service's
-    logs. ``total_ms`` is measured here, retries included.
+    `feedback` wants the answer itself, or its ``reply_id``; ``request_id`` names the request in the
+    service's logs. ``total_ms`` is measured here, retries included.
     """
 
     text: str = ""

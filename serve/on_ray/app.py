@@ -29,6 +29,7 @@ from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.stages.messages import AnswerPart, GenerateRequest
+from serve.tenants.budgets import Budgets
 from serve.tenants.keys import Key, given_keys
 from serve.tenants.live_keys import LiveKeys
 from serve.web.api import create_api
@@ -125,7 +126,7 @@ class GatewayReplica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(
             self._gateway, ray_request_id, sets_request_id=False, keys=self._keys,
-            gateways=_gateways,
+            budgets=Budgets(_gateways),
         )  # fmt: skip
 
     async def drain(self) -> bool:

@@ -28,7 +28,7 @@ class Budget:
         clock: seconds that only go forward.
     """
 
-    def __init__(self, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limit: float, clock: Callable[[], float]) -> None:
         self._limit, self._clock = limit, clock
         self._left, self._at = limit, clock()
 
@@ -47,7 +47,8 @@ class Budget:
         """
         self._fill()
         if self._left <= 0:
-            wait_s = math.floor(-self._left / self._limit * MINUTE_S) + 1
+            # A whole second at least, and a thousandth for what sums of fractions lose.
+            wait_s = math.floor(-self._left / self._per_s + 1e-3) + 1
             raise RateLimited(
                 f"This key may have {math.floor(self._limit):,} visual tokens a minute read here, "
                 "and they are used up. Try again after the seconds in Retry-After.",
@@ -74,7 +75,7 @@ class Budget:
     def headers(self) -> dict[str, str]:
         """Return the bucket's state as OpenAI's headers say it."""
         self._fill()
-        missing_s = (self._limit - self._left) / self._limit * MINUTE_S
+        missing_s = (self._limit - self._left) / self._per_s
         return {
             "x-ratelimit-limit-tokens": str(math.floor(self._limit)),
             "x-ratelimit-remaining-tokens": str(max(0, math.floor(self._left))),
@@ -83,8 +84,12 @@ class Budget:
 
     def _fill(self) -> None:
         now = self._clock()
-        come = (now - self._at) / MINUTE_S * self._limit
+        come = (now - self._at) * self._per_s
         self._left, self._at = min(self._limit, self._left + come), now
+
+    @property
+    def _per_s(self) -> float:
+        return self._limit / MINUTE_S
 
 
 class Budgets:
@@ -92,10 +97,15 @@ class Budgets:
 
     Args:
         gateways: how many share a tenant's budget now; each enforces an even part.
+        clock: seconds that only go forward.
     """
 
-    def __init__(self, gateways: Callable[[], int] = lambda: 1) -> None:
-        self._gateways = gateways
+    def __init__(
+        self,
+        gateways: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._gateways, self._clock = gateways, clock
         self._by_name: dict[str, Budget] = {}
 
     def of(self, name: str, limit: int | None) -> Budget | None:
@@ -105,13 +115,13 @@ class Budgets:
             return None
         here = limit / max(1, self._gateways())
         if (found := self._by_name.get(name)) is None:
-            found = self._by_name[name] = Budget(here)
+            found = self._by_name[name] = Budget(here, self._clock)
         return found.be(here)
 
 
 def duration(seconds: float) -> str:
     """Return a time as OpenAI's headers say it: 0s, 54ms, 8.64s, 6m0s, 1h2m0s."""
-    ms = math.ceil(seconds * 1000.0)
+    ms = math.ceil(seconds * 1000.0 - 1e-6)
     if 0 < ms < 1000:
         return f"{ms}ms"
     minutes, ms = divmod(ms, 60_000)

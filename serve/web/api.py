@@ -46,7 +46,7 @@ def create_api(
     *,
     sets_request_id: bool = True,
     keys: LiveKeys | None = None,
-    gateways: Callable[[], int] = lambda: 1,
+    budgets: Budgets | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -55,7 +55,7 @@ def create_api(
         request_id: names a request.
         sets_request_id: False where whatever stands in front sets the x-request-id header.
         keys: let callers in; None: those of the settings, else of this process's environment.
-        gateways: how many share the callers' budgets now.
+        budgets: of callers; None: this is the only gateway.
 
     Raises:
         ServeSetupError: the keys that count cannot be told.
@@ -63,7 +63,7 @@ def create_api(
     if keys is None:
         file = gateway.settings.api_keys_file
         keys = LiveKeys(given_keys(file), gateway.metrics, file)
-    callers = Callers(request_id, sets_request_id, keys, Budgets(gateways))
+    callers = Callers(request_id, sets_request_id, keys, budgets or Budgets())
     app = FastAPI(
         title="m3-router", version=metadata.version("m3-router"),
         redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json",

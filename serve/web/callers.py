@@ -7,7 +7,7 @@ of `serve.tenants`.
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fastapi import Request
 
@@ -43,7 +43,7 @@ class Callers:
     request_id: Callable[[Request], str]
     sets_request_id: bool
     keys: LiveKeys
-    budgets: Budgets = field(default_factory=Budgets)
+    budgets: Budgets
 
     # A coroutine: FastAPI calls it on the event loop, which budgets are made for.
     async def admit(self, request: Request) -> Call:
