@@ -43,7 +43,8 @@ def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 
     for path in sorted(folder.glob("*.parquet")):
         try:
-            table = pq.read_table(path, columns=[*columns, *_NEWER])
+            newer = [name for name in _NEWER if name in pq.read_schema(path).names]
+            table = pq.read_table(path, columns=columns + newer)
         except (OSError, pa.ArrowException) as error:
             raise BadRecord(f"cannot read the log file {path}: {error}".splitlines()[0]) from error
         missing = set(columns) - set(table.column_names)
