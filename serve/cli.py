@@ -1,4 +1,4 @@
-"""`m3-serve up | ask | status | plan`: starts the service, asks it, looks at it, sizes it.
+"""`m3-serve up | ask | status | key | plan`: starts the service, asks it, lets others in, sizes it.
 
 Knows options and which errors a user can mend; everything else is imported inside the commands, so
 that `--help` is quick.
@@ -220,7 +220,7 @@ def key(
 ) -> None:
     """Make an API key: its entry for the file on stdout, the key itself, once, on stderr.
 
-    m3-serve key alice >> keys.yaml
+    `m3-serve key alice >> keys.yaml` adds it to the file of --api-keys-file.
     """
     from serve.tenants.keys import new_key
 

@@ -109,6 +109,9 @@ class GatewayReplica:
     ) -> None:
         from serve.log.decisions import DecisionLog
 
+        # Those of whoever deploys count; a replica of a YAML deployment may have its own.
+        file = settings.api_keys_file
+        first_keys = given_keys(file, keys)
         log = None
         if settings.log_dir is not None:
             log = DecisionLog(
@@ -119,9 +122,7 @@ class GatewayReplica:
         request_log = RequestLog(log, settings, card.scales)
         metrics = RayMetrics(settings.request_timeout_s)
         self._gateway = Gateway(*stages, card, settings, metrics, request_log)
-        # Those of whoever deploys count; a replica of a YAML deployment may have its own.
-        file = settings.api_keys_file
-        self._keys = LiveKeys(given_keys(file, keys), metrics, file)
+        self._keys = LiveKeys(first_keys, metrics, file)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(

@@ -94,6 +94,15 @@ def test_a_wrong_file_is_refused_with_its_path_and_unquoted(
     assert "sesame" not in done.stderr
 
 
+def test_a_file_of_keys_lets_other_machines_in(command: Any, file: Path) -> None:
+    file.write_text(entry("alice", "a"))
+    everywhere = ("m3-serve", "up", "--host", "0.0.0.0", "--port", 0, "--router", "no/such/router")
+    done = command(*everywhere)
+    assert (done.returncode, "--api-keys-file" in done.stderr) == (2, True)
+    done = command(*everywhere, "--api-keys-file", file)
+    assert (done.returncode, "no/such/router does not exist" in done.stderr) == (2, True)
+
+
 def test_the_environment_and_a_file_do_not_mix(
     command: Any, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
