@@ -29,7 +29,7 @@ Written by `make docs` from the code; do not edit it by hand. What the words mea
 # Variables that no command object names; those of flags are read off the flags.
 VARIABLES = {
     "M3_API_KEYS": "`m3-serve up`: the keys that callers may send, comma-separated; unset: no key "
-    "is asked for. Secrets are no settings, so there is no flag.",
+    "is asked for. Secrets are no settings, so there is no flag; `--api-keys-file` takes digests.",
     "RANK": "`m3-train` under torchrun: only rank 0 draws progress. torchrun sets it.",
     "RAY_ADDRESS": "`m3-serve up`: the running cluster to deploy to; unset: a local one is "
     "started, and ended with the service.",

@@ -81,7 +81,8 @@ class DecisionRecord:
     None where nothing was predicted. ``status`` is "ok" or an error code. ``max_harm`` is the
     certified bound the decision was held to, None where none was asked for. ``escalated_from`` and
     ``first_confidence`` are the first answer's where a second look followed: then ``scale`` is the
-    second scale, and tokens are the sum of both.
+    second scale, and tokens are the sum of both. ``tenant`` is the name of the key that asked, None
+    where none was asked for: callers choose ``request_id``, so two tenants may choose the same.
     """
 
     request_id: str
@@ -107,16 +108,21 @@ class DecisionRecord:
     max_harm: float | None = None
     escalated_from: Int32 | None = None
     first_confidence: Float32 | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedbackRecord:
-    """What a caller later said about an answer: the right one, or a score in [0, 1], or both."""
+    """What a caller later said about an answer: the right one, or a score in [0, 1], or both.
+
+    It belongs to the decision with the same ``request_id`` and ``tenant``.
+    """
 
     request_id: str
     time_utc: datetime
     reference: str | None = None
     score: Float32 | None = None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`m3-serve up | ask | status | plan`: starts the service, asks it, looks at it, sizes it.
+"""`m3-serve up | ask | status | key | plan`: starts the service, asks it, lets others in, sizes it.
 
 Knows options and which errors a user can mend; everything else is imported inside the commands, so
 that `--help` is quick.
@@ -75,6 +75,9 @@ def up(
         list[str] | None,
         typer.Option(help="Site whose pages may ask, as https://chat.example; repeat for several."),
     ] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="YAML file of keys' SHA-256; see m3-serve key.")
+    ] = None,
     encoders: Annotated[int, typer.Option(help="Encoder replicas (Ray).", min=1)] = 1,
     generators: Annotated[int, typer.Option(help="Generator replicas (Ray).", min=1)] = 1,
     gateways: Annotated[int, typer.Option(help="Gateway replicas (Ray).", min=1)] = 1,
@@ -87,13 +90,16 @@ def up(
     from pydantic import ValidationError
 
     from serve.settings import DeploymentSettings, ServeSettings
+    from serve.tenants.keys import given_keys
     from serve.web.listening import bind, url_of
 
     logging.basicConfig(format="m3-serve: %(levelname)s: %(message)s")
     logging.getLogger("serve").setLevel(logging.INFO)
+    has_keys = given_keys(api_keys_file) is not None
     try:
         named = ServeSettings(
-            allowed_hosts=_hosts(host, allowed_host), cors_origins=list(cors_origin or ())
+            allowed_hosts=_hosts(host, allowed_host, has_keys=has_keys),
+            cors_origins=list(cors_origin or ()),
         )
     except ValidationError as error:
         _end(str(error.errors()[0]["ctx"]["error"]))
@@ -103,13 +109,13 @@ def up(
         text_encoder=_absolute(text_encoder),
         registry=registry.absolute(), log_dir=log_dir.absolute(),
         log_images=log_images, log_prompts=log_prompts, audit_rate=audit_rate,
-        device=device, torch_threads=torch_threads,
+        device=device, torch_threads=torch_threads, api_keys_file=_absolute(api_keys_file),
         encoder=DeploymentSettings(replicas=encoders),
         generator=DeploymentSettings(replicas=generators),
         gateway=DeploymentSettings(replicas=gateways),
     )  # fmt: skip
     settings.model_path()
-    _check_exposure(host)
+    _check_exposure(host, has_keys=has_keys)
     if settings.router is not None and not settings.router.is_dir():
         raise ServeSetupError(f"router folder {settings.router} does not exist")
     listening = bind(host, port)
@@ -205,6 +211,24 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     print(*described(state), sep="\n")
 
 
+@app.command(rich_help_panel=SERVICE, short_help="Make an API key.")
+def key(
+    name: Annotated[str, typer.Argument(help="Whose it is, as metrics and logs name it.")],
+    visual_tokens_per_minute: Annotated[
+        int | None, typer.Option(help="What may be read with it, and with others of the name.")
+    ] = None,
+) -> None:
+    """Make an API key: its entry for the file on stdout, the key itself, once, on stderr.
+
+    `m3-serve key alice >> keys.yaml` adds it to the file of --api-keys-file.
+    """
+    from serve.tenants.keys import new_key
+
+    secret, entry = new_key(name, visual_tokens_per_minute)
+    print(entry)
+    print(f"The key, which is stored nowhere: {secret}", file=sys.stderr)
+
+
 @app.command(rich_help_panel=SIZE)
 def plan(
     mix: Annotated[
@@ -249,30 +273,29 @@ def _client_errors(url: str) -> Iterator[None]:
         _end(str(error))
 
 
-def _hosts(host: str, allowed: list[str] | None) -> list[str] | None:
+def _hosts(host: str, allowed: list[str] | None, *, has_keys: bool) -> list[str] | None:
     """Return the host names to answer under; a name that is listened on is one of them."""
-    from serve.web.callers import key_digests
     from serve.web.front import LOOPBACK_NAMES, host_name
 
     if allowed:
         return allowed
     own = f"[{host}]" if ":" in host else host_name(host)
-    if key_digests() or own in LOOPBACK_NAMES:
+    if has_keys or own in LOOPBACK_NAMES:
         return None
     return [*sorted(LOOPBACK_NAMES), own]
 
 
-def _check_exposure(host: str) -> None:
+def _check_exposure(host: str, *, has_keys: bool) -> None:
     """Return if only this machine reaches the address, or callers need a key."""
     from serve.errors import ServeSetupError
     from serve.settings import API_KEYS_VARIABLE
-    from serve.web.callers import key_digests
     from serve.web.listening import is_loopback
 
-    if is_loopback(host) is False and not key_digests():
+    if is_loopback(host) is False and not has_keys:
         raise ServeSetupError(
             f"{host} can be reached from other machines, and no API keys are set: set "
-            f"{API_KEYS_VARIABLE} to one or several, separated by commas, or listen on 127.0.0.1"
+            f"{API_KEYS_VARIABLE} to one or several, separated by commas, give a file of them with "
+            "--api-keys-file, or listen on 127.0.0.1"
         )
 
 

@@ -8,8 +8,9 @@ replicas, so they pickle through their five plain fields.
     ├── Unauthorized          401   ├── UnsupportedMedia 415
     ├── ForeignOrigin         403   ├── UnknownHost   421
     ├── UnknownModel          404   ├── QueueFull     429, Retry-After
-    ├── TimedOut              408   ├── NotReady      503, Retry-After
-    └── NotFound, WrongMethod 404, 405  └── ReplicaDied    (retried before a caller sees it)
+    ├── TimedOut              408   │   └── RateLimited    (the caller's own budget)
+    └── NotFound, WrongMethod 404, 405  ├── NotReady  503, Retry-After
+                                        └── ReplicaDied    (retried before a caller sees it)
                                             └── DiedAgain  (never repeated)
 """
 
@@ -122,6 +123,12 @@ class QueueFull(ServiceError):
         retry_after_s: int | None = 1,
     ) -> None:
         super().__init__(message, param, code, retry_after_s)
+
+
+class RateLimited(QueueFull):
+    """429: the caller has used up what its key allows, whatever the service has left."""
+
+    default_code = "rate_limit_exceeded"
 
 
 class NotReady(ServiceError):

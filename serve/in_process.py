@@ -40,6 +40,7 @@ class Service:
     async def stop(self) -> None:
         """Let requests in flight end, then stop every thread and write the log out."""
         await self.gateway.drain()
+        self.api.state.keys.stop()
         self.encoder.close()
         await asyncio.to_thread(self.generator.close)
         await asyncio.to_thread(self.gateway.log.close)

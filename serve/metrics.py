@@ -46,6 +46,16 @@ METRICS: dict[str, Spec] = {
     "m3_picture_cache": Spec("counter", "Looks into the picture cache.", ("outcome",)),
     "m3_router_swaps": Spec("counter", "Attempts to load another router.", ("outcome",)),
     "m3_router_stale": Spec("gauge", "1 while the router that should be loaded cannot be."),
+    "m3_tenant_requests": Spec(
+        "counter", "Requests by the name of their key and outcome.", ("tenant", "status")
+    ),
+    "m3_tenant_visual_tokens": Spec(
+        "counter", "Visual tokens charged to the name of a key.", ("tenant",)
+    ),
+    "m3_tenant_completion_tokens": Spec(
+        "counter", "Answer tokens generated for the name of a key.", ("tenant",)
+    ),
+    "m3_api_keys_stale": Spec("gauge", "1 while the file of keys cannot be used."),
     "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
     "m3_engine_running": Spec("gauge", "Requests that an engine answers together."),
     "m3_engine_waiting": Spec("gauge", "Requests that wait for an engine's memory or batch."),

@@ -2,7 +2,8 @@
 
 Knows names, types and bounds; knows nothing of Ray, models or files' contents. The same object
 comes from the command line and from `args:` in a Ray Serve YAML, where a misspelt key is an error.
-Secrets are not settings: API keys come from the environment variable M3_API_KEYS.
+Secrets are not settings: API keys come from the environment variable M3_API_KEYS, or as digests
+from a file that a setting names.
 """
 
 from __future__ import annotations
@@ -122,6 +123,11 @@ class ServeSettings(BaseModel):
         1.0, ge=0, le=1, description="Share of requests, drawn uniformly, marked as audited."
     )
 
+    api_keys_file: FolderPath | None = Field(
+        None,
+        description="YAML file of API keys' SHA-256 with names and budgets, followed while running "
+        "(docs/tenants.md); None: the keys of M3_API_KEYS, else none is asked for.",
+    )
     allowed_hosts: list[Annotated[str, AfterValidator(_as_host)]] | None = Field(
         None,
         description="Names in the Host header that are answered, ['*'] for all; None: all where "

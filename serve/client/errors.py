@@ -68,7 +68,7 @@ class PermissionDeniedError(APIStatusError):
 
 
 class NotFoundError(APIStatusError):
-    """404: no such model, or no such path."""
+    """404: no such model, path or answer."""
 
 
 class ConflictError(APIStatusError):
@@ -80,7 +80,7 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: the queue is full."""
+    """429: the queue is full, or the budget of the key is used up."""
 
 
 class InternalServerError(APIStatusError):

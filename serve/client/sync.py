@@ -83,9 +83,20 @@ class M3Client:
         return parse_route(self._send("POST", ROUTE, chat_body(picture, question, options)).json())
 
     def feedback(
-        self, request_id: str, *, reference: str | None = None, score: float | None = None
+        self,
+        request_id: Answer | str,
+        *,
+        reference: str | None = None,
+        score: float | None = None,
     ) -> None:
-        """Record the right answer, or a score in [0, 1], for an answer given earlier."""
+        """Record the right answer, or a score in [0, 1], for an answer given earlier.
+
+        Args:
+            request_id: the answer, or its ``reply_id``; its ``request_id`` is known for a while to
+                the gateway that gave the answer, and to no other.
+            reference: the right answer.
+            score: of the given one.
+        """
         self._send("POST", FEEDBACK, feedback_body(request_id, reference, score))
 
     def health(self) -> dict[str, Any]:

@@ -59,11 +59,13 @@ class Route:
 class Answer(Route):
     """An answer with the decision it was given under.
 
-    ``request_id`` is what `feedback` wants; ``total_ms`` is measured here, retries included.
+    `feedback` wants the answer itself, or its ``reply_id``; ``request_id`` names the request in the
+    service's logs. ``total_ms`` is measured here, retries included.
     """
 
     text: str = ""
     request_id: str | None = None
+    reply_id: str | None = None
     model: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int = 0
@@ -140,10 +142,14 @@ def chat_body(
     return body
 
 
-def feedback_body(request_id: str, reference: str | None, score: float | None) -> dict[str, Any]:
+def feedback_body(
+    request_id: Answer | str, reference: str | None, score: float | None
+) -> dict[str, Any]:
     """Return the JSON body of POST /v1/feedback."""
     if reference is None and score is None:
         raise ValueError("feedback needs a reference answer or a score")
+    if isinstance(request_id, Answer):
+        request_id = request_id.reply_id or request_id.request_id or ""
     said = {"request_id": request_id, "reference": reference, "score": score}
     return {key: value for key, value in said.items() if value is not None}
 
@@ -188,6 +194,7 @@ def parse_answer(body: Mapping[str, Any], headers: Mapping[str, str], started: f
         **_route_fields(body.get("routing") or {}),
         text=choice["message"]["content"] or "",
         request_id=headers.get("x-request-id") or body.get("id"),
+        reply_id=body.get("id"),
         model=body.get("model"),
         finish_reason=choice.get("finish_reason"),
         prompt_tokens=usage.get("prompt_tokens", 0),

@@ -6,6 +6,10 @@ Knows plain values; whoever stands in front fills them in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serve.tenants.budgets import Budget
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,11 @@ class Call:
     Attributes:
         request_id: names it in replies, the log and complaints.
         n_bytes: length of its body, which it holds while it is worked on.
+        tenant: name of the key it carries; "" where none is asked for.
+        budget: what that tenant may have read; None where nothing limits it.
     """
 
     request_id: str
     n_bytes: int = 0
+    tenant: str = ""
+    budget: Budget | None = None

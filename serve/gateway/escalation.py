@@ -66,6 +66,7 @@ async def looked_again(
                         trace.look_again(first, confidence, finer)
                         metrics.count("m3_second_looks", outcome="escalated")
                         metrics.count("m3_visual_tokens", finer)
+                        trace.charge(finer)
                     yield part
             return
         except ServiceError as error:

@@ -77,6 +77,10 @@ class Gateway:
     def _worked_on(self, trace: Trace) -> Iterator[None]:
         """Count a request in and write it down; see `Admission.admitted` and `_recorded`."""
         with self._recorded(trace), self.admission.admitted(trace.call.n_bytes):
+            if trace.endpoint == "chat":
+                trace.signed_id = self.log.reply_id(trace.call)
+                if trace.call.budget is not None:
+                    trace.call.budget.check()
             trace.refused = False
             yield
 
@@ -119,27 +123,30 @@ class Gateway:
     def refused(self, call: Call, error: ServiceError) -> None:
         """Count and write down a request whose body could not even be read."""
         self.turned_away(error)
-        self.log.write_unread(call.request_id, _word(error))
+        self._count_for_tenant(call, _word(error))
+        self.log.write_unread(call, _word(error))
 
     def turned_away(self, error: ServiceError) -> None:
         """Count a request that was let in nowhere; strangers write nothing into the log."""
         self.metrics.count("m3_requests", endpoint="any", status=_word(error))
 
-    def feedback(self, body: FeedbackRequest) -> None:
+    def feedback(self, body: FeedbackRequest, call: Call) -> None:
         """Write feedback down.
 
         Raises:
             BadRequest: it says nothing.
             NotReady: there is no log.
+            NotFound: on no answer that its tenant was given.
         """
         status = "ok"
         try:
-            self.log.feedback(body)
+            self.log.feedback(body, call)
         except ServiceError as error:
             status = _word(error)
             raise
         finally:
             self.metrics.count("m3_requests", endpoint="feedback", status=status)
+            self._count_for_tenant(call, status)
 
     async def route(self, body: ChatRequest, call: Call) -> RouteReply:
         """Return the decision without an answer.
@@ -193,6 +200,7 @@ class Gateway:
         decision = encoded.decision
         self.metrics.count("m3_decisions", scale=str(decision.scale), reason=decision.reason.value)
         if not decide_only:
+            trace.charge(decision.visual_tokens)
             finest = self.card.scales[-1] * len(parsed.pictures)
             self.metrics.count("m3_visual_tokens", decision.visual_tokens)
             self.metrics.count("m3_visual_tokens_finest", finest)
@@ -295,10 +303,21 @@ class Gateway:
         finally:
             self.metrics.count("m3_requests", endpoint=trace.endpoint, status=trace.status)
             self.metrics.count("m3_completion_tokens", trace.completion_tokens)
+            trace.settle()
+            self._count_for_tenant(trace.call, trace.status, trace.charged, trace.completion_tokens)
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
                 self.log.write(trace)
+
+    def _count_for_tenant(
+        self, call: Call, status: str, visual_tokens: int = 0, completion_tokens: int = 0
+    ) -> None:
+        if not (tenant := call.tenant):
+            return
+        self.metrics.count("m3_tenant_requests", tenant=tenant, status=status)
+        self.metrics.count("m3_tenant_visual_tokens", visual_tokens, tenant=tenant)
+        self.metrics.count("m3_tenant_completion_tokens", completion_tokens, tenant=tenant)
 
 
 def _word(error: ServiceError) -> str:

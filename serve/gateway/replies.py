@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal, cast
 
 from serve.protocol import (
-    REPLY_ID_PREFIX,
     AnswerMessage,
     Certified,
     ChatChunk,
@@ -34,7 +33,7 @@ FinishReason = Literal["stop", "length"]
 def completion(trace: Trace) -> ChatCompletion:
     """Return the whole reply of a finished trace."""
     return ChatCompletion(
-        id=REPLY_ID_PREFIX + trace.call.request_id,
+        id=trace.reply_id,
         created=trace.created,
         model=trace.body.model,
         choices=[
@@ -83,7 +82,7 @@ def _chunk(
     if options is not None and options.continuous_usage_stats:
         usage = _usage(trace)
     return ChatChunk(
-        id=REPLY_ID_PREFIX + trace.call.request_id,
+        id=trace.reply_id,
         created=trace.created,
         model=trace.body.model,
         choices=choices,

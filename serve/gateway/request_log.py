@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from router.records import DecisionRecord, FeedbackRecord
-from serve.errors import BadRequest, NotReady, ServiceError
+from serve.errors import BadRequest, NotFound, NotReady, ServiceError
+from serve.gateway.call import Call
 from serve.gateway.request_trace import Trace
+from serve.log.receipts import Receipts
 from serve.protocol import REPLY_ID_PREFIX, FeedbackRequest
 from serve.received_pictures import decode_picture
 from serve.settings import ServeSettings
@@ -36,12 +38,21 @@ class RequestLog:
         self, log: DecisionLog | None, settings: ServeSettings, scales: tuple[int, ...]
     ) -> None:
         self._log, self._settings, self._scales = log, settings, scales
+        self._receipts = None if log is None else Receipts(log.secret, REPLY_ID_PREFIX)
         self._decoding: set[asyncio.Task[None]] = set()
+
+    def reply_id(self, call: Call) -> str | None:
+        """Return an id for the reply that feedback can be given on; None: none can be given."""
+        if self._receipts is None:
+            return None
+        return self._receipts.reply_id(call.request_id, call.tenant)
 
     def write(self, trace: Trace) -> None:
         """Write a request down; its pictures are decoded again in the background if kept."""
-        if self._log is None:
+        if self._log is None or self._receipts is None:
             return
+        if trace.status == "ok":
+            self._receipts.remember(trace.call.request_id, trace.call.tenant)
         record = trace.decision_record(self._settings, self._scales)
         pictures = () if trace.parsed is None else trace.parsed.pictures
         if pictures and self._settings.log_images and record.audited and record.status == "ok":
@@ -51,40 +62,49 @@ class RequestLog:
         else:
             self._log.append(record)
 
-    def write_unread(self, request_id: str, status: str) -> None:
+    def write_unread(self, call: Call, status: str) -> None:
         """Write a request down whose body could not be read."""
         if self._log is not None:
             self._log.append(
                 DecisionRecord(
-                    request_id=request_id, time_utc=datetime.now(UTC), picture_ids=(), model="",
-                    scale=0, visual_tokens=0, reason="", status=status,
+                    request_id=call.request_id, time_utc=datetime.now(UTC), picture_ids=(),
+                    model="", scale=0, visual_tokens=0, reason="", status=status,
+                    tenant=call.tenant or None,
                 )
             )  # fmt: skip
 
-    def feedback(self, body: FeedbackRequest) -> None:
+    def feedback(self, body: FeedbackRequest, call: Call) -> None:
         """Write feedback down.
 
         Raises:
             BadRequest: it says nothing.
             NotReady: there is no log.
+            NotFound: on no answer that its tenant was given.
         """
         if body.reference is None and body.score is None:
             raise BadRequest(
                 "The feedback says nothing. Send the right answer as 'reference', or a 'score' "
                 "from 0 to 1.", "reference", "empty_feedback",
             )  # fmt: skip
-        if self._log is None:
+        if self._log is None or self._receipts is None:
             raise NotReady(
                 "This service keeps no decision log, so feedback cannot be stored. "
                 "Start it with a log folder.", code="no_log",
             )  # fmt: skip
+        request_id = self._receipts.request_of(body.request_id, call.tenant)
+        if request_id is None:
+            raise NotFound(
+                "No answer of that id was given to you. Send the 'id' of the reply, which every "
+                "gateway knows, with the key that asked; x-request-id does only where, and soon "
+                "after, it was answered.", "request_id", "unknown_answer",
+            )  # fmt: skip
         self._log.feedback(
             FeedbackRecord(
-                # Callers may know the id of the reply or the x-request-id header: same thing.
-                request_id=body.request_id.removeprefix(REPLY_ID_PREFIX),
+                request_id=request_id,
                 time_utc=datetime.now(UTC),
                 reference=body.reference,
                 score=body.score,
+                tenant=call.tenant or None,
             )
         )
 

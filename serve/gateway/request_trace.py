@@ -16,7 +16,7 @@ from typing import cast
 from router.records import DecisionRecord
 from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
-from serve.protocol import ChatRequest
+from serve.protocol import REPLY_ID_PREFIX, ChatRequest
 from serve.settings import ServeSettings
 from serve.stages.messages import AnswerPart, Encoded, GenerateRequest
 
@@ -52,6 +52,29 @@ class Trace:
     status: str = "cancelled"
     deaths: int = 0  # replicas that died while they worked on it
     refused: bool = True  # nothing was done for it: its time is no latency
+    charged: int = 0  # visual tokens taken off its tenant's budget
+    signed_id: str | None = None  # of its reply, where feedback can be given on it
+
+    def charge(self, visual_tokens: int) -> None:
+        """Take off its tenant's budget what will be read, before anything is.
+
+        Raises:
+            RateLimited: the budget is used up; never for the second of two looks.
+        """
+        if self.call.budget is not None:
+            (self.call.budget.owe if self.charged else self.call.budget.take)(visual_tokens)
+        self.charged += visual_tokens
+
+    def settle(self) -> None:
+        """Give the charge back where the service failed before anything was answered.
+
+        One who leaves, or gives the service too little time, has had the work done.
+        """
+        failed = self.status not in ("ok", "cancelled", "timeout")
+        if failed and not self.completion_tokens:
+            if self.call.budget is not None:
+                self.call.budget.give_back(self.charged)
+            self.charged = 0
 
     def add(self, part: AnswerPart) -> None:
         """Take a part of the answer in."""
@@ -89,6 +112,11 @@ class Trace:
         both = decision.visual_tokens + scale
         decision = replace(decision, scale=scale, visual_tokens=both, explanation=told)
         self.encoded = replace(encoded, decision=decision)
+
+    @property
+    def reply_id(self) -> str:
+        """The id of its reply."""
+        return self.signed_id or REPLY_ID_PREFIX + self.call.request_id
 
     @property
     def elapsed_ms(self) -> float:
@@ -139,4 +167,5 @@ class Trace:
             max_harm=None if bound is None else bound.max_harm,
             escalated_from=None if self.first is None else self.first.scale,
             first_confidence=None if self.first is None else self.first.confidence,
+            tenant=self.call.tenant or None,
         )

@@ -7,6 +7,7 @@ cannot be kept is counted in `LogCounts`.
     <folder>/decisions/decisions-<utc>-<pid>-<segment>.parquet      router.records.DecisionRecord
     <folder>/feedback/feedback-<utc>-<pid>-<segment>.parquet        router.records.FeedbackRecord
     <folder>/images/<picture_id>.png                                only with ``log_images``
+    <folder>/answers.secret                                         see `serve.log.receipts`
 
 How a file grows while others read it is told in `serve.log.segments`.
 """
@@ -32,6 +33,7 @@ from PIL import Image
 from m3model.pictures import CHECKED_BEFORE, decode_picture
 from router.records import DecisionRecord, FeedbackRecord, picture_id
 from serve.errors import ServeSetupError
+from serve.log.receipts import shared_secret
 from serve.log.segments import Segments, replace_file
 
 LOG = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ class DecisionLog:
             raise ServeSetupError(
                 f"cannot write the decision log in {self.folder}: {error.strerror or error}"
             ) from error
+        self.secret = shared_secret(self.folder)
         self._queue: queue.Queue[object] = queue.Queue(max_waiting)
         self._closed = False
         self._lock = threading.Lock()  # of what both sides of the queue count

@@ -29,8 +29,11 @@ from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.stages.messages import AnswerPart, GenerateRequest
+from serve.tenants.budgets import Budgets
+from serve.tenants.keys import Key, given_keys
+from serve.tenants.live_keys import LiveKeys
 from serve.web.api import create_api
-from serve.web.callers import harmless_id, key_digests, own_request_id
+from serve.web.callers import harmless_id, own_request_id
 
 APP_NAME = "m3"
 ERROR_SENT_S = 0.1  # time for an error to leave a replica that ends
@@ -100,28 +103,32 @@ class GatewayReplica:
     def __init__(
         self,
         settings: ServeSettings,
-        keys: tuple[str, ...],
+        keys: tuple[Key, ...] | None,
         encoder: DeploymentHandle,
         generator: DeploymentHandle,
     ) -> None:
         from serve.log.decisions import DecisionLog
 
+        # Those of whoever deploys count; a replica of a YAML deployment may have its own.
+        file = settings.api_keys_file
+        first_keys = given_keys(file, keys)
         log = None
         if settings.log_dir is not None:
             log = DecisionLog(
                 settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
             )
         card = ModelCard.read(settings.model_path())
-        # Those of whoever deploys count; a replica of a YAML deployment may have its own.
-        self._keys = keys or key_digests()
         stages = RayEncoder(encoder), RayGenerator(generator)
         request_log = RequestLog(log, settings, card.scales)
-        self._gateway = Gateway(
-            *stages, card, settings, RayMetrics(settings.request_timeout_s), request_log
-        )
+        metrics = RayMetrics(settings.request_timeout_s)
+        self._gateway = Gateway(*stages, card, settings, metrics, request_log)
+        self._keys = LiveKeys(first_keys, metrics, file)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._gateway, ray_request_id, sets_request_id=False, keys=self._keys)
+        return create_api(
+            self._gateway, ray_request_id, sets_request_id=False, keys=self._keys,
+            budgets=Budgets(_gateways),
+        )  # fmt: skip
 
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""
@@ -131,7 +138,13 @@ class GatewayReplica:
         """Return: that the loop runs is all there is to test."""
 
     def __del__(self) -> None:
+        self._keys.stop()
         self._gateway.log.close()
+
+
+def _gateways() -> int:
+    """Return how many gateways there are to be now; Ray tells a replica when that changes."""
+    return serve.get_replica_context().world_size or 1
 
 
 def ray_request_id(request: Request) -> str:
@@ -151,7 +164,7 @@ def build_app(settings: ServeSettings) -> Application:
     )
     ingress = serve.ingress()(GatewayReplica)
     return _deployment(ingress, "gateway", settings.gateway, settings).bind(
-        settings, key_digests(), encoder, generator
+        settings, given_keys(settings.api_keys_file), encoder, generator
     )
 
 

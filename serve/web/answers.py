@@ -68,7 +68,7 @@ def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
     async def feedback(request: Request, call: caller) -> Response:
         """Record what is known about an earlier answer."""
         body, call = await _body_of(request, FeedbackRequest, gateway, call)
-        gateway.feedback(body)
+        gateway.feedback(body, call)
         return _json(FeedbackReply(), callers.headers(call))
 
 

@@ -19,9 +19,12 @@ from starlette.staticfiles import StaticFiles
 
 from serve.errors import BadRequest, NotFound, NotReady, ServiceError, WrongMethod
 from serve.gateway.gateway import Gateway
+from serve.tenants.budgets import Budgets
+from serve.tenants.keys import given_keys
+from serve.tenants.live_keys import LiveKeys
 from serve.web.answers import BODIES, add_answers, add_models
 from serve.web.body import describe_bodies
-from serve.web.callers import Callers, key_digests, own_request_id
+from serve.web.callers import Callers, own_request_id
 from serve.web.front import EXPOSED_HEADERS, Front, hosts_of
 from serve.web.stream import envelope
 
@@ -42,7 +45,8 @@ def create_api(
     request_id: Callable[[Request], str] = own_request_id,
     *,
     sets_request_id: bool = True,
-    keys: tuple[str, ...] | None = None,
+    keys: LiveKeys | None = None,
+    budgets: Budgets | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -50,21 +54,28 @@ def create_api(
         gateway: answers.
         request_id: names a request.
         sets_request_id: False where whatever stands in front sets the x-request-id header.
-        keys: digests of the API keys; None: of those in this process's environment.
+        keys: let callers in; None: those of the settings, else of this process's environment.
+        budgets: of callers; None: this is the only gateway.
+
+    Raises:
+        ServeSetupError: the keys that count cannot be told.
     """
-    callers = Callers(request_id, sets_request_id, key_digests() if keys is None else keys)
+    if keys is None:
+        file = gateway.settings.api_keys_file
+        keys = LiveKeys(given_keys(file), gateway.metrics, file)
+    callers = Callers(request_id, sets_request_id, keys, budgets or Budgets())
     app = FastAPI(
         title="m3-router", version=metadata.version("m3-router"),
         redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
         description="Answers questions about pictures with as many visual tokens as they need.",
     )  # fmt: skip
-    app.state.gateway = gateway
+    app.state.gateway, app.state.keys = gateway, keys
     add_answers(app, gateway, callers)
     add_models(app, gateway, callers)
     add_state(app, gateway)
     add_console(app)
     add_errors(app, gateway, callers)
-    add_front(app, gateway, has_keys=bool(callers.keys))
+    add_front(app, gateway, has_keys=keys.are_asked_for)
     describe_bodies(app, BODIES)
     return app
 

@@ -19,7 +19,10 @@ from serve.errors import ForeignOrigin, ServiceError, UnknownHost
 from serve.web.stream import envelope
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-EXPOSED_HEADERS = ("x-request-id", "x-m3-scale", "retry-after")
+EXPOSED_HEADERS = (
+    "x-request-id", "x-m3-scale", "retry-after", "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
+)  # fmt: skip
 ANY = "*"
 # Probes ask under whatever address they have, and learn nothing that would help a stranger.
 PROBED = ("/health", "/health/live", "/health/ready")

@@ -158,12 +158,14 @@ COLUMNS = {
         ("max_harm", FLOAT64, True),
         ("escalated_from", INT32, True),
         ("first_confidence", FLOAT32, True),
+        ("tenant", TEXT, True),
     ],
     FeedbackRecord: [
         ("request_id", TEXT, False),
         ("time_utc", pa.timestamp("us", tz="UTC"), False),
         ("reference", TEXT, True),
         ("score", FLOAT32, True),
+        ("tenant", TEXT, True),
     ],
 }
 

@@ -27,10 +27,13 @@ _DECISION_COLUMNS = [
     "request_id", "picture_ids", "question", "model", "scale", "router_version", "audited",
     "status",
 ]  # fmt: skip
+_NEWER = ("tenant",)  # columns that older logs lack: None there
 
 
 def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of every Parquet file of a folder, in file-name order, as dictionaries.
+
+    The newer columns are in every row.
 
     Raises:
         BadRecord: a file is not the log's Parquet.
@@ -40,13 +43,14 @@ def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 
     for path in sorted(folder.glob("*.parquet")):
         try:
-            table = pq.read_table(path, columns=columns)
+            newer = [name for name in _NEWER if name in pq.read_schema(path).names]
+            table = pq.read_table(path, columns=columns + newer)
         except (OSError, pa.ArrowException) as error:
             raise BadRecord(f"cannot read the log file {path}: {error}".splitlines()[0]) from error
         missing = set(columns) - set(table.column_names)
         if missing:
             raise BadRecord(f"{path} lacks the columns {', '.join(sorted(missing))}")
-        yield from table.to_pylist()
+        yield from (dict.fromkeys(_NEWER) | row for row in table.to_pylist())
 
 
 def audited_decisions(folder: Path, left_out: dict[str, int]) -> Iterator[dict[str, Any]]:
@@ -73,13 +77,17 @@ def audited_decisions(folder: Path, left_out: dict[str, int]) -> Iterator[dict[s
             yield row
 
 
-def latest_feedback(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the newest feedback of each request: ``{request_id: {"reference", "score"}}``."""
-    newest: dict[str, dict[str, Any]] = {}
+def latest_feedback(folder: Path) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """Return the newest feedback on each request: ``{(request_id, tenant): row}``.
+
+    Callers choose the ids of their requests, so one tenant's feedback counts on its own alone.
+    """
+    newest: dict[tuple[str, str | None], dict[str, Any]] = {}
     for row in rows(folder / "feedback", ["request_id", "time_utc", "reference", "score"]):
-        before = newest.get(row["request_id"])
+        key = row["request_id"], row["tenant"]
+        before = newest.get(key)
         if before is None or row["time_utc"] >= before["time_utc"]:
-            newest[row["request_id"]] = row
+            newest[key] = row
     return newest
 
 
@@ -101,7 +109,7 @@ def log_source(folder: Path) -> FileSource:
         if not picture.isalnum() or not path.is_file():
             counts["whose picture was not stored"] += 1
             continue
-        given = feedback.get(row["request_id"], {})
+        given = feedback.get((row["request_id"], row["tenant"]), {})
         ask = Ask(
             question=row["question"],
             reference=given.get("reference"),

@@ -246,7 +246,8 @@ def test_the_small_verbs():
     )
     client = M3Client(transport=transport)
     client.feedback("r1", reference="seven")
-    FeedbackRequest.model_validate_json(received[0].content)
+    said = FeedbackRequest.model_validate_json(received[0].content)
+    assert (said.request_id, said.reference) == ("r1", "seven")
     assert client.models() == ["m3-auto", "m3-1"]
     assert client.route(png(), "q").scale == 36
     assert client.health() == {"status": "stalled"}
@@ -255,6 +256,21 @@ def test_the_small_verbs():
     assert len(received) == 5
     with pytest.raises(ValueError, match="reference"):
         client.feedback("r1")
+
+
+def test_feedback_on_an_answer_names_it_as_every_gateway_knows_it():
+    recorded = httpx2.Response(200, json={"status": "recorded"})
+    transport, received = replying(completion(), recorded, events(*STREAM), recorded)
+    client = M3Client(transport=transport)
+    answer = client.ask(png(), "q")
+    assert (answer.request_id, answer.reply_id) == ("r1", "chatcmpl-1")
+    client.feedback(answer, score=1)
+    with client.stream(png(), "q") as stream:
+        list(stream)
+    client.feedback(stream.answer, score=0)
+    said = [json.loads(request.content) for request in received]
+    assert (said[1]["request_id"], said[3]["request_id"]) == ("chatcmpl-1", stream.answer.reply_id)
+    assert stream.answer.reply_id
 
 
 def test_the_async_twin_does_the_same():

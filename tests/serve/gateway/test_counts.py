@@ -64,7 +64,7 @@ def test_every_request_is_counted_once_and_only_work_has_a_latency(
                 assert reply.status_code == status, reply.text
                 await reply.aread()
 
-            await post(200, json=ask_body())
+            await post(200, json=ask_body(), headers=key | {"x-request-id": "r"})
             await post(200, json=ask_body(stream=True))
             await post(200, json=ask_body(stream=True))
             await post(200, "/v1/route", json=ask_body())
@@ -80,6 +80,7 @@ def test_every_request_is_counted_once_and_only_work_has_a_latency(
             await post(415, content=b"{}", headers=key | {"content-type": "text/plain"})
             await post(200, "/v1/feedback", json={"request_id": "r", "score": 1})
             await post(400, "/v1/feedback", json={"request_id": "r"})
+            await post(404, "/v1/feedback", json={"request_id": "another", "score": 1})
             service.gateway.admission.draining = True
             await post(503, json=ask_body())
             service.gateway.admission.draining = False
@@ -94,7 +95,8 @@ def test_every_request_is_counted_once_and_only_work_has_a_latency(
         ("chat", "context_length_exceeded"): 1, ("any", "invalid_api_key"): 1,
         ("any", "foreign_origin"): 1, ("any", "unknown_host"): 1, ("any", "request_too_large"): 1,
         ("any", "unsupported_media_type"): 1, ("feedback", "ok"): 1,
-        ("feedback", "empty_feedback"): 1, ("chat", "not_ready"): 1,
+        ("feedback", "empty_feedback"): 1, ("feedback", "unknown_answer"): 1,
+        ("chat", "not_ready"): 1,
     }  # fmt: skip
     # Three answers, a decision, and the prompt that was too long for the engine.
     assert histograms == {"m3_request_latency_ms": 5, "m3_first_token_latency_ms": 2}

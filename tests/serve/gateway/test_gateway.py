@@ -102,6 +102,8 @@ class PlainGenerator:
 class ListLog:
     """A decision log in memory."""
 
+    secret = b"of a folder"
+
     def __init__(self) -> None:
         self.records: list[DecisionRecord] = []
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from router.decision import Reason, RoutingDecision
-from serve.errors import BadRequest, NotReady
+from serve.errors import BadRequest, NotFound, NotReady
 from serve.gateway.call import Call
 from serve.gateway.question import parse_request
 from serve.gateway.request_log import RequestLog
@@ -24,6 +24,8 @@ SCALES = (1, 9, 36, 144, 576)
 
 class ListLog:
     """A decision log in memory."""
+
+    secret = b"of a folder"
 
     def __init__(self) -> None:
         self.records: list[Any] = []
@@ -95,13 +97,60 @@ def test_audits_are_drawn_uniformly() -> None:
     assert abs(share - 0.3) < 0.05  # five standard deviations
 
 
-def test_feedback_arrives_under_either_id() -> None:
+def answered(request_log: RequestLog, call: Call) -> str:
+    """Returns the id of the reply to a request that was answered."""
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    request_log.write(Trace(call, "chat", request, status="ok"))
+    reply_id = request_log.reply_id(call)
+    assert reply_id is not None
+    return reply_id
+
+
+def test_feedback_arrives_under_every_id_of_an_answer() -> None:
     log = ListLog()
     request_log = RequestLog(log, ServeSettings(), SCALES)  # type: ignore[arg-type]
-    for name in ("abc", "chatcmpl-abc"):
-        request_log.feedback(FeedbackRequest(request_id=name, reference="red", score=1.0))
-    assert [(each.request_id, each.reference) for each in log.feedbacks] == [("abc", "red")] * 2
+    reply_id = answered(request_log, Call("abc"))
+    for name in ("abc", "chatcmpl-abc", reply_id):
+        said = FeedbackRequest(request_id=name, reference="red", score=1.0)
+        request_log.feedback(said, Call("f"))
+    # The log of another gateway in the same folder has not seen the request.
+    elsewhere = RequestLog(log, ServeSettings(), SCALES)  # type: ignore[arg-type]
+    elsewhere.feedback(FeedbackRequest(request_id=reply_id, reference="red"), Call("f"))
+    with pytest.raises(NotFound, match="Send the 'id' of the reply"):
+        elsewhere.feedback(FeedbackRequest(request_id="abc", reference="red"), Call("f"))
+    assert [(each.request_id, each.reference) for each in log.feedbacks] == [("abc", "red")] * 4
+
+
+def test_feedback_needs_an_answer_something_to_say_and_a_log() -> None:
+    request_log = RequestLog(ListLog(), ServeSettings(), SCALES)  # type: ignore[arg-type]
+    call = Call("f")
     with pytest.raises(BadRequest, match="says nothing"):
-        request_log.feedback(FeedbackRequest(request_id="abc"))
+        request_log.feedback(FeedbackRequest(request_id="abc"), call)
+    with pytest.raises(NotFound) as caught:
+        request_log.feedback(FeedbackRequest(request_id="abc", score=1), call)
+    assert (caught.value.code, caught.value.param) == ("unknown_answer", "request_id")
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    request_log.write(Trace(Call("abc"), "chat", request, status="replica_died"))
+    with pytest.raises(NotFound):  # there was no answer
+        request_log.feedback(FeedbackRequest(request_id="abc", score=1), call)
+    nowhere = RequestLog(None, ServeSettings(), SCALES)
+    assert nowhere.reply_id(call) is None
     with pytest.raises(NotReady, match="log folder"):
-        RequestLog(None, ServeSettings(), SCALES).feedback(FeedbackRequest(request_id="a", score=1))
+        nowhere.feedback(FeedbackRequest(request_id="a", score=1), call)
+
+
+def test_feedback_is_taken_from_the_tenant_that_asked() -> None:
+    log = ListLog()
+    request_log = RequestLog(log, ServeSettings(), SCALES)  # type: ignore[arg-type]
+    reply_id = answered(request_log, Call("abc", tenant="alice"))
+    for name in ("abc", reply_id):
+        said = FeedbackRequest(request_id=name, score=0.0)
+        for stranger in ("bob", ""):
+            with pytest.raises(NotFound):
+                request_log.feedback(said, Call("f", tenant=stranger))
+        request_log.feedback(said, Call("f", tenant="alice"))
+    answered(request_log, Call("abc", tenant="bob"))  # callers choose the ids of their requests
+    request_log.feedback(FeedbackRequest(request_id="abc", score=1.0), Call("f", tenant="bob"))
+    told = [(each.request_id, each.tenant, each.score) for each in log.feedbacks]
+    assert told == [("abc", "alice", 0.0), ("abc", "alice", 0.0), ("abc", "bob", 1.0)]
+    assert [record.tenant for record in log.records] == ["alice", "bob"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app as unfold
 from ray.serve.config import HTTPOptions
 
+from serve.errors import ServeSetupError
 from serve.in_process import server_config
 from serve.on_ray.app import build_app
 from serve.on_ray.service import http_options
-from serve.settings import ServeSettings
+from serve.settings import API_KEYS_VARIABLE, ServeSettings
+from serve.tenants.keys import Key
 
 
 def deployments(**arguments: object) -> dict[str, object]:
@@ -51,6 +54,26 @@ def test_connections_outlive_the_pools_in_front() -> None:
     there = HTTPOptions(**http_options(settings, "127.0.0.1", 8000))
     assert here.timeout_keep_alive == there.keep_alive_timeout_s == settings.keep_alive_s
     assert there.request_timeout_s > settings.request_timeout_s  # type: ignore[operator]
+
+
+def test_digests_and_names_travel_and_a_file_must_be_right(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carried(**more: str) -> object:
+        return deployments(model=str(tiny_model), **more)["gateway"].init_args[1]  # type: ignore[attr-defined]
+
+    monkeypatch.delenv(API_KEYS_VARIABLE, raising=False)
+    assert carried() is None
+    monkeypatch.setenv(API_KEYS_VARIABLE, " first,second ,,")
+    digests = [hashlib.sha256(key).hexdigest() for key in (b"first", b"second")]
+    assert carried() == tuple(Key(name=f"key-{n}", sha256=d) for n, d in enumerate(digests, 1))
+    monkeypatch.delenv(API_KEYS_VARIABLE)
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"- {{name: alice, sha256: {digests[0]}}}\n")
+    assert carried(api_keys_file=str(file)) == (Key(name="alice", sha256=digests[0]),)
+    file.unlink()
+    with pytest.raises(ServeSetupError, match="cannot be read"):
+        carried(api_keys_file=str(file))
 
 
 @pytest.mark.parametrize(

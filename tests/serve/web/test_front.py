@@ -333,17 +333,6 @@ def test_bodies_are_counted_before_they_are_read(running: Any) -> None:
         pass
 
 
-def test_replicas_get_digests_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hashlib import sha256
-
-    from serve.web.callers import key_digests
-
-    monkeypatch.setenv(API_KEYS_VARIABLE, " first,second ,,")
-    assert key_digests() == tuple(sha256(key).hexdigest() for key in (b"first", b"second"))
-    monkeypatch.delenv(API_KEYS_VARIABLE)
-    assert key_digests() == ()
-
-
 @pytest.mark.parametrize("said", ["", " ", ",", " , "])
 def test_an_empty_secret_lets_nobody_in(command, monkeypatch, said: str) -> None:
     monkeypatch.setenv(API_KEYS_VARIABLE, said)
@@ -355,14 +344,16 @@ def test_an_empty_secret_lets_nobody_in(command, monkeypatch, said: str) -> None
 def test_keys_that_are_handed_over_count_whatever_the_environment_says(
     running: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serve.web.callers import key_digests
+    from serve.tenants.keys import environment_keys
+    from serve.tenants.live_keys import LiveKeys
 
     monkeypatch.setenv(API_KEYS_VARIABLE, "secret")
-    digests = key_digests()
+    keys = environment_keys()
     monkeypatch.delenv(API_KEYS_VARIABLE)
-    app = create_api(running.service.gateway, keys=digests)
+    assert keys is not None
+    app = create_api(running.service.gateway, keys=LiveKeys(keys, running.service.gateway.metrics))
     assert asked(app, "GET", "/v1/models").status_code == 401
-    for key, status in (("secret", 200), (digests[0], 401)):
+    for key, status in (("secret", 200), (keys[0].sha256, 401)):
         headers = {"authorization": f"Bearer {key}"}
         assert asked(app, "GET", "/v1/models", headers=headers).status_code == status
 

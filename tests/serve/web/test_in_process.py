@@ -48,7 +48,7 @@ def test_the_sdk_gets_answer_usage_and_routing(
     assert usage.prompt_tokens == 36 + details["text_tokens"]
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert raw.headers["x-m3-scale"] == "36"
-    assert reply.id == f"chatcmpl-{raw.headers['x-request-id']}"
+    assert reply.id.startswith(f"chatcmpl-{raw.headers['x-request-id']}-")
 
 
 @pytest.mark.parametrize("scale", [1, 9, 36, 144, 576])
@@ -217,7 +217,7 @@ def test_decisions_are_on_disk_soon(running: Any, sdk: openai.OpenAI, ask_body: 
     reply = ask(sdk, ask_body("Which colour is it?"))
     assert running.service.gateway.log._log.flush()
     rows = pq.read_table(running.log_dir / "decisions").to_pylist()
-    row = next(row for row in rows if f"chatcmpl-{row['request_id']}" == reply.id)
+    row = next(row for row in rows if reply.id.startswith(f"chatcmpl-{row['request_id']}-"))
     assert row["question"] == "Which colour is it?"
     assert row["answer"] == reply.choices[0].message.content
     assert row["router_version"] == running.router_version
@@ -272,9 +272,13 @@ def test_routers_are_exchanged_under_load_without_a_failed_request(
         time.sleep(0.05)
 
 
-def test_feedback_is_recorded(running: Any) -> None:
+def test_feedback_is_recorded(running: Any, ask_body: Body) -> None:
     with httpx2.Client(base_url=running.url) as http:
-        reply = http.post("/v1/feedback", json={"request_id": "abc", "reference": "red"})
-        assert reply.json() == {"status": "recorded"}
+        asked = http.post("/v1/chat/completions", json=ask_body())
+        for name in (asked.json()["id"], asked.headers["x-request-id"]):
+            reply = http.post("/v1/feedback", json={"request_id": name, "reference": "red"})
+            assert reply.json() == {"status": "recorded"}
+        unknown = http.post("/v1/feedback", json={"request_id": "abc", "reference": "red"})
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_answer")
         for bad in ({"request_id": "abc"}, {"score": 1}, {"request_id": "a", "score": 2}):
             assert http.post("/v1/feedback", json=bad).status_code == 400

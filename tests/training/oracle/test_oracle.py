@@ -266,6 +266,26 @@ def test_log_gives_audited_questions_with_the_newest_feedback(
     assert all(record.source == "log" for record in records_in(tmp_path / "out"))
 
 
+def test_feedback_counts_on_what_its_own_tenant_asked(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    path = tmp_path / "feedback" / "f.parquet"
+    mine = {"request_id": "b", "time_utc": NOW, "tenant": None}
+    said = [
+        FeedbackRecord(**mine, reference="mine"),
+        # Another tenant may name a request alike, and is asked later.
+        FeedbackRecord(**mine | {"tenant": "bob", "time_utc": NOW + timedelta(hours=9)}, score=1.0),
+    ]
+    pq.write_table(to_table(said, FeedbackRecord), path)
+    found = log_source(tmp_path)
+    asks = {ask.question_id: ask for i in range(len(found)) for ask in found.load(i).asks}
+    assert (asks["b"].reference, asks["b"].score) == ("mine", None)
+    # Logs from before tenants were written down are read as before.
+    for each in (path, *(tmp_path / "decisions").glob("*.parquet")):
+        pq.write_table(pq.read_table(each).drop_columns(["tenant"]), each)
+    found = log_source(tmp_path)
+    assert {ask.question_id for i in range(len(found)) for ask in found.load(i).asks} == set(asks)
+
+
 def test_empty_log_says_what_to_switch_on(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="does not exist"):
         log_source(tmp_path / "none")
