@@ -81,7 +81,8 @@ class DecisionRecord:
     None where nothing was predicted. ``status`` is "ok" or an error code. ``max_harm`` is the
     certified bound the decision was held to, None where none was asked for. ``escalated_from`` and
     ``first_confidence`` are the first answer's where a second look followed: then ``scale`` is the
-    second scale, and tokens are the sum of both.
+    second scale, and tokens are the sum of both. ``scales`` are those of each picture, of which
+    ``scale`` is the finest; None in logs older than the column, and where nothing was decided.
     """
 
     request_id: str
@@ -107,6 +108,7 @@ class DecisionRecord:
     max_harm: float | None = None
     escalated_from: Int32 | None = None
     first_confidence: Float32 | None = None
+    scales: tuple[Int32, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

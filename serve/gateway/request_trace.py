@@ -87,7 +87,9 @@ class Trace:
         )  # fmt: skip
         told = decision.explanation and decision.explanation.before_second_look(confidence, scale)
         both = decision.visual_tokens + scale
-        decision = replace(decision, scale=scale, visual_tokens=both, explanation=told)
+        decision = replace(
+            decision, scale=scale, scales=(scale,), visual_tokens=both, explanation=told
+        )
         self.encoded = replace(encoded, decision=decision)
 
     @property
@@ -139,4 +141,5 @@ class Trace:
             max_harm=None if bound is None else bound.max_harm,
             escalated_from=None if self.first is None else self.first.scale,
             first_confidence=None if self.first is None else self.first.confidence,
+            scales=None if decision is None else decision.scales,
         )

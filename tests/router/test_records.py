@@ -158,6 +158,7 @@ COLUMNS = {
         ("max_harm", FLOAT64, True),
         ("escalated_from", INT32, True),
         ("first_confidence", FLOAT32, True),
+        ("scales", pa.list_(INT32), True),
     ],
     FeedbackRecord: [
         ("request_id", TEXT, False),
