@@ -9,6 +9,7 @@ never clamped.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import cast
 
 from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
 from router.explanation import Explanation
@@ -75,8 +76,8 @@ class Constraints:
 
     def fixed(self, n_pictures: int) -> tuple[int, ...] | None:
         """Return the scale of each picture where the caller fixed all of them, else None."""
-        kept = tuple(pin for pin in self.pins_of(n_pictures) if pin is not None)
-        return kept if len(kept) == n_pictures else None
+        pins = self.pins_of(n_pictures)
+        return None if None in pins else cast("tuple[int, ...]", pins)
 
 
 @dataclass(frozen=True)

@@ -178,12 +178,13 @@ class Router:
         if limits.explain and rows is not None and values is not None:
             explanation = self._explain(policy, rows, values, limits, pins, scales)
         mean = None if values is None else _mean(values)
+        by_scale = None if mean is None else dict(zip(self.scales, mean, strict=True))
         decision = RoutingDecision(
             scale=max(scales),
             visual_tokens=sum(scales),
             reason=reason,
-            p_suffices=self._by_scale(mean),
-            values=self._by_scale(mean),
+            p_suffices=by_scale,
+            values=by_scale,
             price=policy.price,
             router_version=self.version,
             latency_ms=(time.perf_counter() - started) * 1e3,
@@ -295,7 +296,8 @@ class Router:
         for pin in pins:
             if pin is not None and pin not in self.scales:
                 raise UnknownScale(pin, self.scales)
-        keeps_cap(pins, self.scales, limits.max_visual_tokens)
+        if limits.max_visual_tokens is not None:
+            keeps_cap(pins, self.scales, limits.max_visual_tokens)
         return pins
 
     def _choose(
@@ -338,9 +340,6 @@ class Router:
                 )
             )  # fmt: skip
         return explain_together(told, scales)
-
-    def _by_scale(self, numbers: Sequence[float] | None) -> dict[int, float] | None:
-        return None if numbers is None else dict(zip(self.scales, numbers, strict=True))
 
     def _values(self, rows: np.ndarray) -> list[list[float]]:
         """Return (n_pictures, K) predicted values."""
