@@ -59,8 +59,10 @@ class Constraints:
     pins: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.pinned is not None and self.reason is Reason.predicted:
+        if self.reason is Reason.predicted and self.pinned is not None:
             object.__setattr__(self, "reason", Reason.pinned)
+        elif self.reason is Reason.predicted and self.pins and None not in self.pins:
+            object.__setattr__(self, "reason", Reason.detail)
 
     def pins_of(self, n_pictures: int) -> tuple[int | None, ...]:
         """Return for each picture the scale the caller fixed, None where the policy chooses.
@@ -198,10 +200,8 @@ def resolve_constraints(
         reason = Reason.pinned
     elif any(by_detail):
         pins = by_detail
-        if None not in pins:
-            reason = Reason.detail
         if len(set(pins)) == 1:
-            pinned, pins = pins[0], ()
+            pinned, pins, reason = pins[0], (), Reason.detail
     keeps_cap(pins or (pinned,) * n_pictures, scales, max_visual_tokens)
     if n_pictures == 0:
         pinned, reason = None, Reason.no_image

@@ -139,7 +139,7 @@ def test_pinned_pictures_take_their_tokens_first(made: Router, rows: np.ndarray)
     assert (one.scales, one.reason) == ((free[0], 64, free[2]), Reason.predicted)
     capped = made.route(three, Constraints(pins=(None, 64, None), max_visual_tokens=66))
     assert capped.scales == (1, 64, 1)
-    all_three = Constraints(pins=(4, 64, 1), reason=Reason.detail)
+    all_three = Constraints(pins=(4, 64, 1))
     for features in (three, None):
         decision = made.route(features, all_three, n_pictures=3)
         assert (decision.scales, decision.reason) == ((4, 64, 1), Reason.detail)
