@@ -108,9 +108,10 @@ class RoutingRequest(Wire):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     scale: int | None = None
-    """Pins the scale, whatever model id, detail and cap say."""
+    """Pins the scale of all pictures, whatever model id, detail and cap say."""
     max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Cap on the visual tokens of the whole request, both looks together."""
+    """Cap on the visual tokens of the whole request, all its pictures and both looks together;
+    pictures share it where it adds most."""
     max_harm: Annotated[float, Field(gt=0, lt=1)] | None = None
     """At most this share of the answers that the finest scale gets right may be lost, counted over
     all questions; kept by the router's certificate or refused."""
@@ -183,14 +184,17 @@ class Routing(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     scale: int
-    """Of the answer; after a second look the second one."""
+    """Of the answer; after a second look the second one; of several pictures the finest."""
+    scales: list[int]
+    """Of each picture, in the order of the request; empty without one."""
     visual_tokens: int
     """Read in all; after a second look by both."""
     reason: str
-    """predicted, pinned (scale or model id), detail, budget_cap (another scale was wanted),
-    no_image, or fallback (routing failed: the finest scale allowed)."""
+    """predicted, pinned (scale or model id), detail (of every picture), budget_cap (another scale
+    was wanted), no_image, or fallback (routing failed: the finest scales allowed)."""
     p_suffices: dict[str, float] | None
-    """Scale -> probability that its answer suffices; null where nothing was predicted."""
+    """Scale -> probability that its answer suffices, the mean over pictures; null where nothing was
+    predicted. Each picture's own are in ``explain``."""
     router_version: str | None
     """Which router decided; null: none."""
     latency_ms: float

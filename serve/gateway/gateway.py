@@ -198,7 +198,8 @@ class Gateway:
             trace, lambda: self._encoder.encode_and_route(request)
         )
         decision = encoded.decision
-        self.metrics.count("m3_decisions", scale=str(decision.scale), reason=decision.reason.value)
+        for scale in decision.scales or (0,):
+            self.metrics.count("m3_decisions", scale=str(scale), reason=decision.reason.value)
         if not decide_only:
             trace.charge(decision.visual_tokens)
             finest = self.card.scales[-1] * len(parsed.pictures)

@@ -160,7 +160,7 @@ def _constraints(
         constraints = resolve_constraints(
             scales=scales,
             model_scale=model_scale,
-            detail=_detail(places),
+            detail=[part.image_url.detail for _, part in places],
             routing_scale=None if wishes is None else wishes.scale,
             max_visual_tokens=None if wishes is None else wishes.max_visual_tokens,
             n_pictures=len(places),
@@ -194,21 +194,6 @@ def _against_second_look(
     if request.temperature:
         return "only greedy answers (temperature 0) say how sure the model is"
     return None
-
-
-def _detail(places: list[tuple[str, ImagePart]]) -> str | None:
-    """Return the one detail asked for; all pictures of a request share a scale."""
-    asked = {part.image_url.detail: param for param, part in places}
-    asked.pop(None, None)
-    asked.pop("auto", None)
-    if len(asked) > 1:
-        raise BadRequest(
-            f"The pictures ask for different details ({', '.join(sorted(map(str, asked)))}), but "
-            "all pictures of a request are read at one scale. Give one detail, or split the "
-            "request.",
-            next(iter(asked.values())).replace(".url", ".detail"), "conflicting_detail",
-        )  # fmt: skip
-    return next(iter(asked), None)
 
 
 def _as_processor_takes_it(message: Message) -> dict[str, Any]:

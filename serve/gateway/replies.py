@@ -112,6 +112,7 @@ def _routing(trace: Trace) -> Routing:
     decision = cast("Encoded", trace.encoded).decision
     return Routing(
         scale=decision.scale,
+        scales=list(decision.scales),
         visual_tokens=decision.visual_tokens,
         reason=decision.reason.value,
         p_suffices=_by_scale(decision.p_suffices),

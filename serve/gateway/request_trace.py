@@ -110,7 +110,9 @@ class Trace:
         )  # fmt: skip
         told = decision.explanation and decision.explanation.before_second_look(confidence, scale)
         both = decision.visual_tokens + scale
-        decision = replace(decision, scale=scale, visual_tokens=both, explanation=told)
+        decision = replace(
+            decision, scale=scale, scales=(scale,), visual_tokens=both, explanation=told
+        )
         self.encoded = replace(encoded, decision=decision)
 
     @property
@@ -168,4 +170,5 @@ class Trace:
             escalated_from=None if self.first is None else self.first.scale,
             first_confidence=None if self.first is None else self.first.confidence,
             tenant=self.call.tenant or None,
+            scales=None if decision is None else decision.scales,
         )

@@ -1,4 +1,4 @@
-"""Pictures and a question in; the decision and the visual tokens at its scale out.
+"""Pictures and a question in; the decision and the visual tokens at its scales out.
 
 Knows batching, caching and the router; knows neither HTTP nor Ray nor the language model. A picture
 is encoded once: requests for it that come together share the pass, later ones the cache. Its
@@ -24,13 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3model.config import hash_model
-from router.decision import (
-    RoutingDecision,
-    finest_fallback,
-    no_image_decision,
-    pinned_decision,
-    within_bound,
-)
+from router.decision import Reason, RoutingDecision, decided, finest_fallback, within_bound
 from router.errors import RoutingError
 from router.explain import relevance_map
 from serve.errors import NotReady, no_second_look, refusal, too_much_text
@@ -97,7 +91,7 @@ class Encoder:
         decision = await self._in_thread(self._decide, request, pictures)
         tokens: tuple[NDArray[np.float16], ...] = ()
         if pictures and not request.decide_only:
-            tokens = await self._in_thread(self._pool, pictures, decision.scale)
+            tokens = await self._in_thread(self._pool, pictures, decision.scales)
         encode_ms = _ms_since(started)
         self._metrics.observe("m3_encode_latency_ms", encode_ms)
         return Encoded(tuple(p.picture_id for p in pictures), tokens, decision, encode_ms)
@@ -199,8 +193,10 @@ class Encoder:
             _, oldest = self._cache.popitem(last=False)
             self._cache_bytes -= oldest.n_bytes
 
-    def _pool(self, pictures: list[EncodedPicture], scale: int) -> tuple[NDArray[np.float16], ...]:
-        return tuple(self._vision.tokens(picture, scale) for picture in pictures)
+    def _pool(
+        self, pictures: list[EncodedPicture], scales: tuple[int, ...]
+    ) -> tuple[NDArray[np.float16], ...]:
+        return tuple(map(self._vision.tokens, pictures, scales))
 
     def _decide(self, request: EncodeRequest, pictures: list[EncodedPicture]) -> RoutingDecision:
         try:
@@ -218,12 +214,10 @@ class Encoder:
         if request.needs_second_look and (router is None or router.second_look is None):
             raise no_second_look("the router in force has none")
         if not pictures:
-            return no_image_decision(version)
-        if constraints.pinned is not None and (router is None or not constraints.explain):
-            return pinned_decision(
-                constraints.pinned, constraints.reason,
-                n_pictures=n_pictures, router_version=version,
-            )  # fmt: skip
+            return decided((), Reason.no_image, router_version=version)
+        fixed = constraints.fixed(n_pictures)
+        if fixed is not None and (router is None or not constraints.explain):
+            return decided(fixed, constraints.reason, router_version=version)
         started = time.perf_counter()
         if router is None:  # said at the start; nothing failed
             return finest_fallback(self._vision.scales, constraints, n_pictures=n_pictures)

@@ -33,7 +33,7 @@ class EncodeRequest:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The decision and, pooled to its scale, the tokens of each picture: (scale, D) float16."""
+    """The decision and, pooled to its own scale, the tokens of each picture: (scale, D) float16."""
 
     picture_ids: tuple[str, ...]
     visual_tokens: tuple[NDArray[np.float16], ...]

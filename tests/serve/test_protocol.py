@@ -159,16 +159,29 @@ def test_unknown_models_are_named_with_the_known_ones() -> None:
         )
 
 
-def test_pictures_of_one_request_share_a_detail(ask_body: Body) -> None:
+def test_a_detail_is_its_own_pictures(ask_body: Body) -> None:
     body = ask_body(seeds=(0, 1, 2))
     parts = body["messages"][0]["content"]
     parts[0]["image_url"]["detail"] = "low"
     parts[1]["image_url"]["detail"] = "auto"
     request = ChatRequest.model_validate(body)
-    assert parse_request(request, SCALES, ServeSettings()).constraints.pinned == 9
+    found = parse_request(request, SCALES, ServeSettings()).constraints
+    assert (found.pins, found.reason.value) == ((9, None, None), "predicted")
+    parts[1]["image_url"]["detail"] = "original"
     parts[2]["image_url"]["detail"] = "high"
-    with pytest.raises(BadRequest, match="one scale"):
-        parse_request(ChatRequest.model_validate(body), SCALES, ServeSettings())
+    request = ChatRequest.model_validate(body)
+    found = parse_request(request, SCALES, ServeSettings()).constraints
+    assert (found.pins, found.reason.value) == ((9, 576, 144), "detail")
+    moved = ServeSettings(detail_scales={"low": 1})
+    assert parse_request(request, SCALES, moved).constraints.pins == (1, 576, 144)
+    capped = ChatRequest.model_validate(body | {"routing": {"max_visual_tokens": 728}})
+    with pytest.raises(BadRequest, match="raise the cap to at least 729") as refused:
+        parse_request(capped, SCALES, ServeSettings())
+    assert (refused.value.param, refused.value.code) == (
+        "routing.max_visual_tokens", "budget_too_small",
+    )  # fmt: skip
+    pinned = ChatRequest.model_validate(body | {"model": "m3-36"})
+    assert parse_request(pinned, SCALES, ServeSettings()).constraints.pinned == 36
 
 
 def test_pictures_belong_to_users(ask_body: Body) -> None:
@@ -250,8 +263,8 @@ def test_a_conversation_without_a_question_is_refused(ask_body: Body, turns: lis
 
 def test_our_replies_are_the_sdks_types() -> None:
     routing = protocol.Routing(
-        scale=9, visual_tokens=9, reason="predicted", p_suffices={"1": 0.5}, router_version="x",
-        latency_ms=1.0,
+        scale=9, scales=[9], visual_tokens=9, reason="predicted", p_suffices={"1": 0.5},
+        router_version="x", latency_ms=1.0,
     )  # fmt: skip
     usage = protocol.Usage(
         prompt_tokens=10, completion_tokens=2, total_tokens=12,

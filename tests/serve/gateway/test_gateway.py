@@ -55,8 +55,9 @@ class PlainEncoder:
             raise ReplicaDied()
         n = len(request.pictures)
         decision = RoutingDecision(
-            36, 36 * n, Reason.predicted, dict.fromkeys(SCALES, 0.5), router_version="v"
-        )
+            36, 36 * n, Reason.predicted, dict.fromkeys(SCALES, 0.5), router_version="v",
+            scales=(36,) * n,
+        )  # fmt: skip
         tokens = tuple(np.zeros((36, 4), np.float16) for _ in range(n))
         return Encoded(tuple(f"id{i}" for i in range(n)), tokens, decision, 1.0)
 

@@ -49,7 +49,9 @@ def write(body: dict[str, Any], **settings: Any) -> ListLog:
     request = ChatRequest.model_validate(body)
     parsed = parse_request(request, SCALES, wanted)
     n = len(parsed.pictures)
-    decision = RoutingDecision(9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES})
+    decision = RoutingDecision(
+        9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES}, scales=(9,) * n
+    )
     trace = Trace(Call("r"), "chat", request, parsed=parsed, status="ok")
     trace.encoded = Encoded(tuple("ab"[:n]), (), decision, 2.0)
     trace.add(AnswerPart("a red", 2, -0.5, 7))
@@ -68,6 +70,7 @@ def test_a_record_counts_and_does_not_quote(ask_body: Callable[..., dict[str, An
     log = write(ask_body("secret?", seeds=(1, 2)))
     record = log.records[0]
     assert (record.scale, record.visual_tokens, record.reason) == (9, 18, "predicted")
+    assert record.scales == (9, 9)
     assert (record.prompt_tokens, record.completion_tokens) == (25, 3)
     assert record.p_suffices == pytest.approx((1 / 576, 9 / 576, 36 / 576, 0.25, 1.0))
     assert record.confidence == pytest.approx(0.36788, abs=1e-4)  # exp(-1)

@@ -157,7 +157,7 @@ def test_the_cache_forgets_the_oldest(
     assert not off._cache
 
 
-def test_several_pictures_share_a_scale(
+def test_several_pictures_have_their_own_scales(
     make_encoder: Callable[..., Encoder], make_router: Any, picture_bytes: Picture, tmp_path: Path
 ) -> None:
     make_router(tmp_path / "r", 36)
@@ -173,8 +173,10 @@ def test_several_pictures_share_a_scale(
         picture_bytes(1),
         max_visual_tokens=50,
     )
-    # Nothing affordable suffices, so the cheapest of what is equally bad.
-    assert (capped.decision.scale, capped.decision.reason) == (1, Reason.budget_cap)
+    # One that suffices is affordable, two are not: the other gets the cheapest of what is as bad.
+    assert (capped.decision.scales, capped.decision.reason) == ((36, 1), Reason.budget_cap)
+    assert (capped.decision.scale, capped.decision.visual_tokens) == (36, 37)
+    assert [tokens.shape[0] for tokens in capped.visual_tokens] == [36, 1]
 
 
 def test_a_dead_router_costs_tokens_not_answers(
