@@ -19,8 +19,9 @@ from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import Checkpoint, load_checkpoint
 from serve.stages.encoder import Encoder
-from serve.stages.generator import MOST_CHARACTERS_AT_ONCE, Generator
+from serve.stages.generator import Generator
 from serve.stages.messages import EncodeRequest, GenerateRequest
+from serve.stages.prompts import MOST_CHARACTERS_AT_ONCE
 
 
 class Noting(M3Processor):
