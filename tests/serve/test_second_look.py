@@ -158,6 +158,11 @@ def test_a_stream_holds_the_first_answer_back(start: Any, ask_body: Body) -> Non
     assert text == whole["choices"][0]["message"]["content"]
     assert len(chunks) > 4  # the second answer comes in parts
     assert chunks[0]["routing"]["second_look"]["from"] == 1
+    # Both looks of the second request find the pictures of the first one's.
+    both, text_tokens = 144 + 1, whole["usage"]["prompt_tokens_details"]["text_tokens"]
+    details = chunks[-1]["usage"]["prompt_tokens_details"]
+    assert both < details.pop("cached_tokens") < both + text_tokens
+    assert whole["usage"]["prompt_tokens_details"].pop("cached_tokens") == 0
     assert chunks[-1]["usage"] == whole["usage"]
 
 
@@ -169,8 +174,9 @@ def test_a_sure_answer_is_kept(start: Any, ask_body: Body, stream: bool) -> None
     assert "second_look" not in kept.text
     assert running.counted("m3_second_looks") == {'m3_second_looks_total{outcome="kept"}': 1.0}
     if not stream:
-        for name in ("choices", "usage"):
-            assert kept.json()[name] == pinned.json()[name]
+        assert kept.json()["choices"] == pinned.json()["choices"]
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert kept.json()["usage"][name] == pinned.json()["usage"][name]
         assert kept.json()["routing"]["scale"] == 1
 
 

@@ -378,7 +378,7 @@ def test_every_request_leaves_a_record_and_no_words(ask_body: Body) -> None:
     async def run() -> None:
         async with client(gateway) as http:
             await http.post("/v1/chat/completions", json=ask_body("secret?"))
-            await http.post("/v1/chat/completions", json=ask_body("secret?", n=2))
+            await http.post("/v1/chat/completions", json=ask_body("secret?", store=True))
             json_type = {"content-type": "application/json"}
             await http.post("/v1/chat/completions", content=b"secret", headers=json_type)
 
