@@ -50,7 +50,8 @@ def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 1), ("n", 2), ("logprobs", True), ("top_logprobs", 0), ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
+        ("n", 1), ("n", 2), ("logprobs", True), ("top_logprobs", 0),
+        ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
         ("response_format", {"type": "text"}), ("frequency_penalty", 0), ("presence_penalty", 0.0),
         ("user", "somebody"), ("metadata", {"a": "b"}), ("tool_choice", "none"),
         ("tool_choice", "auto"), ("function_call", "auto"), ("verbosity", "medium"),

@@ -107,7 +107,8 @@ def test_what_a_turn_says_besides_text_is_refused_by_name(
     "extra",
     [
         {"tools": [], "tool_choice": "auto"}, {"tools": None, "tool_choice": "none"},
-        {"stream": None, "n": None, "store": None, "logprobs": False, "top_logprobs": 0}, {"stream": False, "stream_options": None},
+        {"stream": None, "n": None, "store": None, "logprobs": False, "top_logprobs": 0},
+        {"stream": False, "stream_options": None},
         {"stream": True, "stream_options": {"include_usage": None, "continuous_usage_stats": None}},
         {"verbosity": "medium", "reasoning_effort": "none", "stop": [], "logit_bias": {}},
         {"model": None, "routing": {"explain": None, "scale": None}},
