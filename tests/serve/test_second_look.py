@@ -166,6 +166,22 @@ def test_a_stream_holds_the_first_answer_back(start: Any, ask_body: Body) -> Non
     assert chunks[-1]["usage"] == whole["usage"]
 
 
+@pytest.mark.parametrize(("gate", "scale"), [(ALWAYS, 144), (NEVER, 1)])
+def test_logprobs_are_those_of_the_answer_that_counts(
+    start: Any, ask_body: Body, gate: Gate, scale: int
+) -> None:
+    running = start(gates(gate))
+    wish = {"logprobs": True, "top_logprobs": 2}
+    counting = running.post(ask_body(**wish, routing={"scale": scale})).json()["choices"][0]
+    looked = running.post(ask_body(**wish)).json()["choices"][0]
+    assert looked["message"] == counting["message"]
+    mine, theirs = (choice["logprobs"]["content"] for choice in (looked, counting))
+    assert [token["bytes"] for token in mine] == [token["bytes"] for token in theirs]
+    assert [token["logprob"] for token in mine] == pytest.approx(
+        [token["logprob"] for token in theirs], abs=1e-4
+    )
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_sure_answer_is_kept(start: Any, ask_body: Body, stream: bool) -> None:
     running = start(gates(NEVER))
@@ -189,6 +205,7 @@ def test_who_gets_no_second_look(start: Any, ask_body: Body) -> None:
         {"detail": "low"},
         {"routing": {"max_visual_tokens": 9}},  # caps the sum: nothing finer is left
         {"temperature": 0.7},
+        {"n": 2},
         {"seeds": (0, 1)},
         {"seeds": ()},
     ):
