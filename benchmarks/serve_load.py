@@ -1,8 +1,8 @@
 """What the service costs beside the engine alone: in one process, on Ray, in Ray's faster modes.
 
 Eight closed-loop clients ask about generated scenes in turn: all are in the encoder's cache, and
-too many for the engine's prefixes, so every prompt is read anew. CPU is that of all processes of the
-service, Ray's own and HAProxy included, without the clients'. The engine alone answers the same
+too many for the engine's prefixes, so every prompt is read anew. CPU is that of all processes of
+the service, Ray's own and HAProxy included, without the clients'. The engine alone answers the same
 looks (prompts, scales, answer lengths) about noise, pooled beforehand. The last rows are a wider
 random model whose answers never end by themselves, so that the generator's cost is what it would be
 with a model worth serving. `--only MODE` measures some modes.
@@ -171,7 +171,7 @@ def main() -> None:
         heavy = measure(modes, Path(folder), {"heavy_576": asked}, seconds)
     report = {
         "clients": CLIENTS,
-        "scenes": scenes,
+        "scenes": SCENES,
         "ratios": ratios(small, heavy),
         "workloads": small | heavy,
     }

@@ -64,7 +64,8 @@ class Answer(Route):
     """An answer with the decision it was given under.
 
     `feedback` wants the answer itself, or its ``reply_id``; ``request_id`` names the request in the
-    service's logs. ``total_ms`` is measured here, retries included.
+    service's logs. ``total_ms`` is measured here, retries included. ``cached_tokens`` of the prompt
+    had been read for an earlier request.
     """
 
     text: str = ""
@@ -75,6 +76,7 @@ class Answer(Route):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_ms: float = 0.0
+    cached_tokens: int = 0
 
 
 class AskOptions(TypedDict, total=False):
@@ -209,6 +211,7 @@ def parse_answer(body: Mapping[str, Any], headers: Mapping[str, str], started: f
         prompt_tokens=usage.get("prompt_tokens", 0),
         completion_tokens=usage.get("completion_tokens", 0),
         total_ms=(time.perf_counter() - started) * 1000.0,
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
     )
 
 

@@ -35,10 +35,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),  # without functions, auto is none
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "presence_penalty": (0,),
@@ -48,7 +46,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),  # without tools, auto is none
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -187,6 +184,8 @@ def _against_second_look(
 ) -> str | None:
     if n_pictures != 1:
         return "it needs a request with exactly one picture"
+    if request.n != 1:
+        return "it needs n = 1"
     if constraints.pinned is not None:
         return "the scale is pinned"
     if constraints.max_harm is not None:
@@ -221,6 +220,8 @@ def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
     asked = request.stream_options
     if asked is not None and asked.wants_usage and not request.stream:
         return "stream_options", "'stream_options' needs 'stream': true. Remove one of the two."
+    if request.top_logprobs and not request.logprobs:
+        return "top_logprobs", "'top_logprobs' needs 'logprobs': true. Add it, or remove this one."
     both = request.max_tokens, request.max_completion_tokens
     if None not in both and both[0] != both[1]:
         return "max_tokens", "'max_tokens' and 'max_completion_tokens' differ. Send one of them."

@@ -35,6 +35,7 @@ from serve.stages.checkpoint import Checkpoint
 from serve.stages.decoding import Decoder, SharedWork
 from serve.stages.live_router import LiveRouter
 from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
+from serve.stages.prompts import Prompts, context_tokens
 from serve.stages.vision import EncodedPicture, PreparedPicture, Vision
 
 LOG = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ class Encoder:
     def __init__(self, checkpoint: Checkpoint, settings: ServeSettings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._vision = Vision(checkpoint, settings.pictures)
+        self._prompts = Prompts(
+            checkpoint.processor, context_tokens(checkpoint.model.config, settings.kv_tokens)
+        )
         self._batcher: DrainBatcher[PreparedPicture, EncodedPicture] = DrainBatcher(
             self._vision.encode, settings.encoder_batch, "m3-vision"
         )
@@ -81,20 +85,27 @@ class Encoder:
         """Return the decision and the visual tokens.
 
         Raises:
-            BadRequest: a picture cannot be decoded, the question cannot fit the model's context, or
-                no scale fits the cap.
+            BadRequest: a picture cannot be decoded, the question or the prompt that is to be
+                counted cannot fit the model's context, or no scale fits the cap.
         """
         if len(request.question) > self._vision.most_characters:
             raise too_much_text(len(request.question), self._vision.most_characters)
+        text_tokens = 0
+        if request.prompt:
+            text_tokens = len(await self._prompts.ids(request.prompt)) - len(request.pictures)
+            self._prompts.check(text_tokens)
         started = time.perf_counter()
         pictures = await self._encode_all(request.pictures)
         decision = await self._in_thread(self._decide, request, pictures)
+        if request.prompt:
+            self._prompts.check(text_tokens + decision.visual_tokens)
         tokens: tuple[NDArray[np.float16], ...] = ()
         if pictures and not request.decide_only:
             tokens = await self._in_thread(self._pool, pictures, decision.scales)
         encode_ms = _ms_since(started)
         self._metrics.observe("m3_encode_latency_ms", encode_ms)
-        return Encoded(tuple(p.picture_id for p in pictures), tokens, decision, encode_ms)
+        ids = tuple(picture.picture_id for picture in pictures)
+        return Encoded(ids, tokens, decision, encode_ms, text_tokens)
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return the tokens (scale, D) of a picture; one that was forgotten is encoded again."""
@@ -132,6 +143,7 @@ class Encoder:
         self._router.stop()
         self._batcher.close()
         self._decoder.close()
+        self._prompts.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:

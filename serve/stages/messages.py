@@ -29,6 +29,8 @@ class EncodeRequest:
     constraints: Constraints
     decide_only: bool = False
     needs_second_look: bool = False
+    # The conversation, where the caller wants to know how many tokens it has.
+    prompt: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Encoded:
     visual_tokens: tuple[NDArray[np.float16], ...]
     decision: RoutingDecision
     encode_ms: float
+    text_tokens: int = 0  # of the prompt without visual tokens, where they were counted
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class GenerateRequest:
     """A conversation with one ``{"type": "image"}`` per picture, and the pictures' tokens.
 
     ``max_tokens`` None: the service's default, as far as the context allows. ``tokens_per_part``
-    None: the whole answer comes as one part.
+    None: the whole answer comes as one part. ``n`` answers are given to the one prompt;
+    ``top_logprobs`` None: no log-probabilities of tokens.
     """
 
     request_id: str
@@ -67,6 +71,21 @@ class GenerateRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     tokens_per_part: int | None = None
+    n: int = 1
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token that is text of the answer, or might have been, and its log-probability.
+
+    ``raw``: its bytes; None where it is no text. ``top``: the most probable tokens of its place.
+    """
+
+    token: str
+    raw: bytes | None
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,8 @@ class AnswerPart:
     """Some text of the answer, the tokens it took, and the sum of their log-probabilities.
 
     ``finish_reason`` is set on the last part only. ``text_tokens`` counts the prompt without
-    visual tokens and is the same in every part.
+    visual tokens; ``cached_tokens``, of all of the prompt, what the engine had read before. Both
+    are the same in every part. ``index``: which of the answers it is part of.
     """
 
     text: str
@@ -82,6 +102,9 @@ class AnswerPart:
     logprob: float
     text_tokens: int
     finish_reason: str | None = None
+    cached_tokens: int = 0
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

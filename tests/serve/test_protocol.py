@@ -30,7 +30,7 @@ Body = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2), ("n", True), ("logprobs", True), ("top_logprobs", 5),
+        ("top_logprobs", 5),
         ("tools", [{"type": "function"}]), ("functions", [{}]), ("function_call", {"name": "f"}),
         ("tool_choice", "required"), ("tool_choice", {"type": "function"}), ("verbosity", "low"),
         ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1}),
@@ -50,7 +50,8 @@ def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 1), ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
+        ("n", 1), ("n", 2), ("logprobs", True), ("top_logprobs", 0),
+        ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
         ("response_format", {"type": "text"}), ("frequency_penalty", 0), ("presence_penalty", 0.0),
         ("user", "somebody"), ("metadata", {"a": "b"}), ("tool_choice", "none"),
         ("tool_choice", "auto"), ("function_call", "auto"), ("verbosity", "medium"),
@@ -138,7 +139,7 @@ def test_precedence_of_wishes(
         ({"routing": {"max_harm": 0.01, "scale": 36}}, "not_certified", "routing.max_harm"),
         ({"routing": {"max_harm": 0.01}, "detail": "low"}, "not_certified", "routing.max_harm"),
         ({"question": "  "}, "empty_question", "messages.0.content"),
-        ({"n": 3}, "unsupported_parameter", "n"),
+        ({"n": 2, "routing": {"second_look": True}}, "no_second_look", "routing.second_look"),
         ({"seeds": tuple(range(9))}, "too_many_images", "messages"),
     ],
 )  # fmt: skip
@@ -268,19 +269,23 @@ def test_our_replies_are_the_sdks_types() -> None:
     )  # fmt: skip
     usage = protocol.Usage(
         prompt_tokens=10, completion_tokens=2, total_tokens=12,
-        prompt_tokens_details=protocol.PromptTokensDetails(image_tokens=9, text_tokens=1),
+        prompt_tokens_details=protocol.PromptTokensDetails(
+            image_tokens=9, text_tokens=1, cached_tokens=9
+        ),
     )  # fmt: skip
     whole = protocol.ChatCompletion(
         id="a", created=1, model="m3-auto", usage=usage, routing=routing,
         choices=[
-            protocol.Choice(message=protocol.AnswerMessage(content="x"), finish_reason="stop")
+            protocol.Choice(
+                index=0, message=protocol.AnswerMessage(content="x"), finish_reason="stop"
+            )
         ],
     )  # fmt: skip
     assert SDKCompletion.model_validate_json(whole.model_dump_json()).usage is not None
     assert "explain" not in whole.model_dump_json()
     chunk = protocol.ChatChunk(
         id="a", created=1, model="m3-auto",
-        choices=[protocol.ChunkChoice(delta=protocol.Delta(content="x"))],
+        choices=[protocol.ChunkChoice(index=0, delta=protocol.Delta(content="x"))],
     )  # fmt: skip
     assert SDKChunk.model_validate_json(chunk.model_dump_json()).choices[0].delta.content == "x"
     assert "usage" not in chunk.model_dump()

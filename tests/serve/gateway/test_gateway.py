@@ -373,13 +373,22 @@ def test_slow_requests_end_with_a_sentence(ask_body: Body) -> None:
     assert log.records[0].status == "timeout"
 
 
+def test_route_needs_no_generator(ask_body: Body) -> None:
+    class NoGenerator:
+        """Any use of it is an error."""
+
+    gateway, _ = make(generator=NoGenerator())
+    reply = asyncio.run(gateway.route(ChatRequest.model_validate(ask_body(n=3)), Call("r")))
+    assert reply.usage.prompt_tokens_details.image_tokens == reply.routing.visual_tokens == 36
+
+
 def test_every_request_leaves_a_record_and_no_words(ask_body: Body) -> None:
     gateway, log = make()
 
     async def run() -> None:
         async with client(gateway) as http:
             await http.post("/v1/chat/completions", json=ask_body("secret?"))
-            await http.post("/v1/chat/completions", json=ask_body("secret?", n=2))
+            await http.post("/v1/chat/completions", json=ask_body("secret?", store=True))
             json_type = {"content-type": "application/json"}
             await http.post("/v1/chat/completions", content=b"secret", headers=json_type)
 
