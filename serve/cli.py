@@ -40,7 +40,7 @@ FLAGS = {
     "gateways": "gateway.replicas",
 }  # fmt: skip
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings; flags stand above it.")
+    Path | None, typer.Option("--config", help="YAML file of settings; flags that are given win.")
 ]
 Url = Annotated[str, typer.Option(help="Address of the service.", envvar="M3_URL")]
 ApiKey = Annotated[
@@ -320,7 +320,7 @@ def _client_errors(url: str) -> Iterator[None]:
 
 
 def _given(context: typer.Context) -> dict[str, Any]:
-    """Return the settings whose flags were given, by their paths; defaults are the settings' own."""
+    """Return the settings whose flags were given, by path; a default is the settings' affair."""
     return {
         setting: context.params[flag]
         for flag, setting in FLAGS.items()

@@ -96,12 +96,13 @@ def _place_in(value: Any, location: tuple[str | int, ...]) -> Place:
     """Return the parts of pydantic's location that are keys: it also names members of unions."""
     place: list[str | int] = []
     for number, part in enumerate(location):
-        if (isinstance(value, Mapping) and part in value) or (
-            isinstance(value, list) and isinstance(part, int) and part < len(value)
-        ):
+        entries: Mapping[Any, Any] = dict(enumerate(value)) if isinstance(value, list) else value
+        if not isinstance(entries, Mapping):
+            break
+        if part in entries:
             place.append(part)
-            value = value[part]
-        elif isinstance(value, Mapping) and number == len(location) - 1:  # what is missing
+            value = entries[part]
+        elif number == len(location) - 1:  # what is missing
             place.append(part)
     return tuple(place)
 

@@ -53,10 +53,10 @@ class EncoderReplica(Encoder):
         self._user_config: Any = None
 
     async def reconfigure(self, user_config: Any, rank: Any = None) -> None:
-        """Exchange the router; a bad one, or one beside a registry's, is reported and changes nothing.
+        """Exchange the router; a bad one, or one beside a registry's, is told and changes nothing.
 
         It never raises: Ray takes a replica out of service for that. Because it takes `rank`, Ray
-        calls it too when user_config is taken away.
+        calls it also when user_config is taken away.
         """
         if user_config == self._user_config:  # another rank
             return
