@@ -112,7 +112,7 @@ def up(
         from serve.configuration.kinds import refuse_other_kinds
 
         refuse_other_kinds(config)
-    flags = _given(context)
+    flags = _given(context)  # not the arguments: a default must not override the file
     settings = in_force(config, flags)
     has_keys = given_keys(settings.api_keys_file) is not None
     hosts = _hosts(host, has_keys=has_keys)
