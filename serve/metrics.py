@@ -45,7 +45,9 @@ METRICS: dict[str, Spec] = {
     "m3_second_look_encodes": Spec("counter", "Second looks at a picture no longer in the cache."),
     "m3_picture_cache": Spec("counter", "Looks into the picture cache.", ("outcome",)),
     "m3_router_swaps": Spec("counter", "Attempts to load another router.", ("outcome",)),
-    "m3_router_stale": Spec("gauge", "1 while the router that should be loaded cannot be."),
+    "m3_router_stale": Spec(
+        "gauge", "1 while the router that should be loaded cannot be, or two are named."
+    ),
     "m3_tenant_requests": Spec(
         "counter", "Requests by the name of their key and outcome.", ("tenant", "status")
     ),

@@ -1,9 +1,9 @@
 """Every setting of the service, each with its default and one sentence.
 
 Knows names, types and bounds; knows nothing of Ray, models or files' contents. The same object
-comes from the command line and from `args:` in a Ray Serve YAML, where a misspelt key is an error.
-Secrets are not settings: API keys come from the environment variable M3_API_KEYS, or as digests
-from a file that a setting names.
+comes from the command line, from a YAML file (`serve.configuration`) and from `args:` in a Ray
+Serve YAML; a misspelt key is an error everywhere. Secrets are not settings: API keys come from the
+environment variable M3_API_KEYS, or as digests from a file that a setting names.
 """
 
 from __future__ import annotations
@@ -89,6 +89,14 @@ class DeploymentSettings(BaseModel):
     max_queued_requests: int = Field(
         256, ge=1, description="Requests that wait for a replica, per caller; beyond them: 429."
     )
+
+
+class RouterChoice(BaseModel):
+    """What `user_config` of the encoder may hold on Ray, where no registry is followed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    router: FolderPath = Field(description="Router folder; exchanged without a restart.")
 
 
 class ServeSettings(BaseModel):

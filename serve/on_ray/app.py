@@ -1,7 +1,8 @@
 """Binds gateway, encoder and generator to Ray Serve. Wiring only.
 
 In a Ray Serve YAML: ``import_path: serve.on_ray.app:build_app`` with the settings under ``args:``.
-The encoder's ``user_config: {"router": "<folder>"}`` exchanges the router without a restart.
+The encoder's ``user_config: {"router": "<folder>"}`` exchanges the router without a restart, where
+no registry is followed.
 """
 
 import asyncio
@@ -9,10 +10,10 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig
@@ -24,7 +25,7 @@ from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import RayMetrics
 from serve.on_ray.stages import RayEncoder, RayGenerator
-from serve.settings import DeploymentSettings, ServeSettings
+from serve.settings import DeploymentSettings, RouterChoice, ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
@@ -49,17 +50,26 @@ class EncoderReplica(Encoder):
             threads=settings.torch_threads, text_encoder=settings.text_encoder,
         )  # fmt: skip
         super().__init__(checkpoint, settings, RayMetrics(settings.request_timeout_s))
+        self._user_config: Any = None
 
-    async def reconfigure(self, user_config: Any) -> None:
-        """Exchange the router; a bad one is reported and the old one stays.
+    async def reconfigure(self, user_config: Any, rank: Any = None) -> None:
+        """Exchange the router; a bad one, or one beside a registry's, is told and changes nothing.
 
-        It never raises: Ray takes a replica out of service for that.
+        It never raises: Ray takes a replica out of service for that. Because it takes `rank`, Ray
+        calls it also when user_config is taken away.
         """
-        folder = user_config.get("router") if isinstance(user_config, dict) else None
-        if isinstance(folder, str):
-            await self.swap_router(Path(folder))
-        elif user_config:
+        if user_config == self._user_config:  # another rank
+            return
+        self._user_config = user_config
+        if not user_config:
+            await self.choose_router(None)
+            return
+        try:
+            router = RouterChoice.model_validate(user_config).router
+        except ValidationError:
             LOG.error('user_config must be {"router": "<folder>"}, not %r; ignored', user_config)
+        else:
+            await self.choose_router(router)
 
 
 class GeneratorReplica(Generator):

@@ -134,9 +134,12 @@ class Encoder:
         if self._batcher.heartbeat_s > self._settings.heartbeat_limit_s:
             raise NotReady(f"the vision worker is silent for {self._batcher.heartbeat_s:.0f} s")
 
-    async def swap_router(self, folder: Path) -> bool:
-        """Return whether the router in ``folder`` was taken over; never raises for a bad one."""
-        return await asyncio.to_thread(self._router.swap_to, folder)
+    async def choose_router(self, folder: Path | None) -> bool:
+        """Return whether the router in ``folder`` was taken over; never raises for a bad one.
+
+        A registry that points to a router overrules it. None: no router is chosen any more.
+        """
+        return await asyncio.to_thread(self._router.choose, folder)
 
     def close(self) -> None:
         """Stop the threads."""

@@ -252,6 +252,45 @@ def test_the_registry_is_followed_and_bad_routers_change_nothing(
     wait_for(lambda: encoder._router.version == first)
 
 
+def test_a_registrys_router_is_not_exchanged_by_another_source(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    version = {name: make_router(registry / name, n) for name, n in (("a", 9), ("b", 144))}
+    chosen = make_router(tmp_path / "chosen", 36)
+    encoder = make_encoder(registry=registry)
+
+    def choose(folder: Path | None) -> bool:
+        return asyncio.run(encoder.choose_router(folder))
+
+    def gauge() -> str:
+        text = asyncio.run(encoder._metrics.text())
+        return next(x for x in text.splitlines() if x.startswith("m3_router_stale ")).split()[1]
+
+    assert choose(tmp_path / "chosen")  # the registry points to nothing: one source
+    assert (encoder._router.version, encoder._router.ok) == (chosen, True)
+    promote(registry, registry / "a")  # it counts as soon as it is there, and not in silence
+    for _ in range(200):
+        if encoder._router.version == version["a"]:
+            break
+        time.sleep(0.02)
+    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["a"], False, "1.0")
+    assert not choose(tmp_path / "chosen")
+    promote(registry, registry / "b")
+    for _ in range(200):
+        if encoder._router.version == version["b"]:
+            break
+        time.sleep(0.02)
+    # A new router of the registry mends nothing: user_config still says something else.
+    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], False, "1.0")
+    assert choose(None)
+    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], True, "0.0")
+    (registry / "current").unlink()
+    assert choose(tmp_path / "chosen")
+    time.sleep(0.1)
+    assert encoder._router.version == chosen
+
+
 def test_an_explicit_router_must_fit(
     make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
 ) -> None:
