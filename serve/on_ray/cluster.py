@@ -29,6 +29,13 @@ RAY_SETTINGS = {
 }
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Pictures and tokens go from process to process, never into the object store, which may spill
+    # to disk. Messages have at most 4 MB by default; a request may have more pictures than that.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
+    # Ray scales by what replicas and gateways tell this often; ten seconds are long to wait.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     # A replica that is unwell ends nothing whole: the time for long answers is for healthy ones.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
