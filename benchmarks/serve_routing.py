@@ -3,13 +3,14 @@
     python benchmarks/serve_routing.py --json benchmarks/results/serve_routing.json
     python benchmarks/serve_routing.py --quick
 
-One local cluster, m3-mini, one gateway an application. What is compared runs on the same cluster at
-the same time, asked in turns with the same requests, so that a busy machine slows all alike: read
-the ratios.
+One local cluster, one gateway an application, m3-mini if not said otherwise. What is compared runs
+there at the same time, asked in turns with the same requests, so that a busy machine slows all
+alike: read the ratios.
 
-generators   two replicas, callers in a closed loop, a quarter of the requests at 576 visual tokens
-             and the rest at 9: fewest outstanding tokens beside Ray's power of two choices.
-             `imbalance`: most outstanding tokens of a replica over the mean (1 even, 2 all on one).
+generators   two replicas of a random model that costs enough for engines to be what callers wait
+             for; callers in a closed loop, a quarter of the requests at 576 visual tokens and the
+             rest at 9: fewest outstanding tokens beside Ray's power of two choices. `imbalance`:
+             outstanding tokens of the busiest replica over the mean (1 even, 2 all on one).
 encoders     three replicas, decisions about pictures drawn by Zipf's law: own rendezvous hashing
              beside Ray's ConsistentHashRouter and its power of two. `hit_share`: of pictures that
              were asked about before or after, those that needed no pass of the vision tower.
@@ -20,15 +21,17 @@ autoscaling  one to three generators, six callers, first at 1 visual token, then
 from __future__ import annotations
 
 import socket
-import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from _engine.workload import build_model
 from _result import arguments, write
 from _serve.load import Body, Timings, closed_loop, keep_asking, picture_url, question, sampled
 from ray import serve
@@ -55,10 +58,12 @@ BY_REQUESTS = AutoscalingConfig(
 Requests = list[tuple[str, Body]]
 
 
-def settings(encoders: int, generator: DeploymentSettings) -> ServeSettings:
+def settings(
+    encoders: int, generator: DeploymentSettings, model: Path | None = None
+) -> ServeSettings:
     """Return the settings of an application."""
     return ServeSettings(
-        registry=None, log_dir=None, encoder=DeploymentSettings(replicas=encoders),
+        model=model, registry=None, log_dir=None, encoder=DeploymentSettings(replicas=encoders),
         generator=generator,
     )  # fmt: skip
 
@@ -95,17 +100,24 @@ def routed_by_ray(kind: str = "") -> dict[str, Any]:
     return {"_routed_by": lambda *_, **__: RequestRouterConfig(**config)}
 
 
-def generators(url: str, port: int, turns: int, n: int) -> dict[str, Any]:
+def write_costly_model(folder: Path) -> None:
+    """Write a random model whose answers never end by themselves."""
+    model, processor = build_model(hidden=384, layers=6)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def generators(url: str, port: int, turns: int, n: int, model: Path) -> dict[str, Any]:
     """Return latencies and imbalance with both ways to choose generators."""
     rng, report = np.random.default_rng(SEED), dict[str, Any]()
     pictures = [picture_url(number) for number in range(4)]
-    of = settings(1, DeploymentSettings(replicas=2))
+    of = settings(1, DeploymentSettings(replicas=2), model)
     with applications(port, tokens=(of, {}), power_of_two=(of, routed_by_ray())):
         names = ("tokens", "power_of_two")
         for name in names:  # encoded once, so that only generators differ
             closed_loop(f"{url}/{name}", [("", question(p, 9, 1)) for p in pictures * 2], 2)
         timings = {name: Timings() for name in names}
-        uneven: dict[str, list[float]] = {name: [] for name in names}
+        busiest, mean = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for turn in range(turns):
             requests: Requests = []
             for _ in range(n):
@@ -120,9 +132,10 @@ def generators(url: str, port: int, turns: int, n: int) -> dict[str, Any]:
 
                 with sampled(outstanding, 0.1) as seen:
                     timings[name].add(closed_loop(f"{url}/{name}", requests, 8))
-                uneven[name] += [max(t) / statistics.mean(t) for _, t in seen if sum(t)]
+                busiest[name] += sum(max(tokens) for _, tokens in seen)
+                mean[name] += sum(sum(tokens) / len(tokens) for _, tokens in seen)
         for name in names:
-            even = {"imbalance": round(statistics.mean(uneven[name]), 3)}
+            even = {"imbalance": round(busiest[name] / mean[name], 3)}
             report[name] = timings[name].report() | even
     return report
 
@@ -220,9 +233,12 @@ def main() -> None:
     args = arguments(__doc__, "fewer requests and shorter phases").parse_args()
     quick, port = args.quick, free_port()
     url = f"http://127.0.0.1:{port}"
-    with local_cluster(print):
+    with tempfile.TemporaryDirectory() as model, local_cluster(print):
+        write_costly_model(Path(model))
         report = {
-            "generators": generators(url, port, turns=2 if quick else 8, n=60 if quick else 200),
+            "generators": generators(
+                url, port, turns=2 if quick else 8, n=60 if quick else 200, model=Path(model)
+            ),
             "encoders": encoders(
                 url, port, turns=1 if quick else 6, n=60 if quick else 300,
                 pictures=20 if quick else 100,
