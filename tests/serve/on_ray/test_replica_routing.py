@@ -21,6 +21,8 @@ from ray.serve._private.common import (
 from ray.serve.request_router import PendingRequest, RequestRouter
 
 from router.decision import Constraints
+from serve.errors import NotReady
+from serve.on_ray.app import is_well
 from serve.on_ray.outstanding import Ledger, answer_work
 from serve.on_ray.replica_routing import WELL, PictureRouter, TokenRouter
 from serve.stages.messages import EncodeRequest, GenerateRequest, PoolRequest
@@ -136,6 +138,16 @@ def test_a_replica_that_is_not_well_gets_nothing_while_another_is() -> None:
         assert await send(router, asked(question(9))) == "sick"
 
     routed(TokenRouter, work, sick, Replica("well"), expected_answer_tokens=64)
+
+
+def test_a_replica_is_well_as_long_as_its_health_check_says_so() -> None:
+    async def fine() -> None: ...
+
+    async def dead() -> None:
+        raise NotReady("the engine is dead or closed")
+
+    assert asyncio.run(is_well(fine))
+    assert not asyncio.run(is_well(dead))
 
 
 def test_a_full_replica_is_passed_over() -> None:
