@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -192,6 +192,11 @@ class ServeSettings(BaseModel):
     )
     cors_origins: list[Annotated[str, AfterValidator(_as_origin)]] = Field(
         [], description="Other sites whose pages may use the service, as https://chat.example."
+    )
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        "refuse",
+        description="What becomes of request fields unknown here: refuse names them; ignore is for "
+        "proxies and front ends that send fields of other services, such as top_k.",
     )
     max_body_bytes: int = Field(25_000_000, ge=1024, description="Largest request body.")
     body_timeout_s: float = Field(60.0, gt=0, description="Time for a request's body to arrive.")

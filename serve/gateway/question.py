@@ -78,7 +78,8 @@ def parse_request(
         BadRequest: a knob that is not honoured, a bad picture, no question, an impossible wish.
         UnknownModel: the model id is none of this checkpoint's.
     """
-    if (refused := refused_knob(request)) is not None:
+    strict = settings.unknown_fields == "refuse"
+    if (refused := refused_knob(request, strict=strict)) is not None:
         field, sentence = refused
         raise BadRequest(sentence, field, "unsupported_parameter")
     ids = model_ids(scales)
@@ -206,12 +207,17 @@ def _as_processor_takes_it(message: Message) -> dict[str, Any]:
     return {"role": role, "content": parts}
 
 
-def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
-    """Return (field, sentence) for the first field that would be ignored, or None."""
+def refused_knob(request: ChatRequest, *, strict: bool = True) -> tuple[str, str] | None:
+    """Return (field, sentence) for the first field that would be ignored, or None.
+
+    Not ``strict``: fields that this service has never heard of may be.
+    """
     for field, value in (request.model_extra or {}).items():
         if field in HARMLESS:
             continue
         if field not in NEUTRAL:
+            if not strict:
+                continue
             return field, f"Unknown field '{field}'. Remove it."
         # `1 == True` in Python, not in JSON: compare the types as well.
         if not any(value == ok and isinstance(value, bool) == isinstance(ok, bool)

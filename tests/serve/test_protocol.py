@@ -65,6 +65,18 @@ def test_a_knob_that_asks_for_nothing_or_is_honoured_passes(field: str, value: A
     assert refused_knob(ChatRequest.model_validate(PLAIN | {field: value})) is None
 
 
+def test_fields_of_other_services_pass_where_the_operator_says_so() -> None:
+    unknown = ChatRequest.model_validate(PLAIN | {"top_k": 40})
+    assert refused_knob(unknown) == ("top_k", "Unknown field 'top_k'. Remove it.")
+    assert refused_knob(unknown, strict=False) is None
+    known = ChatRequest.model_validate(PLAIN | {"logit_bias": {"5": 1}})
+    assert refused_knob(known, strict=False) == refused_knob(known)  # it would change the answer
+    settings = ServeSettings(unknown_fields="ignore")
+    assert parse_request(unknown, SCALES, settings) == parse_request(
+        ChatRequest.model_validate(PLAIN), SCALES, settings
+    )
+
+
 def test_null_means_not_given_for_every_field_that_the_sdk_knows() -> None:
     fields = CompletionCreateParamsStreaming.__annotations__.keys() - {"messages"}
     assert len(fields) > 30
