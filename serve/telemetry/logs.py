@@ -54,12 +54,14 @@ def failure(error: BaseException, *, words: bool) -> str:
     waiting = [error]
     while waiting:
         each = waiting.pop()
+        if each in seen:
+            continue
         seen.append(each)
         kind = f"{type(each).__module__}.{type(each).__qualname__}".removeprefix("builtins.")
         lines = [*traceback.format_tb(each.__traceback__), f"{kind}: {_words(each)}\n", *lines]
         inner = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
         before = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
-        waiting += [e for e in (*inner, before) if e is not None and e not in seen]
+        waiting += [e for e in (*inner, before) if e is not None]
     return "".join(lines).rstrip()
 
 

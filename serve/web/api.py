@@ -13,6 +13,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
@@ -32,6 +33,9 @@ from serve.web.stream import envelope
 LOG = logging.getLogger(__name__)
 SPREAD_S = 3
 CHANCE = random.Random()  # its own: a seed set for something else must not make it the same
+# FastAPI's own telemetry would send errors with all their words to whoever set up a provider;
+# `serve.telemetry` has the spans.
+SILENT = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 CONSOLE = Path(__file__).parents[1] / "console"
 PICTURES = Path(__file__).parents[1] / "pictures"
 CONSOLE_HEADERS = {
@@ -68,6 +72,7 @@ def create_api(
     app = FastAPI(
         title="m3-router", version=metadata.version("m3-router"),
         redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        telemetry=SILENT,
         description="Answers questions about pictures with as many visual tokens as they need.",
     )  # fmt: skip
     app.state.gateway, app.state.keys = gateway, keys
