@@ -72,8 +72,8 @@ class Front:
 
         try:
             await self.app(scope, receive, noting)
-        except Exception as error:  # ends here: whoever runs this would log it with all its words
-            reply = await self.failed(Request(scope), error)
+        except Exception as surprise:  # ends here: who runs this would log it with all its words
+            reply = await self.failed(Request(scope), surprise)
             if begun:
                 raise RuntimeError("a reply broke off; the log says why") from None
             await reply(scope, receive, send)
