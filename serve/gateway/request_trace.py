@@ -153,6 +153,7 @@ class Trace:
             decision = self.encoded.decision
             self.span.set(
                 scale=decision.scale, reason=decision.reason.value,
+                scales=decision.scales if len(decision.scales) > 1 else None,
                 visual_tokens=decision.visual_tokens, router_version=decision.router_version,
                 first_scale=None if self.first is None else self.first.scale,
             )  # fmt: skip

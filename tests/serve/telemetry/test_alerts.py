@@ -88,7 +88,8 @@ def test_every_status_that_alerts_is_one_of_the_services_words() -> None:
 def test_every_metric_is_shown_somewhere() -> None:
     shown = set().union(*map(metrics_of, EXPRESSIONS))
     bare = {re.sub(r"_(total|bucket)$", "", name) for name in shown}
-    assert METRICS.keys() - bare == set()
+    # What each tenant used is for bills rather than for alarms.
+    assert {name for name in METRICS if not name.startswith("m3_tenant_")} - bare == set()
 
 
 def test_every_alert_says_what_to_do() -> None:
