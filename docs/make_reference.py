@@ -30,6 +30,11 @@ Written by `make docs` from the code; do not edit it by hand. What the words mea
 VARIABLES = {
     "M3_API_KEYS": "`m3-serve up`: the keys that callers may send, comma-separated; unset: no key "
     "is asked for. Secrets are no settings, so there is no flag; `--api-keys-file` takes digests.",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "`m3-serve up`: where traces are sent as OTLP over HTTP; unset, "
+    "as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`: there are none. Needs the extra `[otel]`.",
+    "OTEL_SDK_DISABLED": "`m3-serve up`: `true` switches traces off, whatever else is set.",
+    "OTEL_TRACES_EXPORTER": "`m3-serve up`: `otlp`, `console` or `none`. Other variables of "
+    "OpenTelemetry's SDK (service name, sampler, headers, ...) mean what they always mean.",
     "RANK": "`m3-train` under torchrun: only rank 0 draws progress. torchrun sets it.",
     "RAY_ADDRESS": "`m3-serve up`: the running cluster to deploy to; unset: a local one is "
     "started, and ended with the service.",

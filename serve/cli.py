@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ from serve.errors import ServeSetupError
 from serve.plan import DEFAULT_MIX
 
 SERVICE, CONFIGURATION, SIZE = "The service", "Its configuration", "Its size"
+LOG = logging.getLogger("serve.cli")
 
 app = commands(
     "m3-serve", "A vision-language service that spends only the visual tokens a question needs."
@@ -33,7 +34,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 FLAGS = {
     "model": "model", "router": "router", "text_encoder": "text_encoder", "registry": "registry",
     "log_dir": "log_dir", "log_images": "log_images", "log_prompts": "log_prompts",
-    "audit_rate": "audit_rate", "device": "device", "torch_threads": "torch_threads",
+    "log_format": "log_format", "audit_rate": "audit_rate", "device": "device",
+    "torch_threads": "torch_threads",
     "allowed_host": "allowed_hosts", "cors_origin": "cors_origins",
     "api_keys_file": "api_keys_file",
     "encoders": "encoder.replicas", "generators": "generator.replicas",
@@ -75,6 +77,9 @@ def up(
     log_prompts: Annotated[
         bool, typer.Option(help="Store questions and answers of all requests.")
     ] = False,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="Lines on stderr: for people, or JSON.")
+    ] = "text",
     audit_rate: Annotated[
         float, typer.Option(help="Share of requests marked as audited.", min=0.0, max=1.0)
     ] = 1.0,
@@ -103,17 +108,18 @@ def up(
     It is ready when GET /health answers 200. SIGTERM drains and ends it.
     """
     from serve.configuration.settings_file import absolute, in_force
+    from serve.telemetry import logs
     from serve.tenants.keys import given_keys
     from serve.web.listening import bind, url_of
 
-    logging.basicConfig(format="m3-serve: %(levelname)s: %(message)s")
-    logging.getLogger("serve").setLevel(logging.INFO)
     if config is not None:
         from serve.configuration.kinds import refuse_other_kinds
 
         refuse_other_kinds(config)
     flags = _given(context)  # not the arguments: a default must not override the file
     settings = in_force(config, flags)
+    logs.set_up(settings.log_format)
+    progress = _progress if settings.log_format == "text" else LOG.info
     has_keys = given_keys(settings.api_keys_file) is not None
     hosts = _hosts(host, has_keys=has_keys)
     if settings.allowed_hosts is None and hosts is not None:
@@ -132,13 +138,13 @@ def up(
     if in_process:
         from serve import in_process as one_process
 
-        _progress("loading the model")
+        progress("loading the model")
         one_process.run(settings, listening, ready)
     else:
         from serve.on_ray import service as ray_service
 
         listening.close()  # Ray's proxy opens it again
-        ray_service.run(settings, host, port, _progress, ready, verbose=verbose)
+        ray_service.run(settings, host, port, progress, ready, verbose=verbose)
     # An ending interpreter gives handled signals their deadly default back: a second SIGTERM
     # must not turn a clean end into a failure.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -22,6 +22,7 @@ from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
+from serve.telemetry import spans
 from serve.web.api import create_api
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def compose(settings: ServeSettings) -> Service:
     from m3model import LocalEngine
     from serve.log.decisions import DecisionLog
 
+    spans.start()
     folder = settings.model_path()
     card = ModelCard.read(folder)
     log = None
@@ -80,7 +82,7 @@ def server_config(api: FastAPI, settings: ServeSettings) -> uvicorn.Config:
     import uvicorn
 
     return uvicorn.Config(
-        api, log_level="warning", access_log=False, server_header=False,
+        api, log_level="warning", log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         timeout_keep_alive=settings.keep_alive_s,
     )  # fmt: skip

@@ -25,11 +25,12 @@ _MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 
 
 
 class Spec(NamedTuple):
-    """One metric."""
+    """One metric; ``values`` are all that its one label can have, where that is known."""
 
     kind: Kind
     description: str
     labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
 
 METRICS: dict[str, Spec] = {
@@ -41,10 +42,20 @@ METRICS: dict[str, Spec] = {
     "m3_routing_failures": Spec("counter", "Decisions that fell back to the finest scale."),
     "m3_generator_retries": Spec("counter", "Further tries after a generator failed."),
     "m3_encoder_retries": Spec("counter", "Further tries after an encoder failed."),
-    "m3_second_looks": Spec("counter", "Answers weighed for a second look.", ("outcome",)),
+    "m3_replica_deaths": Spec("counter", "Requests under which a replica died."),
+    "m3_second_looks": Spec(
+        "counter",
+        "Answers weighed for a second look.",
+        ("outcome",),
+        ("kept", "escalated", "failed"),
+    ),
     "m3_second_look_encodes": Spec("counter", "Second looks at a picture no longer in the cache."),
-    "m3_picture_cache": Spec("counter", "Looks into the picture cache.", ("outcome",)),
-    "m3_router_swaps": Spec("counter", "Attempts to load another router.", ("outcome",)),
+    "m3_picture_cache": Spec(
+        "counter", "Looks into the picture cache.", ("outcome",), ("hit", "shared", "miss")
+    ),
+    "m3_router_swaps": Spec(
+        "counter", "Attempts to load another router.", ("outcome",), ("ok", "failed")
+    ),
     "m3_router_stale": Spec(
         "gauge", "1 while the router that should be loaded cannot be, or two are named."
     ),
@@ -58,15 +69,30 @@ METRICS: dict[str, Spec] = {
         "counter", "Answer tokens generated for the name of a key.", ("tenant",)
     ),
     "m3_api_keys_stale": Spec("gauge", "1 while the file of keys cannot be used."),
+    "m3_log_dropped": Spec("counter", "Records and pictures that the decision log dropped."),
+    "m3_ready": Spec("gauge", "1 if a request would be answered, at the last probe or scrape."),
     "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
     "m3_engine_running": Spec("gauge", "Requests that an engine answers together."),
     "m3_engine_waiting": Spec("gauge", "Requests that wait for an engine's memory or batch."),
     "m3_engine_kv_share": Spec("gauge", "Share of an engine's key-value cache in use."),
-    "m3_route_latency_ms": Spec("histogram", "Features and decision."),
-    "m3_encode_latency_ms": Spec("histogram", "Decoding, vision tower and routing."),
-    "m3_first_token_latency_ms": Spec("histogram", "From arrival to a stream's first part."),
+    "m3_route_latency_ms": Spec("histogram", "Features and decision, where a router decided."),
+    "m3_encode_latency_ms": Spec(
+        "histogram",
+        "From the encoder's first sight of a request with pictures to its visual tokens: decoding, "
+        "vision tower or cache, decision, pooling.",
+    ),
+    "m3_queue_latency_ms": Spec(
+        "histogram", "From the prompt's arrival at an engine to the first pass that reads it."
+    ),
+    "m3_first_token_latency_ms": Spec(
+        "histogram", "From the end of a body to the first part of a streamed answer."
+    ),
+    "m3_token_latency_ms": Spec(
+        "histogram",
+        "Mean time between the tokens of an answer, one value an answer: (last - first) / (n - 1).",
+    ),
     "m3_request_latency_ms": Spec(
-        "histogram", "From arrival to the end of requests that were not refused."
+        "histogram", "From the end of a body to that of the reply; refusals are not in it."
     ),
 }
 
@@ -111,6 +137,8 @@ class LocalMetrics:
             self._metrics[name] = kinds[spec.kind](
                 name, spec.description, spec.labels, registry=self._registry, **more
             )
+            for value in spec.values:  # there from the start, so that the first one is an increase
+                self._metrics[name].labels(value)
 
     def count(self, name: str, by: float = 1.0, **labels: str) -> None:
         """Add to a counter."""

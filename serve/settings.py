@@ -176,6 +176,9 @@ class ServeSettings(BaseModel):
         False, description="Store picture, question and answer of audited requests."
     )
     log_prompts: bool = Field(False, description="Store question and answer of every request.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines of the service's own log: for people, or one JSON object each."
+    )
     audit_rate: float = Field(
         1.0, ge=0, le=1, description="Share of requests, drawn uniformly, marked as audited."
     )

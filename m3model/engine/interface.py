@@ -57,6 +57,8 @@ class TokenEvent:
     their log-probabilities, where the request asked for them. `n_shown` of the answer's tokens so
     far stand, in whole or part, in the text handed out so far: not the end token, nor those of a
     stop string. `cached_tokens` of the prompt were not read: their keys and values lay ready.
+    `queued_s`, on the first event of an engine that tells it: how long the request waited before a
+    pass began to read it.
     """
 
     token_id: int
@@ -66,6 +68,7 @@ class TokenEvent:
     top: tuple[tuple[int, float], ...] = ()
     n_shown: int = 0
     cached_tokens: int = 0
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import time
 from array import array
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class EngineRequest:
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[TokenEvent | EngineError] = field(default_factory=asyncio.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    submitted: float = field(default_factory=time.monotonic)
 
     @property
     def visual_count(self) -> int:
@@ -154,6 +156,7 @@ class Row:
     cached: int = 0
     top: tuple[tuple[int, float], ...] = ()
     ids: list[int] = field(default_factory=list)
+    admitted: float = field(default_factory=time.monotonic)
 
     @property
     def left(self) -> int:
@@ -178,7 +181,8 @@ class Row:
         shown = self.text.n_shown
         if reason == "stop" and not stopped:
             shown -= 1  # the end token is no text
-        return TokenEvent(token_id, logprob, delta, reason, self.top, shown, self.cached)
+        queued_s = self.admitted - self.job.submitted if len(self.ids) == 1 else None
+        return TokenEvent(token_id, logprob, delta, reason, self.top, shown, self.cached, queued_s)
 
 
 def next_chunks(rows: Sequence[Row], prompt_budget: int) -> list[tuple[Row, int]]:

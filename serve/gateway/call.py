@@ -21,9 +21,11 @@ class Call:
         n_bytes: length of its body, which it holds while it is worked on.
         tenant: name of the key it carries; "" where none is asked for.
         budget: what that tenant may have read; None where nothing limits it.
+        traceparent: what the caller says its own span is, unchecked; None: nothing.
     """
 
     request_id: str
     n_bytes: int = 0
     tenant: str = ""
     budget: Budget | None = None
+    traceparent: str | None = None

@@ -19,10 +19,11 @@ from serve.errors import ServiceError
 from serve.gateway.request_trace import Trace
 from serve.metrics import Metrics
 from serve.stages.messages import AnswerPart, GenerateRequest
+from serve.telemetry import spans
 
 LOG = logging.getLogger(__name__)
 Ask = Callable[[GenerateRequest], AsyncGenerator[AnswerPart]]
-Pool = Callable[[int], Awaitable[NDArray[np.float16]]]
+Pool = Callable[[int, str | None], Awaitable[NDArray[np.float16]]]
 
 
 async def looked_again(
@@ -43,7 +44,7 @@ async def looked_again(
         look: decides.
         trace: of the request; told when the second answer begins.
         ask: gives an answer's parts.
-        pool: gives the picture's tokens at another scale.
+        pool: gives the picture's tokens at another scale, as part of a span.
         metrics: counts what came of it.
 
     Raises:
@@ -58,16 +59,18 @@ async def looked_again(
     if finer is not None:
         begun = False
         try:
-            tokens = await pool(finer)
-            async with aclosing(ask(replace(request, visual_tokens=(tokens,)))) as parts:
-                async for part in parts:
-                    if not begun:
-                        begun = True
-                        trace.look_again(first, confidence, finer)
-                        metrics.count("m3_second_looks", outcome="escalated")
-                        metrics.count("m3_visual_tokens", finer)
-                        trace.charge(finer)
-                    yield part
+            with spans.span("m3.second_look", trace.span.traceparent, scale=finer) as work:
+                tokens = await pool(finer, work.traceparent)
+                again = replace(request, visual_tokens=(tokens,), traceparent=work.traceparent)
+                async with aclosing(ask(again)) as parts:
+                    async for part in parts:
+                        if not begun:
+                            begun = True
+                            trace.look_again(first, confidence, finer)
+                            metrics.count("m3_second_looks", outcome="escalated")
+                            metrics.count("m3_visual_tokens", finer)
+                            trace.charge(finer)
+                        yield part
             return
         except ServiceError as error:
             if begun:

@@ -41,6 +41,7 @@ from serve.stages.messages import (
     GeneratorStage,
     PoolRequest,
 )
+from serve.telemetry import logs, spans
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -177,7 +178,9 @@ class Gateway:
 
     async def ready(self) -> bool:
         """Return whether a request that came now would be answered."""
-        return not self.admission.draining and await self._health.ready()
+        ready = not self.admission.draining and await self._health.ready()
+        self.metrics.gauge("m3_ready", ready)
+        return ready
 
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""
@@ -187,13 +190,14 @@ class Gateway:
 
     async def _encode(self, trace: Trace, *, decide_only: bool) -> Encoded:
         # Base64 and headers of many megabytes would hold up every other request.
-        parsed = trace.parsed = await asyncio.to_thread(
-            parse_request, trace.body, self.card.scales, self.settings
-        )
+        with spans.span("m3.parse", trace.span.traceparent):
+            parsed = trace.parsed = await asyncio.to_thread(
+                parse_request, trace.body, self.card.scales, self.settings
+            )
         request = EncodeRequest(
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
             needs_second_look=needs_second_look(trace.body),
-            prompt=parsed.messages if decide_only else (),
+            prompt=parsed.messages if decide_only else (), traceparent=trace.span.traceparent,
         )  # fmt: skip
         encoded = trace.encoded = await self._of_encoder(
             trace, lambda: self._encoder.encode_and_route(request)
@@ -228,7 +232,9 @@ class Gateway:
         Raises:
             NotReady: the error, since it may not.
         """
-        trace.deaths += isinstance(error, ReplicaDied)
+        if isinstance(error, ReplicaDied):
+            trace.deaths += 1
+            self.metrics.count("m3_replica_deaths")
         if trace.deaths > 1:
             raise DiedAgain() from error
         if attempt >= self.settings.retries:
@@ -243,8 +249,8 @@ class Gateway:
         encoded = await self._encode(trace, decide_only=False)
         request, parsed = trace.generate_request(tokens_per_part), cast(ParsedRequest, trace.parsed)
 
-        def pool(scale: int) -> Awaitable[NDArray[np.float16]]:
-            wanted = PoolRequest(encoded.picture_ids[0], parsed.pictures[0], scale)
+        def pool(scale: int, parent: str | None) -> Awaitable[NDArray[np.float16]]:
+            wanted = PoolRequest(encoded.picture_ids[0], parsed.pictures[0], scale, parent)
             return self._of_encoder(trace, lambda: self._encoder.pool(wanted))
 
         if (look := encoded.decision.open_look) is None:
@@ -286,6 +292,14 @@ class Gateway:
     @contextmanager
     def _recorded(self, trace: Trace) -> Iterator[None]:
         """Turn surprises into errors for the caller; write the request down whatever happens."""
+        trace.span = spans.span(
+            "m3.request", trace.call.traceparent, serves=True, endpoint=trace.endpoint
+        )
+        with trace.span, self._counted(trace):
+            yield
+
+    @contextmanager
+    def _counted(self, trace: Trace) -> Iterator[None]:
         try:
             yield
             trace.status = "ok"
@@ -297,7 +311,8 @@ class Gateway:
             raise
         except Exception as error:
             trace.status = "internal_error"
-            LOG.exception("request %s failed", trace.call.request_id)
+            told = logs.failure(error, words=self.settings.log_prompts)
+            LOG.error("request %s failed\n%s", trace.call.request_id, told)
             raise ServiceError(
                 "The service failed on this request. Try again; if it happens again, report the "
                 f"request id {trace.call.request_id}."
@@ -311,6 +326,8 @@ class Gateway:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
                 self.log.write(trace)
+                self.metrics.count("m3_log_dropped", self.log.newly_dropped())
+            trace.tell_span()
 
     def _count_for_tenant(
         self, call: Call, status: str, visual_tokens: int = 0, completion_tokens: int = 0

@@ -18,6 +18,7 @@ from serve.log.receipts import Receipts
 from serve.protocol import REPLY_ID_PREFIX, FeedbackRequest
 from serve.received_pictures import decode_picture
 from serve.settings import ServeSettings
+from serve.telemetry import logs
 
 if TYPE_CHECKING:
     from serve.log.decisions import DecisionLog
@@ -40,6 +41,7 @@ class RequestLog:
         self._log, self._settings, self._scales = log, settings, scales
         self._receipts = None if log is None else Receipts(log.secret, REPLY_ID_PREFIX)
         self._decoding: set[asyncio.Task[None]] = set()
+        self._dropped = 0
 
     def reply_id(self, call: Call) -> str | None:
         """Return an id for the reply that feedback can be given on; None: none can be given."""
@@ -108,6 +110,11 @@ class RequestLog:
             )
         )
 
+    def newly_dropped(self) -> int:
+        """Return how many records and pictures were dropped since this was last asked."""
+        before, self._dropped = self._dropped, self._log.counts.dropped if self._log else 0
+        return self._dropped - before
+
     async def settle(self) -> None:
         """Return when everything so far is on disk, or after some seconds."""
         if self._decoding:
@@ -126,7 +133,8 @@ class RequestLog:
         limits = self._settings.pictures
         try:
             rgb = [await asyncio.to_thread(decode_picture, data, limits) for data in pictures]
-        except ServiceError:
-            LOG.exception("the pictures of request %s are not logged", record.request_id)
+        except ServiceError as error:
+            told = logs.failure(error, words=self._settings.log_prompts)
+            LOG.error("the pictures of request %s are not logged\n%s", record.request_id, told)
             rgb = []
         log.append(record, rgb)

@@ -19,6 +19,7 @@ from serve.gateway.question import ParsedRequest
 from serve.protocol import REPLY_ID_PREFIX, ChatRequest
 from serve.settings import ServeSettings
 from serve.stages.messages import AnswerPart, Encoded, GenerateRequest, TokenLogprob
+from serve.telemetry import spans
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Trace:
     deaths: int = 0  # replicas that died while they worked on it
     refused: bool = True  # nothing was done for it: its time is no latency
     charged: int = 0  # visual tokens taken off its tenant's budget
+    span: spans.Span = spans.OFF
     signed_id: str | None = None  # of its reply, where feedback can be given on it
 
     def charge(self, visual_tokens: int) -> None:
@@ -122,6 +124,7 @@ class Trace:
             tokens_per_part=tokens_per_part,
             n=body.n,
             top_logprobs=body.top_logprobs if body.logprobs else None,
+            traceparent=self.span.traceparent,
         )
 
     def look_again(self, parts: Sequence[AnswerPart], confidence: float, scale: int) -> None:
@@ -139,6 +142,21 @@ class Trace:
             decision, scale=scale, scales=(scale,), visual_tokens=both, explanation=told
         )
         self.encoded = replace(encoded, decision=decision)
+
+    def tell_span(self) -> None:
+        """Attach to the span what is known now; no word of question or answer."""
+        self.span.set(
+            request_id=self.call.request_id, status=self.status,
+            completion_tokens=self.completion_tokens, prompt_tokens=self.prompt_tokens,
+        )  # fmt: skip
+        if self.encoded is not None:
+            decision = self.encoded.decision
+            self.span.set(
+                scale=decision.scale, reason=decision.reason.value,
+                scales=decision.scales if len(decision.scales) > 1 else None,
+                visual_tokens=decision.visual_tokens, router_version=decision.router_version,
+                first_scale=None if self.first is None else self.first.scale,
+            )  # fmt: skip
 
     @property
     def reply_id(self) -> str:

@@ -8,8 +8,8 @@ no registry is followed.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.context import _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import NotReady
+from serve.errors import NotReady, ServiceError
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import RayMetrics
@@ -41,6 +41,7 @@ from serve.stages.messages import (
     GenerateRequest,
     PoolRequest,
 )
+from serve.telemetry import logs, spans
 from serve.tenants.budgets import Budgets
 from serve.tenants.keys import Key, given_keys
 from serve.tenants.live_keys import LiveKeys
@@ -56,6 +57,7 @@ class EncoderReplica(Encoder):
     """An encoder with its half of the checkpoint."""
 
     def __init__(self, settings: ServeSettings) -> None:
+        set_up_telemetry(settings)
         checkpoint = load_checkpoint(
             settings.model_path(), half="encoder", device=settings.device,
             threads=settings.torch_threads, text_encoder=settings.text_encoder,
@@ -66,12 +68,13 @@ class EncoderReplica(Encoder):
 
     async def encode_and_route(self, request: EncodeRequest) -> Encoded:
         """Return the decision and the visual tokens, counted as work meanwhile."""
-        with self._workload.taken(len(request.pictures) * self._finest):
+        work = self._workload.taken(len(request.pictures) * self._finest)
+        with surprises_told(self._settings), work:
             return await super().encode_and_route(request)
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return a picture's tokens, counted as work meanwhile."""
-        with self._workload.taken(request.scale):
+        with surprises_told(self._settings), self._workload.taken(request.scale):
             return await super().pool(request)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -101,6 +104,9 @@ class EncoderReplica(Encoder):
         else:
             await self.choose_router(router)
 
+    def __del__(self) -> None:
+        spans.flush()
+
 
 class GeneratorReplica(Generator):
     """A generator with its half of the checkpoint and an engine of its own."""
@@ -108,6 +114,7 @@ class GeneratorReplica(Generator):
     def __init__(self, settings: ServeSettings) -> None:
         from m3model import LocalEngine
 
+        set_up_telemetry(settings)
         checkpoint = load_checkpoint(
             settings.model_path(), half="generator", device=settings.device,
             threads=settings.torch_threads,
@@ -138,7 +145,8 @@ class GeneratorReplica(Generator):
             ServiceError: what went wrong.
         """
         try:
-            with self._workload.taken(answer_work(request, self._expected)):
+            work = self._workload.taken(answer_work(request, self._expected))
+            with surprises_told(self._settings), work:
                 async with aclosing(cast(Any, super().generate(request))) as parts:
                     async for part in parts:
                         yield part
@@ -147,6 +155,9 @@ class GeneratorReplica(Generator):
                 LOG.error("the engine is dead: this replica ends, Ray starts another")
                 asyncio.get_running_loop().call_later(ERROR_SENT_S, os._exit, 1)
             raise
+
+    def __del__(self) -> None:
+        spans.flush()
 
 
 class GatewayReplica:
@@ -161,6 +172,7 @@ class GatewayReplica:
     ) -> None:
         from serve.log.decisions import DecisionLog
 
+        set_up_telemetry(settings)
         # Those of whoever deploys count; a replica of a YAML deployment may have its own.
         file = settings.api_keys_file
         first_keys = given_keys(file, keys)
@@ -192,6 +204,42 @@ class GatewayReplica:
     def __del__(self) -> None:
         self._keys.stop()
         self._gateway.log.close()
+        spans.flush()
+
+
+def set_up_telemetry(settings: ServeSettings) -> None:
+    """Export spans, and write lines of the log, of this replica as the service is told to.
+
+    Text is left to Ray, which has a file for each replica.
+
+    Raises:
+        ServeSetupError: traces are wanted, and cannot be sent.
+    """
+    spans.start()
+    if settings.log_format == "json":
+        logs.set_up("json", lambda: _get_serve_request_context().request_id)
+
+
+@contextmanager
+def surprises_told(settings: ServeSettings) -> Iterator[None]:
+    """Raise what nobody meant as an error without its words, which may quote the request.
+
+    Ray writes whatever a replica raises into its own logs.
+
+    Raises:
+        ServiceError: as it was raised, or one for anything else.
+    """
+    try:
+        yield
+    except ServiceError:
+        raise
+    except Exception as error:
+        name = _get_serve_request_context().request_id
+        LOG.error("request %s failed\n%s", name, logs.failure(error, words=settings.log_prompts))
+        raise ServiceError(
+            "The service failed on this request. Try again; if it happens again, report the "
+            f"request id {name}."
+        ) from None
 
 
 def _gateways() -> int:
@@ -215,6 +263,12 @@ def ray_request_id(request: Request) -> str:
     """
     given = _get_serve_request_context().request_id
     return given if harmless_id(given) else own_request_id(request)
+
+
+def logging_config(settings: ServeSettings) -> dict[str, Any]:
+    """Return how Ray Serve writes a replica's lines."""
+    encoding = {"encoding": "JSON"} if settings.log_format == "json" else {}
+    return {"enable_access_log": False} | encoding
 
 
 def build_app(settings: ServeSettings) -> Application:
@@ -271,5 +325,5 @@ def _deployment(
         graceful_shutdown_timeout_s=max(settings.drain_s, settings.request_timeout_s) + 5.0,
         graceful_shutdown_wait_loop_s=0.2,
         max_constructor_retry_count=2,
-        logging_config={"enable_access_log": False},
+        logging_config=logging_config(settings),
     )

@@ -19,7 +19,6 @@ from serve.errors import ServeSetupError
 from serve.on_ray.cluster import Progress, last_line, local_cluster, remote_cluster
 from serve.settings import ServeSettings
 
-QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 POLL_S = 0.2
 HASTY_DRAIN_S = 3.0
 
@@ -43,15 +42,16 @@ def deploy(settings: ServeSettings, host: str, port: int) -> Any:
     """Return the gateway's handle; the replicas are starting, see `wait_until_running`."""
     from ray import serve
 
-    from serve.on_ray.app import APP_NAME, build_app
+    from serve.on_ray.app import APP_NAME, build_app, logging_config
 
+    quiet = logging_config(settings) | {"log_level": "WARNING"}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
         http_options=http_options(settings, host, port),
-        logging_config=QUIET,
+        logging_config=quiet,
     )
-    app = serve.RunTarget(build_app(settings), APP_NAME, "/", logging_config=QUIET)
+    app = serve.RunTarget(build_app(settings), APP_NAME, "/", logging_config=quiet)
     return serve.run_many([app], wait_for_applications_running=False)[0]
 
 

@@ -8,6 +8,7 @@ identity is its pixels; the same bytes again are recognised before anything is d
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import hashlib
 import logging
@@ -37,6 +38,7 @@ from serve.stages.live_router import LiveRouter
 from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
 from serve.stages.prompts import Prompts, context_tokens
 from serve.stages.vision import EncodedPicture, PreparedPicture, Vision
+from serve.telemetry import logs, spans
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -95,25 +97,31 @@ class Encoder:
             text_tokens = len(await self._prompts.ids(request.prompt)) - len(request.pictures)
             self._prompts.check(text_tokens)
         started = time.perf_counter()
-        pictures = await self._encode_all(request.pictures)
-        decision = await self._in_thread(self._decide, request, pictures)
-        if request.prompt:
-            self._prompts.check(text_tokens + decision.visual_tokens)
-        tokens: tuple[NDArray[np.float16], ...] = ()
-        if pictures and not request.decide_only:
-            tokens = await self._in_thread(self._pool, pictures, decision.scales)
+        n_pictures = len(request.pictures)
+        with spans.span("m3.encode", request.traceparent, pictures=n_pictures) as work:
+            pictures = await self._encode_all(request.pictures, work.traceparent)
+            with spans.span("m3.route", work.traceparent):
+                decision = await self._in_thread(self._decide, request, pictures)
+            if request.prompt:
+                self._prompts.check(text_tokens + decision.visual_tokens)
+            tokens: tuple[NDArray[np.float16], ...] = ()
+            if pictures and not request.decide_only:
+                with spans.span("m3.pool", work.traceparent, scale=decision.scale):
+                    tokens = await self._in_thread(self._pool, pictures, decision.scales)
         encode_ms = _ms_since(started)
-        self._metrics.observe("m3_encode_latency_ms", encode_ms)
+        if pictures:  # a question without any would make encoding look quick
+            self._metrics.observe("m3_encode_latency_ms", encode_ms)
         ids = tuple(picture.picture_id for picture in pictures)
         return Encoded(ids, tokens, decision, encode_ms, text_tokens)
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return the tokens (scale, D) of a picture; one that was forgotten is encoded again."""
-        known = self._cache.get(request.picture_id)
-        if known is None:
-            self._metrics.count("m3_second_look_encodes")
-            known = await self._encode(request.picture)
-        return await self._in_thread(self._vision.tokens, known, request.scale)
+        with spans.span("m3.pool", request.traceparent, scale=request.scale) as work:
+            known = self._cache.get(request.picture_id)
+            if known is None:
+                self._metrics.count("m3_second_look_encodes")
+                known = await self._encode(request.picture, work.traceparent)
+            return await self._in_thread(self._vision.tokens, known, request.scale)
 
     async def status(self) -> EncoderStatus:
         """Return the state of this replica."""
@@ -150,21 +158,26 @@ class Encoder:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        run = contextvars.copy_context().run  # lines of the log name the request there too
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, run, function, *arguments)
 
-    async def _encode_all(self, pictures: tuple[bytes, ...]) -> list[EncodedPicture]:
-        tasks = [asyncio.create_task(self._encode(data)) for data in pictures]
+    async def _encode_all(
+        self, pictures: tuple[bytes, ...], parent: str | None
+    ) -> list[EncodedPicture]:
+        tasks = [asyncio.create_task(self._encode(data, parent)) for data in pictures]
         try:
             return await asyncio.gather(*tasks)
         finally:  # one bad picture ends the request, so nobody wants the others any more
             for task in tasks:
                 task.cancel()
 
-    async def _encode(self, data: bytes) -> EncodedPicture:
+    async def _encode(self, data: bytes, parent: str | None) -> EncodedPicture:
         digest = await self._in_thread(_sha256, data)
         key = self._ids.get(digest, "")
         if not self._is_at_hand(key):
-            prepared = await self._decoding.join(digest, partial(self._decoder.decode, data))
+            with spans.span("m3.decode_picture", parent, bytes=len(data)):
+                prepared = await self._decoding.join(digest, partial(self._decoder.decode, data))
             key = prepared.picture_id
             self._note_id(digest, key)
             if not self._is_at_hand(key):
@@ -172,15 +185,18 @@ class Encoder:
                 task = asyncio.create_task(self._encode_new(prepared))
                 self._encoding[key] = task
                 task.add_done_callback(lambda done: self._forget_task(key, done))
-                return await asyncio.shield(task)
+                with spans.span("m3.vision", parent, cache="miss"):
+                    return await asyncio.shield(task)
         self._note_id(digest, key)
         if (known := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
             self._metrics.count("m3_picture_cache", outcome="hit")
-            return known
+            with spans.span("m3.vision", parent, cache="hit"):
+                return known
         self._metrics.count("m3_picture_cache", outcome="shared")
         # One caller's disconnect must not take the pass from the others.
-        return await asyncio.shield(self._encoding[key])
+        with spans.span("m3.vision", parent, cache="shared"):
+            return await asyncio.shield(self._encoding[key])
 
     def _is_at_hand(self, key: str) -> bool:
         return key in self._cache or key in self._encoding
@@ -244,24 +260,25 @@ class Encoder:
             if (told := decision.explanation) is not None:
                 told = replace(told, relevance=tuple(map(relevance_map, maps)))
             # Callers pay for the features too, so the latency they see includes them.
-            return replace(decision, latency_ms=_ms_since(started), explanation=told)
+            decision = replace(decision, latency_ms=_ms_since(started), explanation=told)
         except RoutingError:
             raise
         except Exception as error:  # a dead router costs tokens, never answers
             self._note_failure(error)
-            return finest_fallback(
+            decision = finest_fallback(
                 self._vision.scales, constraints,
                 n_pictures=n_pictures, router_version=version, latency_ms=_ms_since(started),
             )  # fmt: skip
-        finally:
-            self._metrics.observe("m3_route_latency_ms", _ms_since(started))
+        self._metrics.observe("m3_route_latency_ms", decision.latency_ms)
+        return decision
 
     def _note_failure(self, error: Exception) -> None:
         self._metrics.count("m3_routing_failures")
         kind = f"{type(error).__name__}: {error}"
         if kind != self._routing_failed:  # once with its traceback, then only counted
             self._routing_failed = kind
-            LOG.error("routing failed, the finest scale is used", exc_info=error)
+            told = logs.failure(error, words=self._settings.log_prompts)
+            LOG.error("routing failed, the finest scale is used\n%s", told)
 
 
 def _default_router(settings: ServeSettings) -> Path | None:

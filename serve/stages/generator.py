@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from m3model.engine.interface import Engine, Sampling, TokenEvent
+from m3model.engine.interface import Engine, EngineStats, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
 from serve.errors import BadRequest, NotReady, QueueFull, ServiceError
@@ -23,6 +23,8 @@ from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus, TokenLogprob
 from serve.stages.prompts import Prompts, as_sentence, too_long
+from serve.telemetry import spans
+from serve.telemetry.answering import AnswerTimes
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +66,14 @@ class Generator:
             BadRequest: the prompt does not fit the context.
             QueueFull, NotReady, ServiceError: as they say.
         """
+        with spans.span("m3.generate", request.traceparent) as work:
+            async with aclosing(cast(Any, self._generate(request, work))) as parts:
+                async for part in parts:
+                    yield part
+
+    async def _generate(
+        self, request: GenerateRequest, work: spans.Span
+    ) -> AsyncIterator[AnswerPart]:
         import torch
 
         prompt = await self._prompts.ids(request.messages)
@@ -71,10 +81,12 @@ class Generator:
         tokens = [torch.from_numpy(array.copy()) for array in request.visual_tokens]
         pieces = None if request.top_logprobs is None else self._pieces
         pending = [_Pending(index, text_tokens, pieces) for index in range(request.n)]
-        whole = []
+        whole, times = [], dict[int, AnswerTimes]()
+        work.set(text_tokens=text_tokens, visual_tokens=sum(map(len, tokens)))
         try:
-            async with aclosing(self._events(request, prompt, tokens)) as events:
+            async with aclosing(self._events(request, prompt, tokens, times)) as events:
                 async for index, event, cached in events:
+                    times[index].token(event.queued_s)
                     pending[index].add(event, cached)
                     if self._is_due(pending[index], request.tokens_per_part):
                         if request.tokens_per_part is None:
@@ -95,10 +107,13 @@ class Generator:
             raise ServiceError("The model failed on this request. Try again.") from error
         finally:
             self._note_load()
+            for each in times.values():
+                each.tell(self._metrics, work.traceparent)
+            work.set(completion_tokens=sum(each.n_tokens for each in times.values()))
 
     async def status(self) -> GeneratorStatus:
         """Return the state of this replica."""
-        stats = self._engine.stats()
+        stats = self._note_load()
         return GeneratorStatus(
             stats.running, stats.waiting, stats.visual_tokens, stats.heartbeat_s,
             stats.text_tokens, stats.kv_pages, stats.kv_pages_used, stats.alive,
@@ -110,7 +125,7 @@ class Generator:
         Raises:
             NotReady: the worker has been silent for too long.
         """
-        stats = self._engine.stats()
+        stats = self._note_load()
         if not stats.alive:
             raise NotReady("the engine is dead or closed")
         if stats.heartbeat_s > self._settings.heartbeat_limit_s:
@@ -122,7 +137,11 @@ class Generator:
         self._engine.close()
 
     async def _events(
-        self, request: GenerateRequest, prompt: list[int], visual: Sequence[torch.Tensor]
+        self,
+        request: GenerateRequest,
+        prompt: list[int],
+        visual: Sequence[torch.Tensor],
+        times: dict[int, AnswerTimes],
     ) -> AsyncGenerator[tuple[int, TokenEvent, int]]:
         """Yield (which answer, its next token, prompt tokens that needed no reading).
 
@@ -134,6 +153,7 @@ class Generator:
 
         def submit(index: int) -> AsyncIterator[TokenEvent]:
             sampling = self._sampling(request, index)
+            times[index] = AnswerTimes()
             return self._engine.submit(names[index], prompt, visual, sampling)
 
         first = submit(0)
@@ -157,13 +177,17 @@ class Generator:
                 for name in names:  # some may never have been listened to
                     self._engine.cancel(name)
 
-    def _note_load(self) -> None:
+    def _note_load(self) -> EngineStats:
+        """Return the engine's load, now that the gauges tell it: also to probes and scrapes, or
+        they would tell what the last request saw.
+        """
         stats = self._engine.stats()
         self._metrics.gauge("m3_engine_running", stats.running)
         self._metrics.gauge("m3_engine_waiting", stats.waiting)
         self._metrics.gauge(
             "m3_engine_kv_share", stats.kv_pages_used / stats.kv_pages if stats.kv_pages else 0.0
         )
+        return stats
 
     def _sampling(self, request: GenerateRequest, index: int) -> Sampling:
         return Sampling(

@@ -21,7 +21,8 @@ class EncodeRequest:
     """Pictures as they came (PNG, JPEG, ...), the question, and what binds the decision.
 
     ``decide_only``: the caller wants the decision, so no visual tokens are sent back.
-    ``needs_second_look``: a router without one is to be refused.
+    ``needs_second_look``: a router without one is to be refused. ``traceparent``, here and below:
+    the span that the work is part of (`serve.telemetry.spans`), None: none.
     """
 
     pictures: tuple[bytes, ...]
@@ -31,6 +32,7 @@ class EncodeRequest:
     needs_second_look: bool = False
     # The conversation, where the caller wants to know how many tokens it has.
     prompt: tuple[dict[str, Any], ...] = ()
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class PoolRequest:
     picture_id: str
     picture: bytes
     scale: int
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class GenerateRequest:
     tokens_per_part: int | None = None
     n: int = 1
     top_logprobs: int | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)

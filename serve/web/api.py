@@ -13,24 +13,29 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from serve.errors import BadRequest, NotFound, NotReady, ServiceError, WrongMethod
 from serve.gateway.gateway import Gateway
+from serve.telemetry import logs
 from serve.tenants.budgets import Budgets
 from serve.tenants.keys import given_keys
 from serve.tenants.live_keys import LiveKeys
 from serve.web.answers import BODIES, add_answers, add_models
 from serve.web.body import describe_bodies
 from serve.web.callers import Callers, own_request_id
-from serve.web.front import EXPOSED_HEADERS, Front, hosts_of
+from serve.web.front import EXPOSED_HEADERS, Failed, Front, hosts_of
 from serve.web.stream import envelope
 
 LOG = logging.getLogger(__name__)
 SPREAD_S = 3
 CHANCE = random.Random()  # its own: a seed set for something else must not make it the same
+# FastAPI's own telemetry would send errors with all their words to whoever set up a provider;
+# `serve.telemetry` has the spans.
+SILENT = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 CONSOLE = Path(__file__).parents[1] / "console"
 PICTURES = Path(__file__).parents[1] / "pictures"
 CONSOLE_HEADERS = {
@@ -67,6 +72,7 @@ def create_api(
     app = FastAPI(
         title="m3-router", version=metadata.version("m3-router"),
         redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        telemetry=SILENT,
         description="Answers questions about pictures with as many visual tokens as they need.",
     )  # fmt: skip
     app.state.gateway, app.state.keys = gateway, keys
@@ -74,8 +80,8 @@ def create_api(
     add_models(app, gateway, callers)
     add_state(app, gateway)
     add_console(app)
-    add_errors(app, gateway, callers)
-    add_front(app, gateway, has_keys=keys.are_asked_for)
+    failed = add_errors(app, gateway, callers)
+    add_front(app, gateway, failed, has_keys=keys.are_asked_for)
     describe_bodies(app, BODIES)
     return app
 
@@ -107,6 +113,7 @@ def add_state(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         """Return the metrics in Prometheus' text format."""
+        await gateway.ready()  # also asks the engine for its load, which gauges would else miss
         return PlainTextResponse(await gateway.metrics.text())
 
 
@@ -125,13 +132,14 @@ def add_console(app: FastAPI) -> None:
     app.mount("/pictures", StaticFiles(directory=PICTURES, check_dir=False))
 
 
-def add_front(app: FastAPI, gateway: Gateway, *, has_keys: bool) -> None:
-    """Put the checks of host, origin and path before everything else."""
+def add_front(app: FastAPI, gateway: Gateway, failed: Failed, *, has_keys: bool) -> None:
+    """Put the checks of host, origin and path before everything else, surprises behind them."""
     settings = gateway.settings
     hosts = hosts_of(settings.allowed_hosts, has_keys=has_keys)
     app.add_middleware(
-        Front, hosts=hosts, origins=settings.cors_origins, refused=gateway.turned_away
-    )
+        Front, hosts=hosts, origins=settings.cors_origins, refused=gateway.turned_away,
+        failed=failed,
+    )  # fmt: skip
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"],
@@ -139,11 +147,11 @@ def add_front(app: FastAPI, gateway: Gateway, *, has_keys: bool) -> None:
         )  # fmt: skip
 
 
-def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
-    """Make every error, whoever raises it, a sentence in OpenAI's envelope."""
+def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> Failed:
+    """Make every error a sentence in OpenAI's envelope; return what does it, for surprises."""
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        told = _told(request, error)
+        told = _told(request, error, words=gateway.settings.log_prompts)
         call = getattr(request.state, "call", None)
         sent = callers.headers(call) if call is not None else {}
         if told.retry_after_s is not None:
@@ -158,11 +166,12 @@ def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
             sent |= {"accept-encoding": "identity"}
         return JSONResponse(envelope(told).model_dump(), told.status, sent)
 
-    for kind in (ServiceError, HTTPException, RequestValidationError, Exception):
+    for kind in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, failed)
+    return failed
 
 
-def _told(request: Request, error: Exception) -> ServiceError:
+def _told(request: Request, error: Exception, *, words: bool) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     path = request.url.path
@@ -175,5 +184,5 @@ def _told(request: Request, error: Exception) -> ServiceError:
         if request.method == "OPTIONS":
             advice = "Name the pages that may use the service in the setting cors_origins."
         return WrongMethod(f"{request.method} is not possible at {path}. {advice}")
-    LOG.error("request to %s failed", path, exc_info=error)
+    LOG.error("request to %s failed\n%s", path, logs.failure(error, words=words))
     return ServiceError("The service failed on this request. Try again.")

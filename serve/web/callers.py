@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fastapi import Request
 
 from serve.gateway.call import Call
+from serve.telemetry import logs
 from serve.tenants.budgets import Budgets
 from serve.tenants.live_keys import LiveKeys
 
@@ -52,7 +53,11 @@ class Callers:
         Raises:
             Unauthorized: it carries no key.
         """
-        call = request.state.call = Call(self.request_id(request))
+        parents = request.headers.getlist("traceparent")  # several count as none
+        call = request.state.call = Call(
+            self.request_id(request), traceparent=parents[0] if len(parents) == 1 else None
+        )
+        logs.name_request(call.request_id)
         key = self.keys.of(request.headers.get("authorization", ""))
         if key is None:
             return call

@@ -8,14 +8,16 @@ Knows headers and ASGI; knows nothing of bodies, keys or answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from fastapi.responses import JSONResponse
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ForeignOrigin, ServiceError, UnknownHost
+from serve.telemetry import logs
 from serve.web.stream import envelope
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -24,6 +26,7 @@ EXPOSED_HEADERS = (
     "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
 )  # fmt: skip
 ANY = "*"
+Failed = Callable[[Request, Exception], Awaitable[Response]]
 # Probes ask under whatever address they have, and learn nothing that would help a stranger.
 PROBED = ("/health", "/health/live", "/health/ready")
 
@@ -37,18 +40,21 @@ class Front:
         hosts: names in the Host header that are answered; None: all.
         origins: other sites whose pages may ask.
         refused: told of every request that is not passed on.
+        failed: answers what nobody meant to raise.
     """
 
     app: ASGIApp
     hosts: frozenset[str] | None
     origins: Sequence[str]
     refused: Callable[[ServiceError], None]
+    failed: Failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with the reason."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        logs.begin_request()
         error = self._refusal(scope)
         if error is not None:
             self.refused(error)
@@ -57,7 +63,20 @@ class Front:
         scope = {**scope, "path": straight(scope["path"])}
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
-        await self.app(scope, receive, send)
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        except Exception as surprise:  # ends here: who runs this would log it with all its words
+            reply = await self.failed(Request(scope), surprise)
+            if begun:
+                raise RuntimeError("a reply broke off; the log says why") from None
+            await reply(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ServiceError | None:
         headers = Headers(scope=scope)

@@ -194,10 +194,10 @@ def test_everything_imported_is_declared():
     # A benchmark in several files imports its neighbours by name, as scripts do.
     dev = own | modules(extras["dev"])
     dev |= {path.stem for path in (ROOT / "benchmarks").iterdir()}
-    vllm = own | {"vllm"}
+    extra = own | {"vllm"} | modules(extras["otel"])
     wrong = [
         f"{name_of(path)}:{line} {module}"
-        for paths, allowed in ((CODE, vllm), (TESTS + BENCHMARKS, dev))
+        for paths, allowed in ((CODE, extra), (TESTS + BENCHMARKS, dev))
         for path in paths
         for module, line in imports_of(path)
         if module.split(".")[0] not in allowed
@@ -226,6 +226,7 @@ LIGHT = [
     ("training.cli", {"torch", "ray", "transformers", "lightgbm", "matplotlib"}),
     ("serve.cli", {"torch", "ray", "transformers", "lightgbm"}),
     ("serve.protocol", {"torch", "ray", "transformers", "fastapi"}),
+    ("serve.gateway.gateway", {"torch", "ray", "transformers", "fastapi", "opentelemetry"}),
 ]
 
 

@@ -65,7 +65,8 @@ class Running:
     def counted(self, name: str) -> dict[str, float]:
         text = asyncio.run(self.service.gateway.metrics.text())
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(name)]
-        return {key: float(value) for key, value in lines if "_created" not in key}
+        values = {key: float(value) for key, value in lines if "_created" not in key}
+        return {key: value for key, value in values.items() if value or "{" not in key}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from serve.errors import BadRequest, DiedAgain, NotReady, QueueFull, ReplicaDied
 from serve.gateway.call import Call
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
+from serve.log.decisions import LogCounts
 from serve.metrics import LocalMetrics
 from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
@@ -107,6 +108,7 @@ class ListLog:
 
     def __init__(self) -> None:
         self.records: list[DecisionRecord] = []
+        self.counts = LogCounts()
 
     def append(self, record: DecisionRecord, pictures: Any = ()) -> None:
         self.records.append(record)
