@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """The policy wanted another scale; the cap on visual tokens did not allow it."""
     no_image = "no_image"
     """The request carries no picture: scale 0, no visual tokens."""
+    degraded = "degraded"
+    """The service was overloaded: the raised price took another scale, or no second look."""
     fallback = "fallback"
     """Routing failed: the finest scale that the caller's constraints allow."""
 
@@ -43,6 +45,7 @@ class Constraints:
         explain: whether the decision should carry its explanation, which takes milliseconds.
         max_harm: bound on the share of right answers lost against the finest scale, or None.
         second_look: whether the answer's confidence may later ask for a finer scale.
+        price_floor: least price the policy decides at, without a second look; 0: its own price.
     """
 
     pinned: int | None = None
@@ -51,6 +54,7 @@ class Constraints:
     explain: bool = False
     max_harm: float | None = None
     second_look: bool = False
+    price_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if self.pinned is not None and self.reason is Reason.predicted:

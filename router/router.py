@@ -170,6 +170,11 @@ class Router:
             scale, reason = self._choose(policy, values, limits.max_visual_tokens, pictures)
             if reason is Reason.budget_cap:
                 bound = None  # the cap has overruled the choice that was certified
+            if limits.price_floor > 0.0 and limits.max_harm is None:
+                policy = replace(self.policy, price=max(self.policy.price, limits.price_floor))
+                coarser, _ = self._choose(policy, values, limits.max_visual_tokens, pictures)
+                if look is not None or coarser != scale:
+                    scale, reason, look = coarser, Reason.degraded, None
         else:
             raise ValueError("features are needed to decide; only a pinned scale goes without")
         explanation = None

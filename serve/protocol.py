@@ -188,7 +188,8 @@ class Routing(BaseModel):
     """Read in all; after a second look by both."""
     reason: str
     """predicted, pinned (scale or model id), detail, budget_cap (another scale was wanted),
-    no_image, or fallback (routing failed: the finest scale allowed)."""
+    no_image, degraded (overload: a raised price, no second look), or fallback (routing failed: the
+    finest scale allowed)."""
     p_suffices: dict[str, float] | None
     """Scale -> probability that its answer suffices; null where nothing was predicted."""
     router_version: str | None
@@ -201,6 +202,8 @@ class Routing(BaseModel):
     """The bound that is kept, where ``max_harm`` asked for one."""
     second_look: SecondLooked | None = Field(None, exclude_if=_is_none)
     """The first answer, where there were two."""
+    price: float | None = Field(None, exclude_if=_is_none)
+    """The price in force, where it was raised and changed the choice: ``reason`` degraded."""
 
 
 class PromptTokensDetails(BaseModel):

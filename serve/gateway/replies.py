@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal, cast
 
+from router.decision import Reason
 from serve.protocol import (
     AnswerMessage,
     Certified,
@@ -119,6 +120,7 @@ def _routing(trace: Trace) -> Routing:
         latency_ms=round(decision.latency_ms, 3),
         explain=decision.explanation,
         certified=decision.certified and Certified(**asdict(decision.certified)),
+        price=decision.price if decision.reason is Reason.degraded else None,
         second_look=trace.first and _second_look(trace.first, decision.visual_tokens),
     )
 

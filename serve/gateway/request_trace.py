@@ -51,6 +51,8 @@ class Trace:
     finish_reason: str | None = None
     status: str = "cancelled"
     deaths: int = 0  # replicas that died while they worked on it
+    together: int = 1  # requests in flight when it was admitted, itself among them
+    begun: bool = False  # an answer has
     refused: bool = True  # nothing was done for it: its time is no latency
     charged: int = 0  # visual tokens taken off its tenant's budget
     signed_id: str | None = None  # of its reply, where feedback can be given on it

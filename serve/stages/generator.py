@@ -19,6 +19,7 @@ from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFaile
 from serve.errors import BadRequest, NotReady, QueueFull, ServiceError, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
+from serve.stages.in_time import in_time
 from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Generator:
 
         Raises:
             BadRequest: the prompt does not fit the context.
-            QueueFull, NotReady, ServiceError: as they say.
+            QueueFull, NotReady, TimedOut, ServiceError: as they say.
         """
         import torch
 
@@ -68,10 +69,12 @@ class Generator:
             events = self._engine.submit(uuid.uuid4().hex, prompt, tokens, self._sampling(request))
             self._note_load()
             async with aclosing(cast(Any, events)) as stream:
-                async for event in stream:
+                event = await in_time(anext(stream, None), request.time_left_s)
+                while event is not None:
                     pending.add(event)
                     if self._is_due(pending, request.tokens_per_part):
                         yield pending.take()
+                    event = await anext(stream, None)
         except PromptTooLong as error:
             raise BadRequest(_sentence(error), "messages", "context_length_exceeded") from error
         except EngineRefusal as error:
@@ -152,6 +155,7 @@ class _Pending:
 
     def __init__(self, text_tokens: int) -> None:
         self.text_tokens, self.is_first = text_tokens, True
+        self.first_at: float | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -160,15 +164,18 @@ class _Pending:
         self.since = time.monotonic()
 
     def add(self, event: TokenEvent) -> None:
+        self.first_at = self.first_at or time.monotonic()
         self.text += event.text_delta
         self.n_tokens += 1
         self.logprob += event.logprob
         self.finish_reason = event.finish_reason
 
     def take(self) -> AnswerPart:
+        since_first_ms = (time.monotonic() - (self.first_at or time.monotonic())) * 1000.0
         part = AnswerPart(
-            self.text, self.n_tokens, self.logprob, self.text_tokens, self.finish_reason
-        )
+            self.text, self.n_tokens, self.logprob, self.text_tokens, self.finish_reason,
+            since_first_ms,
+        )  # fmt: skip
         self.is_first = False
         self._reset()
         return part

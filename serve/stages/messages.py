@@ -21,7 +21,8 @@ class EncodeRequest:
     """Pictures as they came (PNG, JPEG, ...), the question, and what binds the decision.
 
     ``decide_only``: the caller wants the decision, so no visual tokens are sent back.
-    ``needs_second_look``: a router without one is to be refused.
+    ``needs_second_look``: a router without one is to be refused. ``pressure``: from 0 to 1, how far
+    the price should rise within what is certified. ``time_left_s``: None has no end.
     """
 
     pictures: tuple[bytes, ...]
@@ -29,6 +30,8 @@ class EncodeRequest:
     constraints: Constraints
     decide_only: bool = False
     needs_second_look: bool = False
+    pressure: float = 0.0
+    time_left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class GenerateRequest:
     """A conversation with one ``{"type": "image"}`` per picture, and the pictures' tokens.
 
     ``max_tokens`` None: the service's default, as far as the context allows. ``tokens_per_part``
-    None: the whole answer comes as one part.
+    None: the whole answer comes as one part. ``time_left_s``: for its first token to come.
     """
 
     request_id: str
@@ -67,6 +70,7 @@ class GenerateRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     tokens_per_part: int | None = None
+    time_left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class AnswerPart:
     """Some text of the answer, the tokens it took, and the sum of their log-probabilities.
 
     ``finish_reason`` is set on the last part only. ``text_tokens`` counts the prompt without
-    visual tokens and is the same in every part.
+    visual tokens and is the same in every part. ``since_first_ms`` is the time from the
+    answer's first token to this part: what was spent on answering, not on waiting.
     """
 
     text: str
@@ -82,6 +87,7 @@ class AnswerPart:
     logprob: float
     text_tokens: int
     finish_reason: str | None = None
+    since_first_ms: float = 0.0
 
 
 @dataclass(frozen=True)
