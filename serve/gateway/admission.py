@@ -98,8 +98,8 @@ class Admission:
             raise QueueFull(retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> int:
-        """Return when those who are here now will have been answered, in whole seconds."""
-        expected_s = self._pressure.expected_s(self.inflight)
+        """Return when the request would have been answered, had it been let in, in seconds."""
+        expected_s = self._pressure.expected_s(self.inflight + 1)
         return min(max(1, math.ceil(expected_s)), LONGEST_RETRY_S)
 
     def _note(self) -> None:

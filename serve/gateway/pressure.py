@@ -20,7 +20,8 @@ TRUST = 3.0  # nobody is expected to wait longer than so many times what was see
 MEMORY_S = 5.0  # what was seen counts for so long, or twice the longest wait
 RELEASE_S = 2.0  # pressure falls by this time constant,
 LEAST = 0.02  # and is nothing below this: after 8 s at the latest
-HOLD_S = 1.0  # at full pressure, before anybody is refused
+HOLD_S = 1.0  # from full pressure on, before anybody is refused,
+RELIEF = 0.5  # unless it fell below this meanwhile
 
 
 class Pressure:
@@ -71,18 +72,20 @@ class Pressure:
         wanted = min(max((self.load(inflight) - START) / (FULL - START), 0.0), 1.0)
         faded = self._value * math.exp(-(now - self._at) / RELEASE_S) if self._value else 0.0
         self._value, self._at = max(wanted, faded if faded >= LEAST else 0.0), now
-        if self._value < 1.0:
+        if self._value >= 1.0:
+            self._full_since = min(self._full_since, now)
+        elif self._value < RELIEF:
             self._full_since = math.inf
-        elif self._full_since == math.inf:
-            self._full_since = now
         return self._value
 
     def refuses(self, inflight: int) -> bool:
         """Return whether a request that makes them so many is to be refused.
 
-        Only what the dearest price could not help, once that had time to show.
+        Only what the dearest price could not help, once that had time to show; and nobody who
+        would wait for nobody else, however long an answer takes.
         """
-        if self.value(inflight) < 1.0 or self.expected_s(inflight) <= self._max_wait_s:
+        too_long = self.value(inflight) >= 1.0 and self.expected_s(inflight) > self._max_wait_s
+        if not too_long or inflight == 1:
             return False
         return self._clock() - self._full_since >= min(HOLD_S, self._max_wait_s)
 
