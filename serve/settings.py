@@ -81,10 +81,10 @@ class OverloadSettings(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     max_harm: float | None = Field(
-        0.05,
+        0.1,
         gt=0,
         lt=1,
-        description="While overloaded the price rises, and second looks go, as far as the router's "
+        description="While overloaded, second looks go and the price rises, as far as the router's "
         "certificate bounds the answers lost by this share; None, or no such certificate: never.",
     )
     max_wait_s: float = Field(

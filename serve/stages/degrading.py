@@ -19,9 +19,9 @@ def under_pressure(
 ) -> Constraints:
     """Return the constraints with the floor of the price that the pressure asks for.
 
-    A request that might look twice looks once from the first pressure on, at the dearest price that
-    is certified, up to the one its first look would have started at: at the router's usual price
-    one look reads more than two. The price of others rises with the pressure.
+    A request that might look twice looks once from the first pressure on, at a price between the
+    middle of the certified ones and the one its first look would have started at: at the router's
+    usual price one look reads more than two. The price of others rises from the usual one.
 
     Args:
         constraints: of a request about one picture; with wishes about tokens or harm they are kept.
@@ -36,7 +36,7 @@ def under_pressure(
     look = router.second_look if constraints.second_look else None
     if look is not None:
         prices = tuple(price for price in prices if price <= look.start_price)
-        pressure = 1.0
+        pressure = (1.0 + pressure) / 2.0
     if not prices:
         return constraints
     step = math.ceil(min(pressure, 1.0) * len(prices))
