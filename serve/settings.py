@@ -88,7 +88,7 @@ class OverloadSettings(BaseModel):
         "certificate bounds the answers lost by this share; None, or no such certificate: never.",
     )
     max_wait_s: float = Field(
-        10.0,
+        30.0,
         gt=0,
         description="Expected time to an answer's first token above which requests are refused: "
         "429. The price begins to rise at half of it, or of max_inflight_requests.",

@@ -36,13 +36,20 @@ class Admission:
         self._looks_again = False
 
     @contextmanager
-    def reading(self, n_bytes: int) -> Iterator[None]:
+    def reading(self, n_bytes: int, *, is_work: bool = True) -> Iterator[None]:
         """Count a body in while it is being read; the request itself is admitted afterwards.
 
+        Args:
+            n_bytes: that it announces.
+            is_work: whether what it asks would have to wait its turn.
+
         Raises:
-            QueueFull: as many bodies are being read, or bytes here, as the settings allow.
+            QueueFull: as many bodies are being read, or bytes here, as the settings allow, or the
+                request would not be admitted anyway: under overload reading bodies is what costs.
         """
         self._refuse_if_full(self._reading, n_bytes)
+        if is_work:
+            self._refuse_if_long()
         self._reading += 1
         self._bytes += n_bytes
         try:
@@ -63,8 +70,7 @@ class Admission:
         if self.draining:
             raise NotReady("The service is stopping. Try again after the seconds in Retry-After.")
         self._refuse_if_full(self.inflight, n_bytes)
-        if self._pressure.refuses(self.inflight + 1):
-            raise QueueFull(retry_after_s=self._retry_after_s())
+        self._refuse_if_long()
         self.inflight += 1
         self._bytes += n_bytes
         self._note()
@@ -95,6 +101,10 @@ class Admission:
     def _refuse_if_full(self, here: int, n_bytes: int) -> None:
         full = here >= self._settings.max_inflight_requests
         if full or self._bytes + n_bytes > self._settings.max_inflight_bytes:
+            raise QueueFull(retry_after_s=self._retry_after_s())
+
+    def _refuse_if_long(self) -> None:
+        if self._pressure.refuses(self.inflight + 1):
             raise QueueFull(retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> int:

@@ -268,7 +268,7 @@ class Gateway:
                 request = replace(request, time_left_s=self._left_s(trace))
                 async with aclosing(cast(Any, self._generator.generate(request))) as parts:
                     while (part := await self._in_time(trace, anext(parts, None))) is not None:
-                        if not begun and not trace.begun:
+                        if not (begun or trace.begun or attempt):
                             waited_s = (trace.elapsed_ms - part.since_first_ms) / 1000.0
                             self.admission.begun(waited_s, trace.together)
                         begun = trace.begun = True

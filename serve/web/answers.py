@@ -104,7 +104,8 @@ async def _body_of(
         call = replace(call, timeout_s=timeout_of(request.headers.get("timeout")))
         check_headers(request.headers)
         # Reserved before a byte is read: half a body held back costs its sender's share, no more.
-        with gateway.admission.reading(announced_bytes(request.headers, settings.max_body_bytes)):
+        announced = announced_bytes(request.headers, settings.max_body_bytes)
+        with gateway.admission.reading(announced, is_work=kind is ChatRequest):
             raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
             return await parse_body(raw, kind), replace(call, n_bytes=len(raw))
     except ServiceError as error:

@@ -162,6 +162,8 @@ def test_only_then_requests_are_refused(start: Any, ask_body: Body) -> None:
     # With nobody ahead, even who waits longer than set is let in.
     assert [r.status_code for r in running.post(*[ask_body()] * 2, slow=True)] == [200, 200]
     running.service.gateway.admission.inflight += 1
+    said = {"request_id": "r", "score": 1.0}
+    assert running.post(said, slow=True, path="/v1/feedback")[0].status_code == 200
     reply = running.post(ask_body(), slow=True)[0]
     running.service.gateway.admission.inflight -= 1
     assert (reply.status_code, reply.json()["error"]["code"]) == (429, "queue_full")
