@@ -49,7 +49,10 @@ Bodies = Sequence[bytes]
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one request; ``at_s`` is when it was sent, after the phase began."""
+    """What came of one request; ``at_s`` is when it was sent, after the phase began.
+
+    ``late_ms`` after it was due: beyond some milliseconds this machine was too busy to ask.
+    """
 
     question: int
     at_s: float
@@ -58,6 +61,7 @@ class Reply:
     visual_tokens: int = 0
     reason: str = ""
     price: float | None = None
+    late_ms: float = 0.0
 
 
 def serve(port: int, settings: ServeSettings, ready: Event) -> None:
@@ -108,7 +112,13 @@ def questions(n_pictures: int) -> list[bytes]:
     return bodies
 
 
-async def ask(client: httpx2.AsyncClient, bodies: Bodies, question: int, began: float) -> Reply:
+async def ask(
+    client: httpx2.AsyncClient,
+    bodies: Bodies,
+    question: int,
+    began: float,
+    due: float | None = None,
+) -> Reply:
     """Return what came of a question."""
     sent = time.perf_counter()
     headers = {"content-type": "application/json"}
@@ -118,7 +128,8 @@ async def ask(client: httpx2.AsyncClient, bodies: Bodies, question: int, began: 
         return Reply(question, sent - began, 599, 1000.0 * (time.perf_counter() - sent))
     ms = 1000.0 * (time.perf_counter() - sent)
     routing = reply.json()["routing"] if reply.status_code == 200 else {}
-    told = (routing.get("visual_tokens", 0), routing.get("reason", ""), routing.get("price"))
+    late_ms = 0.0 if due is None else 1000.0 * (sent - due)
+    told = routing.get("visual_tokens", 0), routing.get("reason", ""), routing.get("price"), late_ms
     return Reply(question, sent - began, reply.status_code, ms, *told)
 
 
@@ -142,7 +153,7 @@ async def at_random(
     while (at := at + chance.expovariate(rate)) < seconds:
         await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
         question = chance.randrange(len(bodies))
-        tasks.append(asyncio.create_task(ask(client, bodies, question, began)))
+        tasks.append(asyncio.create_task(ask(client, bodies, question, began, began + at)))
     return list(await asyncio.gather(*tasks))
 
 
@@ -220,6 +231,7 @@ def judged(
                              "visual_tokens": mean_tokens(before),
                              "tokens_share": share(before, idle)},
         "p95_ratio": round(p95["loaded"] / p95["idle"], 3),
+        "sent_late_p95_ms": round(float(np.percentile([r.late_ms for r in accepted], 95)), 1),
         "price_back_s": round(max(back, default=0.0), 2),
     }  # fmt: skip
 
@@ -285,6 +297,7 @@ def show(report: dict[str, Any]) -> None:
         f"visual tokens, of those of the same questions when idle: before the first 429 "
         f"{before['tokens_share']} ({before['n']} requests, goal {GOALS['tokens_share']:g}), "
         f"over all {loaded['tokens_share']}\n"
+        f"requests were sent {report['sent_late_p95_ms']} ms late (p95); "
         f"price back after {report['price_back_s']} s (goal {GOALS['price_back_s']:g} s)"
     )
 

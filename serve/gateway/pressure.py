@@ -17,7 +17,7 @@ from collections.abc import Callable
 START, FULL = 0.5, 0.8
 WEIGHT = 0.2  # of the newest answer
 TRUST = 3.0  # nobody is expected to wait longer than so many times what was seen
-MEMORY_S = 5.0  # what was seen counts for so long, or twice the longest wait
+MEMORY_S = 5.0  # what was seen counts for so long, or twice the longest wait, once nobody waits
 RELEASE_S = 2.0  # pressure falls by this time constant,
 LEAST = 0.02  # and is nothing below this: after 8 s at the latest
 HOLD_S = 1.0  # from full pressure on, before anybody is refused,
@@ -69,6 +69,8 @@ class Pressure:
     def value(self, inflight: int) -> float:
         """Return the pressure from 0 to 1 with so many requests in flight."""
         now = self._clock()
+        if inflight > 1 and not self._is_forgotten:
+            self._seen_at = now  # a service that stands still has not become idle
         wanted = min(max((self.load(inflight) - START) / (FULL - START), 0.0), 1.0)
         faded = self._value * math.exp(-(now - self._at) / RELEASE_S) if self._value else 0.0
         self._value, self._at = max(wanted, faded if faded >= LEAST else 0.0), now

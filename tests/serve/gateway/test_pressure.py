@@ -62,6 +62,13 @@ def test_nothing_is_expected_before_the_first_answer_nor_long_after_the_last() -
     assert of.expected_s(9) > 1.0
     clock.now += MEMORY_S + 0.01
     assert of.expected_s(9) == 0.0
+    of, clock = seen(2.0, 4, max_wait_s=1.0)
+    for _ in range(20):  # nothing is answered, but there are some who wait
+        clock.now += MEMORY_S / 2
+        of.value(4)
+    assert of.expected_s(4) == pytest.approx(2.0)
+    clock.now += MEMORY_S + 0.01
+    assert of.expected_s(4) == 0.0
     of.begun(0.1, 1)  # what was forgotten does not weigh
     assert of.expected_s(1) == pytest.approx(0.1)
 
