@@ -26,7 +26,6 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 from _result import arguments, write
 from PIL import Image
@@ -72,9 +71,41 @@ def serve(port: int, settings: ServeSettings, ready: Event) -> None:
     run(settings, bind("127.0.0.1", port), ready.set)
 
 
+class Caller:
+    """Asks over connections that are kept; a usual client would take as long as the service."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def send(self, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Return status and body; GET without a body.
+
+        Raises:
+            OSError, IncompleteReadError: no reply came.
+        """
+        connection = self._idle.pop() if self._idle else None
+        reader, writer = connection or await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(
+            f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in head.decode().splitlines()[1:-1])
+        said = await reader.readexactly(int(fields["content-length"]))
+        self._idle.append((reader, writer))
+        return int(head.split()[1]), said
+
+    def close(self) -> None:
+        """Close every connection."""
+        for _, writer in self._idle:
+            writer.close()
+
+
 @contextlib.asynccontextmanager
-async def service(log_dir: Path, overload: OverloadSettings) -> AsyncIterator[httpx2.AsyncClient]:
-    """Give a client of a service in a process of its own; its pictures are not yet known."""
+async def service(log_dir: Path, overload: OverloadSettings) -> AsyncIterator[Caller]:
+    """Give a caller of a service in a process of its own; its pictures are not yet known."""
     from serve.web.listening import bind
 
     with bind("127.0.0.1", 0) as probe:
@@ -87,11 +118,9 @@ async def service(log_dir: Path, overload: OverloadSettings) -> AsyncIterator[ht
     try:
         if not await asyncio.to_thread(ready.wait, 120):
             raise SystemExit("the service did not start")
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
-        async with httpx2.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=60.0, limits=limits, trust_env=False
-        ) as client:
-            yield client
+        caller = Caller(port)
+        yield caller
+        caller.close()
     finally:
         if process.pid is not None and process.is_alive():
             process.terminate()
@@ -113,7 +142,7 @@ def questions(n_pictures: int) -> list[bytes]:
 
 
 async def ask(
-    client: httpx2.AsyncClient,
+    caller: Caller,
     bodies: Bodies,
     question: int,
     began: float,
@@ -121,31 +150,30 @@ async def ask(
 ) -> Reply:
     """Return what came of a question."""
     sent = time.perf_counter()
-    headers = {"content-type": "application/json"}
     try:
-        reply = await client.post(CHAT, content=bodies[question], headers=headers)
-    except httpx2.HTTPError:
-        return Reply(question, sent - began, 599, 1000.0 * (time.perf_counter() - sent))
+        status, said = await caller.send(CHAT, bodies[question])
+    except (OSError, asyncio.IncompleteReadError):
+        status, said = 599, b""
     ms = 1000.0 * (time.perf_counter() - sent)
-    routing = reply.json()["routing"] if reply.status_code == 200 else {}
+    routing = json.loads(said)["routing"] if status == 200 else {}
     late_ms = 0.0 if due is None else 1000.0 * (sent - due)
     told = routing.get("visual_tokens", 0), routing.get("reason", ""), routing.get("price"), late_ms
-    return Reply(question, sent - began, reply.status_code, ms, *told)
+    return Reply(question, sent - began, status, ms, *told)
 
 
-async def in_turn(client: httpx2.AsyncClient, bodies: Bodies, at_once: int) -> list[Reply]:
+async def in_turn(caller: Caller, bodies: Bodies, at_once: int) -> list[Reply]:
     """Return every question's reply, so many at once."""
     left, began = iter(range(len(bodies))), time.perf_counter()
 
-    async def caller() -> list[Reply]:
-        return [await ask(client, bodies, question, began) for question in left]
+    async def one() -> list[Reply]:
+        return [await ask(caller, bodies, question, began) for question in left]
 
-    each = await asyncio.gather(*(caller() for _ in range(at_once)))
+    each = await asyncio.gather(*(one() for _ in range(at_once)))
     return [reply for replies in each for reply in replies]
 
 
 async def at_random(
-    client: httpx2.AsyncClient, bodies: Bodies, rate: float, seconds: float, seed: int = 1
+    caller: Caller, bodies: Bodies, rate: float, seconds: float, seed: int = 1
 ) -> list[Reply]:
     """Return the replies of requests that come at Poisson times, whatever became of the others."""
     chance, began, at = random.Random(seed), time.perf_counter(), 0.0
@@ -153,15 +181,15 @@ async def at_random(
     while (at := at + chance.expovariate(rate)) < seconds:
         await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
         question = chance.randrange(len(bodies))
-        tasks.append(asyncio.create_task(ask(client, bodies, question, began, began + at)))
+        tasks.append(asyncio.create_task(ask(caller, bodies, question, began, began + at)))
     return list(await asyncio.gather(*tasks))
 
 
-async def now_and_then(client: httpx2.AsyncClient, bodies: Bodies, seconds: float) -> list[Reply]:
+async def now_and_then(caller: Caller, bodies: Bodies, seconds: float) -> list[Reply]:
     """Return the replies of single requests with pauses between them."""
     began, replies = time.perf_counter(), []
     while time.perf_counter() - began < seconds:
-        replies.append(await ask(client, bodies, len(replies) % len(bodies), began))
+        replies.append(await ask(caller, bodies, len(replies) % len(bodies), began))
         await asyncio.sleep(EVERY_S)
     return replies
 
@@ -179,24 +207,24 @@ async def measure(
         n_onsets: further, short loads: how many tokens go before anybody is refused.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        async with service(Path(scratch) / "calm", OverloadSettings()) as client:
-            await in_turn(client, bodies, 4)  # every picture becomes known
-            idle = await in_turn(client, bodies, 1)
+        async with service(Path(scratch) / "calm", OverloadSettings()) as caller:
+            await in_turn(caller, bodies, 4)  # every picture becomes known
+            idle = await in_turn(caller, bodies, 1)
             began = time.perf_counter()
-            crowd = await in_turn(client, [*bodies, *bodies], AT_ONCE)
+            crowd = await in_turn(caller, [*bodies, *bodies], AT_ONCE)
             capacity = len(crowd) / (time.perf_counter() - began)
         allowed_s = ALLOWED * float(np.median([reply.ms for reply in idle])) / 1000.0
         overload = OverloadSettings(max_wait_s=allowed_s, max_harm=max_harm)
-        async with service(Path(scratch) / "loaded", overload) as client:
-            await in_turn(client, bodies, 1)
+        async with service(Path(scratch) / "loaded", overload) as caller:
+            await in_turn(caller, bodies, 1)
             await asyncio.sleep(10.0)
-            loaded = await at_random(client, bodies, times * capacity, seconds)
-            after = await now_and_then(client, bodies, WATCHED_S)
+            loaded = await at_random(caller, bodies, times * capacity, seconds)
+            after = await now_and_then(caller, bodies, WATCHED_S)
             onsets = [loaded]
             for seed in range(2, 2 + n_onsets):
-                onsets.append(await at_random(client, bodies, times * capacity, ONSET_S, seed))
+                onsets.append(await at_random(caller, bodies, times * capacity, ONSET_S, seed))
                 await asyncio.sleep(10.0)
-            metrics = (await client.get("/metrics")).text
+            metrics = (await caller.send("/metrics"))[1].decode()
     floor = next(x for x in metrics.splitlines() if x.startswith("m3_price_floor "))
     if any(reply.status != 200 or reply.reason == "degraded" for reply in [*idle, *crowd]):
         raise SystemExit("the idle service degraded or refused something: nothing to compare with")
