@@ -74,7 +74,8 @@ def _commands() -> Iterator[str]:
         for name, command in _leaves(program, group):
             yield f"{'####' if name != program else '###'} {name}\n\n{_sentence(command.help)}\n"
             rows = [_flag(each) for each in command.params if not each.hidden]
-            yield _table(["flag", "value", "default", "what it does"], rows)
+            if rows:
+                yield _table(["flag", "value", "default", "what it does"], rows)
 
 
 def _flag(parameter: Any) -> list[str]:
@@ -103,8 +104,9 @@ def _settings() -> Iterator[str]:
     from serve.settings import ServeSettings
 
     yield (
-        "## Settings\n\nThe fields of `ServeSettings`: what stands under `args:` in a Ray Serve "
-        "YAML. The usual ones are flags of `m3-serve up`.\n"
+        "## Settings\n\nThe fields of `ServeSettings`: what stands in a file for `m3-serve up "
+        "--config`, and under `args:` in a Ray Serve YAML. The usual ones are flags of "
+        "`m3-serve up`.\n"
     )
     yield from _models([(ServeSettings, "validation")])
 

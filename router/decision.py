@@ -1,30 +1,33 @@
 """What was decided for one request and why, and which of a caller's wishes bind the decision.
 
 Knows scales, caps and words; knows nothing of features, LightGBM or HTTP. Everything here is pure.
-Precedence: routing.scale > model id m3-<scale> > image detail > cap and policy. A pin that does
-not fit the cap is refused, never clamped.
+Precedence: routing.scale > model id m3-<scale> > image detail > cap and policy. The first two pin
+all pictures of a request, a detail its own picture. A pin that does not fit the cap is refused,
+never clamped.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import cast
 
 from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
 from router.explanation import Explanation
+from router.policy.budget import Pins, even_shares
 from router.second_look import OpenLook
 
 
 class Reason(StrEnum):
-    """Why a request got its scale."""
+    """Why a request got its scale, or its pictures their scales."""
 
     predicted = "predicted"
-    """The policy chose freely."""
+    """The policy chose freely, for every picture that has no detail of its own."""
     pinned = "pinned"
     """The caller named the scale (``routing.scale`` or the model id)."""
     detail = "detail"
-    """The caller's image detail names it."""
+    """The caller's image details name it, that of every picture."""
     budget_cap = "budget_cap"
-    """The policy wanted another scale; the cap on visual tokens did not allow it."""
+    """The policy wanted another scale for some picture; the cap on visual tokens forbade it."""
     no_image = "no_image"
     """The request carries no picture: scale 0, no visual tokens."""
     degraded = "degraded"
@@ -38,7 +41,7 @@ class Constraints:
     """What binds one request's decision.
 
     Attributes:
-        pinned: the scale the caller fixed, or None when the policy chooses.
+        pinned: the scale the caller fixed for all pictures, or None.
         max_visual_tokens: cap on the visual tokens of the whole request (all pictures), or None.
         reason: ``pinned`` or ``detail`` with a pin, ``no_image`` without a picture, else
             ``predicted``.
@@ -46,6 +49,8 @@ class Constraints:
         max_harm: bound on the share of right answers lost against the finest scale, or None.
         second_look: whether the answer's confidence may later ask for a finer scale.
         price_floor: least price the policy decides at, without a second look; 0: its own price.
+        pins: for each of several pictures the scale that its detail fixes, None where the policy
+            chooses; empty where ``pinned`` or nothing says it for all.
     """
 
     pinned: int | None = None
@@ -55,10 +60,30 @@ class Constraints:
     max_harm: float | None = None
     second_look: bool = False
     price_floor: float = 0.0
+    pins: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.pinned is not None and self.reason is Reason.predicted:
+        if self.reason is Reason.predicted and self.pinned is not None:
             object.__setattr__(self, "reason", Reason.pinned)
+        elif self.reason is Reason.predicted and self.pins and None not in self.pins:
+            object.__setattr__(self, "reason", Reason.detail)
+
+    def pins_of(self, n_pictures: int) -> tuple[int | None, ...]:
+        """Return for each picture the scale the caller fixed, None where the policy chooses.
+
+        Raises:
+            ValueError: the pins are those of another number of pictures.
+        """
+        if not self.pins:
+            return (self.pinned,) * n_pictures
+        if len(self.pins) != n_pictures:
+            raise ValueError(f"{len(self.pins)} pins for {n_pictures} pictures")
+        return self.pins
+
+    def fixed(self, n_pictures: int) -> tuple[int, ...] | None:
+        """Return the scale of each picture where the caller fixed all of them, else None."""
+        pins = self.pins_of(n_pictures)
+        return None if None in pins else cast("tuple[int, ...]", pins)
 
 
 @dataclass(frozen=True)
@@ -81,14 +106,15 @@ NOTHING_LOST = AppliedBound(0.0, 0.0, None)
 
 @dataclass(frozen=True)
 class RoutingDecision:
-    """The scale of one request, and what it rests on.
+    """The scale of each picture of one request, and what that rests on.
 
     Attributes:
-        scale: visual tokens per picture (0 without a picture).
-        visual_tokens: visual tokens of the whole request: pictures x scale.
+        scale: visual tokens of the picture (0 without one); of several pictures the finest.
+        visual_tokens: visual tokens of the whole request: the sum over its pictures.
         reason: why.
         p_suffices: scale -> calibrated P(scale suffices), the mean over pictures; None where
-            nothing was predicted (pinned without features, no picture, fallback).
+            nothing was predicted (pinned without features, no picture, fallback). Of several
+            pictures the explanation has each one's.
         values: scale -> the quality that the policy weighs against cost; None as above.
         price: quality that one unit of cost had to buy (the router's dial); None without a router.
         router_version: short content hash of the router; "" without a router.
@@ -96,6 +122,7 @@ class RoutingDecision:
         certified: the bound it was decided under; None where none was asked for.
         explanation: why, where that was asked for and something was predicted.
         open_look: decides after the answer whether to look finer; None where nothing may follow.
+        scales: visual tokens of each picture, in order; empty without a picture.
     """
 
     scale: int
@@ -109,6 +136,7 @@ class RoutingDecision:
     certified: AppliedBound | None = None
     explanation: Explanation | None = None
     open_look: OpenLook | None = None
+    scales: tuple[int, ...] = ()
 
 
 def default_detail_map(scales: Sequence[int]) -> dict[str, int]:
@@ -129,7 +157,7 @@ def resolve_constraints(
     *,
     scales: Sequence[int],
     model_scale: int | None = None,
-    detail: str | None = None,
+    detail: str | Sequence[str | None] | None = None,
     routing_scale: int | None = None,
     max_visual_tokens: int | None = None,
     n_pictures: int = 1,
@@ -145,7 +173,8 @@ def resolve_constraints(
     Args:
         scales: the checkpoint's scales, ascending.
         model_scale: the scale in a pinned model id (m3-144), None for m3-auto.
-        detail: low, high, original, or auto / None (the policy chooses).
+        detail: low, high, original, or auto / None (the policy chooses); one word for all
+            pictures, or one for each.
         routing_scale: ``routing.scale`` of the request.
         max_visual_tokens: cap on the visual tokens of all pictures together.
         n_pictures: pictures in the request.
@@ -156,71 +185,98 @@ def resolve_constraints(
     Raises:
         UnknownScale: a named scale is not in ``scales``.
         UnknownDetail: ``detail`` is not a known word.
-        BudgetTooSmall: the pinned scale, or the coarsest one, does not fit the cap.
+        BudgetTooSmall: the pinned scales, or the coarsest ones, do not fit the cap.
         NotCertified: ``max_harm`` with a pin below the finest scale, or with several pictures.
+        ValueError: another number of details than of pictures.
     """
     details = {**default_detail_map(scales), **(detail_map or {})}
     for scale in (routing_scale, model_scale, *details.values()):
         # bool is an int in Python, and True == 1 would pass for the scale of one token.
         if scale is not None and (isinstance(scale, bool) or scale not in scales):
             raise UnknownScale(scale, scales)
-    if detail not in (None, "auto") and detail not in details:
-        raise UnknownDetail(detail, sorted(details))
+    by_detail = _pins_of_details(detail, n_pictures, details)
 
-    pinned, reason = None, Reason.predicted
-    if routing_scale is not None:
-        pinned, reason = routing_scale, Reason.pinned
-    elif model_scale is not None:
-        pinned, reason = model_scale, Reason.pinned
-    elif detail is not None and detail != "auto":
-        pinned, reason = details[detail], Reason.detail
-
-    if pinned is not None:
-        pinned_fits(pinned, max_visual_tokens, n_pictures)
-    else:
-        affordable(scales, max_visual_tokens, n_pictures)
+    pinned: int | None = None
+    pins: tuple[int | None, ...] = ()
+    reason = Reason.predicted
+    if routing_scale is not None or model_scale is not None:
+        pinned = model_scale if routing_scale is None else routing_scale
+        reason = Reason.pinned
+    elif any(by_detail):
+        pins = by_detail
+        if len(set(pins)) == 1:
+            pinned, pins, reason = pins[0], (), Reason.detail
+    keeps_cap(pins or (pinned,) * n_pictures, scales, max_visual_tokens)
     if n_pictures == 0:
         pinned, reason = None, Reason.no_image
-    if max_harm is not None and pinned != scales[-1]:
-        if pinned is not None:
-            raise NotCertified(
-                f"max_harm={max_harm:g} cannot be kept at the pinned scale {pinned}; leave out one "
-                f"of the two, or pin {scales[-1]}",
-                "not_certified",
-            )
-        if n_pictures > 1:
-            raise NotCertified(
-                f"max_harm is certified for requests with one picture, this one has {n_pictures}; "
-                f"leave it out, or pin the finest scale {scales[-1]}",
-                "not_certified",
-            )
-    return Constraints(pinned, max_visual_tokens, reason, explain, max_harm)
+    found = Constraints(pinned, max_visual_tokens, reason, explain, max_harm, pins=pins)
+    if max_harm is not None:
+        _may_be_bounded(max_harm, found, n_pictures, scales[-1])
+    return found
 
 
-def affordable(scales: Sequence[int], max_visual_tokens: int | None, n_pictures: int) -> list[bool]:
-    """Return for each scale whether it fits the cap with every picture of the request at it.
+def _pins_of_details(
+    detail: str | Sequence[str | None] | None, n_pictures: int, known: Mapping[str, int]
+) -> tuple[int | None, ...]:
+    """Return for each picture the scale that its detail names, None for auto and for none."""
+    of_all = detail is None or isinstance(detail, str)
+    words = [detail] if detail is None or isinstance(detail, str) else list(detail)
+    if not of_all and len(words) != n_pictures:
+        raise ValueError(f"{len(words)} details for {n_pictures} pictures")
+    pins: list[int | None] = []
+    for word in words:
+        if word not in (None, "auto", *known):
+            raise UnknownDetail(word, sorted(known))
+        pins.append(None if word is None or word == "auto" else known[word])
+    return tuple(pins * n_pictures if of_all else pins)
+
+
+def _may_be_bounded(max_harm: float, asked: Constraints, n_pictures: int, finest: int) -> None:
+    """Return nothing if a bound on harm may be asked for beside the other wishes.
 
     Raises:
-        BudgetTooSmall: none fits.
+        NotCertified: it may not.
+    """
+    coarse = sorted({pin for pin in asked.pins_of(n_pictures) if pin not in (None, finest)})
+    if coarse:
+        named = ", ".join(map(str, coarse))
+        raise NotCertified(
+            f"max_harm={max_harm:g} cannot be kept at the pinned scale {named}; leave out one "
+            f"of the two, or pin {finest}",
+            "not_certified",
+        )
+    if n_pictures > 1 and asked.fixed(n_pictures) is None:
+        raise NotCertified(
+            f"max_harm is certified for requests with one picture, this one has {n_pictures}; "
+            f"leave it out, or pin the finest scale {finest}",
+            "not_certified",
+        )
+
+
+def affordable(scales: Sequence[int], max_visual_tokens: int | None) -> list[bool]:
+    """Return for each scale whether one picture at it fits the cap."""
+    return [max_visual_tokens is None or scale <= max_visual_tokens for scale in scales]
+
+
+def keeps_cap(pins: Pins, scales: Sequence[int], max_visual_tokens: int | None) -> None:
+    """Return nothing if the pictures can keep the cap: at their pins, the others at the coarsest.
+
+    Raises:
+        BudgetTooSmall: they cannot.
     """
     if max_visual_tokens is None:
-        return [True] * len(scales)
-    fits = [scale * n_pictures <= max_visual_tokens for scale in scales]
-    if not any(fits):
-        what = f"{_pictures(n_pictures)} at the coarsest scale {scales[0]}"
-        raise BudgetTooSmall(max_visual_tokens, scales[0] * n_pictures, what)
-    return fits
-
-
-def pinned_fits(scale: int, max_visual_tokens: int | None, n_pictures: int) -> None:
-    """Return nothing if the pinned scale keeps the cap.
-
-    Raises:
-        BudgetTooSmall: it does not.
-    """
-    if max_visual_tokens is not None and scale * n_pictures > max_visual_tokens:
-        what = f"{_pictures(n_pictures)} at the pinned scale {scale}"
-        raise BudgetTooSmall(max_visual_tokens, scale * n_pictures, what)
+        return
+    least = [scales[0] if pin is None else pin for pin in pins]
+    if sum(least) <= max_visual_tokens:
+        return
+    n_pictures = "one picture" if len(pins) == 1 else f"{len(pins)} pictures"
+    if set(pins) <= {None}:
+        where = f"the coarsest scale {scales[0]}"
+    elif len(set(pins)) == 1:
+        where = f"the pinned scale {pins[0]}"
+    else:
+        where = f"{', '.join(map(str, least))}, the coarsest that their details allow,"
+    raise BudgetTooSmall(max_visual_tokens, sum(least), f"{n_pictures} at {where}")
 
 
 def within_bound(
@@ -235,7 +291,7 @@ def within_bound(
     """
     if constraints.max_harm is None or decision.certified is not None:
         return decision
-    if decision.scale not in (0, scales[-1]):
+    if {decision.scale, *decision.scales} - {0, scales[-1]}:
         raise NotCertified(
             f"max_harm={constraints.max_harm:g} needs the finest scale {scales[-1]} here, which "
             "the other wishes do not allow; raise max_visual_tokens or leave out max_harm",
@@ -244,21 +300,18 @@ def within_bound(
     return replace(decision, certified=NOTHING_LOST)
 
 
-def pinned_decision(
-    scale: int, reason: Reason, *, n_pictures: int = 1, router_version: str = ""
+def decided(
+    scales: tuple[int, ...], reason: Reason, *, router_version: str = "", latency_ms: float = 0.0
 ) -> RoutingDecision:
-    """Return the decision for a scale that the caller fixed; needs no router and no features."""
+    """Return the decision for scales that follow from the request alone, one for each picture."""
     return RoutingDecision(
-        scale=scale,
-        visual_tokens=scale * n_pictures,
+        scale=max(scales, default=0),
+        visual_tokens=sum(scales),
         reason=reason,
         router_version=router_version,
+        latency_ms=latency_ms,
+        scales=scales,
     )
-
-
-def no_image_decision(router_version: str = "") -> RoutingDecision:
-    """Return the decision for a request without a picture."""
-    return pinned_decision(0, Reason.no_image, n_pictures=0, router_version=router_version)
 
 
 def finest_fallback(
@@ -269,28 +322,16 @@ def finest_fallback(
     router_version: str = "",
     latency_ms: float = 0.0,
 ) -> RoutingDecision:
-    """Return the finest scale the constraints allow, for a request whose routing failed.
+    """Return the finest scales the constraints allow, for a request whose routing failed.
 
-    A dead router must cost tokens, not answers. A pin is still kept.
+    A dead router must cost tokens, not answers. Pins are still kept, and pictures that share a
+    cap are read as equally as it can be filled.
 
     Raises:
         BudgetTooSmall: not even the coarsest scale fits the cap.
     """
     limits = constraints or Constraints()
-    if limits.pinned is None:
-        fits = affordable(scales, limits.max_visual_tokens, n_pictures)
-        scale = max(scale for scale, ok in zip(scales, fits, strict=True) if ok)
-    else:
-        pinned_fits(limits.pinned, limits.max_visual_tokens, n_pictures)
-        scale = limits.pinned
-    return RoutingDecision(
-        scale=scale,
-        visual_tokens=scale * n_pictures,
-        reason=Reason.fallback,
-        router_version=router_version,
-        latency_ms=latency_ms,
-    )
-
-
-def _pictures(n_pictures: int) -> str:
-    return "one picture" if n_pictures == 1 else f"{n_pictures} pictures"
+    pins = limits.pins_of(n_pictures)
+    keeps_cap(pins, scales, limits.max_visual_tokens)
+    chosen = even_shares(scales, pins, limits.max_visual_tokens)
+    return decided(chosen, Reason.fallback, router_version=router_version, latency_ms=latency_ms)

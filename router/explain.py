@@ -7,6 +7,7 @@ Notation: K scales ascending, F features, v[k] value and c[k] cost of a scale.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,8 +32,9 @@ def explain(
     allowed: Sequence[bool] | None,
     contributions: np.ndarray,
     pinned: int | None = None,
+    chosen: int | None = None,
 ) -> Explanation:
-    """Return the explanation of one decision.
+    """Return the explanation of the decision about one picture.
 
     Args:
         schema: of the features; its groups are what is told apart.
@@ -41,6 +43,7 @@ def explain(
         allowed: (K,) which scales the cap leaves; None allows all.
         contributions: (K, F+1) to the log odds of each scale, the last one the base.
         pinned: the scale that the caller fixed, if any.
+        chosen: index of the scale that was decided on; None: what the policy chooses.
 
     Raises:
         ValueError: contributions of another shape, or no scale is allowed.
@@ -48,7 +51,8 @@ def explain(
     scales, shape = schema.scales, (len(schema.scales), len(schema.names) + 1)
     if contributions.shape != shape:
         raise ValueError(f"expected {shape} contributions, got {contributions.shape}")
-    chosen = policy.choose(values, allowed)
+    if chosen is None:
+        chosen = policy.choose(values, allowed)
     by_group = grouped(contributions, schema.groups)
     base = contributions[:, -1].tolist()
     chose = f"The router chose {scales[chosen]}"
@@ -85,6 +89,22 @@ def explain(
         at_or_above=above,
         sentence=said,
     )
+
+
+def explain_together(each: Sequence[Explanation], scales: Sequence[int]) -> Explanation:
+    """Return the explanation of a request: of one picture its own, else that of the finest.
+
+    Args:
+        each: one for each picture, in order.
+        scales: at which they are read.
+    """
+    if len(each) == 1:
+        return each[0]
+    told = tuple(
+        replace(one, sentence=f"Picture {number} of {len(each)}: {one.sentence}")
+        for number, one in enumerate(each, 1)
+    )
+    return replace(told[scales.index(max(scales))], pictures=told)
 
 
 def relevance_map(relevance: np.ndarray) -> RelevanceMap:

@@ -70,8 +70,8 @@ class Explanation:
     base: dict[int, float]
     """Scale -> log odds (before calibration) of an average question."""
     contributions: dict[int, dict[str, float]]
-    """Scale -> feature group -> what the group added to the log odds (TreeSHAP, the mean over
-    pictures); base and groups add up to the log odds of this question."""
+    """Scale -> feature group -> what the group added to the log odds (TreeSHAP); base and groups
+    add up to the log odds of this question about this picture."""
     coarser: Comparison | None
     """Against the next coarser scale."""
     finer: Comparison | None
@@ -84,6 +84,9 @@ class Explanation:
     """What would change the choice, in words."""
     relevance: tuple[RelevanceMap, ...] = ()
     """For each picture, the patches that the question's words point to."""
+    pictures: tuple[Explanation, ...] = ()
+    """Of several pictures each one's explanation, in order, the others taken as they are; beside
+    them stands that of the picture read finest, the first of these. Empty for one picture."""
 
     def before_second_look(self, confidence: float, scale: int) -> Explanation:
         """Return the explanation of a first choice whose answer was asked for again, finer."""
@@ -95,6 +98,8 @@ class Explanation:
 
     def lines(self) -> list[str]:
         """Return the explanation as lines of text, 100 columns at most for usual numbers."""
+        if self.pictures:
+            return [line for picture in self.pictures for line in picture.lines()]
         told = [f"{'scale':>8} {'value':>7} {'cost':>7} {'value - price x cost':>21}"]
         for scale, value in self.values.items():
             cost = self.costs[scale]

@@ -83,6 +83,8 @@ class DecisionRecord:
     ``first_confidence`` are the first answer's where a second look followed: then ``scale`` is the
     second scale, and tokens are the sum of both. ``tenant`` is the name of the key that asked, None
     where none was asked for: callers choose ``request_id``, so two tenants may choose the same.
+    ``scales`` are those of each picture, of which ``scale`` is the finest; None in logs older than
+    the column, and where nothing was decided.
     """
 
     request_id: str
@@ -109,6 +111,7 @@ class DecisionRecord:
     escalated_from: Int32 | None = None
     first_confidence: Float32 | None = None
     tenant: str | None = None
+    scales: tuple[Int32, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,12 +22,12 @@ from router.decision import (
     Reason,
     RoutingDecision,
     affordable,
-    no_image_decision,
-    pinned_fits,
+    decided,
+    keeps_cap,
     within_bound,
 )
 from router.errors import FeatureMismatch, RouterFileError, UnknownScale
-from router.explain import explain
+from router.explain import explain, explain_together
 from router.explanation import Explanation
 from router.features.schema import FeatureSchema
 from router.features.vector import checked_rows
@@ -43,7 +43,7 @@ from router.folder import (
     version_of,
 )
 from router.hub import local_folder, upload
-from router.policy import Policy
+from router.policy import Policy, best_shares
 from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
 
@@ -129,71 +129,76 @@ class Router:
         *,
         n_pictures: int | None = None,
     ) -> RoutingDecision:
-        """Return the decision for one request.
+        """Return the decision for one request: a scale for its picture, or for each of several.
 
-        Of several pictures the predictions are averaged, one scale serves all, and the cap holds
-        for their sum.
+        Several pictures share the cap: each scale is judged by the predictions for its own
+        picture, and the sum of value - price * cost over all pictures is the greatest that the
+        cap allows. ``decision.scales`` has them in order, ``decision.scale`` the finest, and
+        ``decision.p_suffices`` the mean over pictures.
 
         Args:
             features: (F,) of one picture or (n_pictures, F); None is enough where the constraints
-                pin the scale or there is no picture, and then nothing is predicted.
+                pin every scale or there is no picture, and then nothing is predicted.
             constraints: from `resolve_constraints`; None leaves the policy free.
-            n_pictures: pictures in the request, where it is not the number of feature rows.
+            n_pictures: pictures in the request, where no features tell.
 
         Raises:
             BudgetTooSmall: the cap cannot be kept.
             NotCertified: ``constraints.max_harm`` cannot be kept.
-            UnknownScale: the pinned scale is not one of the router's.
+            UnknownScale: a pinned scale is not one of the router's.
             FeatureMismatch: features of another width.
-            ValueError: a feature is not finite, or there is nothing to decide from.
+            ValueError: a feature is not finite, there is nothing to decide from, or numbers of
+                pictures differ.
         """
         started = time.perf_counter()
         limits = constraints or Constraints()
         if limits.reason is Reason.no_image or n_pictures == 0:
-            return no_image_decision(self.version)
+            return decided((), Reason.no_image, router_version=self.version)
         rows = None if features is None else checked_rows(self.schema, features)
         pictures = n_pictures or (1 if rows is None else len(rows))
+        if rows is not None and len(rows) != pictures:
+            raise ValueError(f"features of {len(rows)} pictures for a request with {pictures}")
+        pins = self._pins(limits, pictures)
         values = None if rows is None else self._values(rows)
         reason: Reason = limits.reason
         policy, bound, look = self.policy, None, None
-        if limits.pinned is not None:
-            if limits.pinned not in self.scales:
-                raise UnknownScale(limits.pinned, self.scales)
-            pinned_fits(limits.pinned, limits.max_visual_tokens, pictures)
-            scale = limits.pinned
-        elif values is not None:
+        scales = limits.fixed(pictures)
+        if scales is None:
+            if values is None:
+                raise ValueError("features are needed to decide; only pinned scales go without")
             if limits.max_harm is not None:
                 policy, bound = self.held.policy(policy, limits.max_harm, pictures)
             elif limits.second_look and pictures == 1 and self.second_look is not None:
                 look = self.second_look
                 policy = replace(policy, price=look.start_price, finest_only=False)
-            scale, reason = self._choose(policy, values, limits.max_visual_tokens, pictures)
+            scales, reason = self._choose(policy, values, pins, limits.max_visual_tokens)
             if reason is Reason.budget_cap:
                 bound = None  # the cap has overruled the choice that was certified
             if limits.price_floor > 0.0 and limits.max_harm is None:
                 policy = replace(self.policy, price=max(self.policy.price, limits.price_floor))
-                coarser, _ = self._choose(policy, values, limits.max_visual_tokens, pictures)
-                if look is not None or coarser != scale:
-                    scale, reason, look = coarser, Reason.degraded, None
-        else:
-            raise ValueError("features are needed to decide; only a pinned scale goes without")
+                coarser, _ = self._choose(policy, values, pins, limits.max_visual_tokens)
+                if look is not None or coarser != scales:
+                    scales, reason, look = coarser, Reason.degraded, None
         explanation = None
         if limits.explain and rows is not None and values is not None:
-            explanation = self._explain(policy, rows, values, limits, pictures)
+            explanation = self._explain(policy, rows, values, limits, pins, scales)
+        mean = None if values is None else _mean(values)
+        by_scale = None if mean is None else dict(zip(self.scales, mean, strict=True))
         decision = RoutingDecision(
-            scale=scale,
-            visual_tokens=scale * pictures,
+            scale=max(scales),
+            visual_tokens=sum(scales),
             reason=reason,
-            p_suffices=self._by_scale(values),
-            values=self._by_scale(values),
+            p_suffices=by_scale,
+            values=by_scale,
             price=policy.price,
             router_version=self.version,
             latency_ms=(time.perf_counter() - started) * 1e3,
             certified=bound,
             explanation=explanation,
+            scales=scales,
         )
-        if look is not None and values is not None and reason is Reason.predicted:
-            opened = look.opened(values, scale, policy.costs, limits.max_visual_tokens)
+        if look is not None and mean is not None and reason is Reason.predicted:
+            opened = look.opened(mean, scales[0], policy.costs, limits.max_visual_tokens)
             decision = replace(decision, open_look=opened)
         return within_bound(decision, limits, self.scales)
 
@@ -290,29 +295,66 @@ class Router:
             self.save_pretrained(folder)
             return upload(folder, repo_id, message, private, token, api)
 
+    def _pins(self, limits: Constraints, pictures: int) -> tuple[int | None, ...]:
+        """Return the pins of each picture, which are scales of this router's and keep the cap."""
+        pins = limits.pins_of(pictures)
+        for pin in pins:
+            if pin is not None and pin not in self.scales:
+                raise UnknownScale(pin, self.scales)
+        if limits.max_visual_tokens is not None:
+            keeps_cap(pins, self.scales, limits.max_visual_tokens)
+        return pins
+
     def _choose(
-        self, policy: Policy, values: Sequence[float], cap: int | None, n_pictures: int
-    ) -> tuple[int, Reason]:
-        index = free = policy.choose(values)
-        if cap is not None:
-            index = policy.choose(values, affordable(self.scales, cap, n_pictures))
-        return self.scales[index], Reason.predicted if index == free else Reason.budget_cap
+        self,
+        policy: Policy,
+        values: Sequence[Sequence[float]],
+        pins: Sequence[int | None],
+        cap: int | None,
+    ) -> tuple[tuple[int, ...], Reason]:
+        if len(values) == 1:
+            (of_one,) = values
+            index = free = policy.choose(of_one)
+            if cap is not None:
+                index = policy.choose(of_one, affordable(self.scales, cap))
+            return (self.scales[index],), Reason.predicted if index == free else Reason.budget_cap
+        wanted = best_shares(policy, values, self.scales, pins)
+        if cap is None or sum(wanted) <= cap:
+            return wanted, Reason.predicted
+        return best_shares(policy, values, self.scales, pins, cap), Reason.budget_cap
 
     def _explain(
-        self, policy: Policy, rows: np.ndarray, values: Sequence[float], limits: Constraints, n: int
+        self,
+        policy: Policy,
+        rows: np.ndarray,
+        values: Sequence[Sequence[float]],
+        limits: Constraints,
+        pins: Sequence[int | None],
+        scales: Sequence[int],
     ) -> Explanation:
-        allowed = affordable(self.scales, limits.max_visual_tokens, n)
-        contributions = self.predictor.contributions(rows).mean(axis=0)
-        return explain(self.schema, values, policy, allowed, contributions, limits.pinned)
+        cap = limits.max_visual_tokens
+        told = []
+        for number, contributions in enumerate(self.predictor.contributions(rows)):
+            # What one picture may read, the others as they are.
+            left = None if cap is None else cap - sum(scales) + scales[number]
+            chosen = self.scales.index(scales[number]) if pins[number] is None else None
+            told.append(
+                explain(
+                    self.schema, values[number], policy, affordable(self.scales, left),
+                    contributions, pins[number], chosen,
+                )
+            )  # fmt: skip
+        return explain_together(told, scales)
 
-    def _by_scale(self, numbers: Sequence[float] | None) -> dict[int, float] | None:
-        return None if numbers is None else dict(zip(self.scales, numbers, strict=True))
-
-    def _values(self, rows: np.ndarray) -> list[float]:
-        """Return (K,) predicted values, the mean over pictures."""
+    def _values(self, rows: np.ndarray) -> list[list[float]]:
+        """Return (n_pictures, K) predicted values."""
         to_p = [calibration.one for calibration in self.predictor.calibrations_]
         raw = self.predictor.unchecked_scores(rows).tolist()
-        each = [[one(z) for one, z in zip(to_p, scores, strict=True)] for scores in raw]
-        if len(each) == 1:
-            return each[0]
-        return [sum(column) / len(each) for column in zip(*each, strict=True)]
+        return [[one(z) for one, z in zip(to_p, scores, strict=True)] for scores in raw]
+
+
+def _mean(values: Sequence[Sequence[float]]) -> Sequence[float]:
+    """Return (K,), the mean over pictures."""
+    if len(values) == 1:
+        return values[0]
+    return [sum(column) / len(values) for column in zip(*values, strict=True)]

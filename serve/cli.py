@@ -1,4 +1,4 @@
-"""`m3-serve up | ask | status | key | plan`: starts the service, asks it, lets others in, sizes it.
+"""`m3-serve up | ask | status | key | config | plan`: starts, asks, configures and sizes it.
 
 Knows options and which errors a user can mend; everything else is imported inside the commands, so
 that `--help` is quick.
@@ -12,23 +12,36 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from m3model.terminal import commands, described, run, say
+from m3model.terminal import commands, described, one_command, run, say
 from m3model.terminal import fail as _end
 from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
 from serve.plan import DEFAULT_MIX
 
-SERVICE, SIZE = "The service", "Its size"
+SERVICE, CONFIGURATION, SIZE = "The service", "Its configuration", "Its size"
 
 app = commands(
     "m3-serve", "A vision-language service that spends only the visual tokens a question needs."
 )
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+# Flags of `up` by the setting each stands for.
+FLAGS = {
+    "model": "model", "router": "router", "text_encoder": "text_encoder", "registry": "registry",
+    "log_dir": "log_dir", "log_images": "log_images", "log_prompts": "log_prompts",
+    "audit_rate": "audit_rate", "device": "device", "torch_threads": "torch_threads",
+    "allowed_host": "allowed_hosts", "cors_origin": "cors_origins",
+    "api_keys_file": "api_keys_file",
+    "encoders": "encoder.replicas", "generators": "generator.replicas",
+    "gateways": "gateway.replicas",
+}  # fmt: skip
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of settings; flags that are given win.")
+]
 Url = Annotated[str, typer.Option(help="Address of the service.", envvar="M3_URL")]
 ApiKey = Annotated[
     str | None, typer.Option(help="API key, if it asks for one.", envvar="M3_API_KEY")
@@ -37,6 +50,8 @@ ApiKey = Annotated[
 
 @app.command(rich_help_panel=SERVICE)
 def up(
+    context: typer.Context,
+    config: ConfigFile = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     in_process: Annotated[bool, typer.Option("--in-process", help="One process, no Ray.")] = False,
@@ -55,10 +70,10 @@ def up(
     ] = DEFAULT_REGISTRY,
     log_dir: Annotated[Path, typer.Option(help="Folder of the decision log.")] = Path(".m3/log"),
     log_images: Annotated[
-        bool, typer.Option("--log-images", help="Store pictures and questions of audited requests.")
+        bool, typer.Option(help="Store pictures and questions of audited requests.")
     ] = False,
     log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Store questions and answers of all requests.")
+        bool, typer.Option(help="Store questions and answers of all requests.")
     ] = False,
     audit_rate: Annotated[
         float, typer.Option(help="Share of requests marked as audited.", min=0.0, max=1.0)
@@ -87,33 +102,23 @@ def up(
 
     It is ready when GET /health answers 200. SIGTERM drains and ends it.
     """
-    from pydantic import ValidationError
-
-    from serve.settings import DeploymentSettings, ServeSettings
+    from serve.configuration.settings_file import absolute, in_force
     from serve.tenants.keys import given_keys
     from serve.web.listening import bind, url_of
 
     logging.basicConfig(format="m3-serve: %(levelname)s: %(message)s")
     logging.getLogger("serve").setLevel(logging.INFO)
-    has_keys = given_keys(api_keys_file) is not None
-    try:
-        named = ServeSettings(
-            allowed_hosts=_hosts(host, allowed_host, has_keys=has_keys),
-            cors_origins=list(cors_origin or ()),
-        )
-    except ValidationError as error:
-        _end(str(error.errors()[0]["ctx"]["error"]))
-    settings = ServeSettings(
-        allowed_hosts=named.allowed_hosts, cors_origins=named.cors_origins,
-        model=_absolute(model), router=_absolute(router),
-        text_encoder=_absolute(text_encoder),
-        registry=registry.absolute(), log_dir=log_dir.absolute(),
-        log_images=log_images, log_prompts=log_prompts, audit_rate=audit_rate,
-        device=device, torch_threads=torch_threads, api_keys_file=_absolute(api_keys_file),
-        encoder=DeploymentSettings(replicas=encoders),
-        generator=DeploymentSettings(replicas=generators),
-        gateway=DeploymentSettings(replicas=gateways),
-    )  # fmt: skip
+    if config is not None:
+        from serve.configuration.kinds import refuse_other_kinds
+
+        refuse_other_kinds(config)
+    flags = _given(context)  # not the arguments: a default must not override the file
+    settings = in_force(config, flags)
+    has_keys = given_keys(settings.api_keys_file) is not None
+    hosts = _hosts(host, has_keys=has_keys)
+    if settings.allowed_hosts is None and hosts is not None:
+        settings = in_force(config, {**flags, "allowed_hosts": hosts})
+    settings = absolute(settings)  # replicas may work in other folders
     settings.model_path()
     _check_exposure(host, has_keys=has_keys)
     if settings.router is not None and not settings.router.is_dir():
@@ -229,6 +234,47 @@ def key(
     print(f"The key, which is stored nowhere: {secret}", file=sys.stderr)
 
 
+config_app = one_command(
+    "config", help="Show, check and describe configuration files.", no_args_is_help=True
+)
+app.add_typer(config_app, rich_help_panel=CONFIGURATION)
+
+
+@config_app.command()
+def show(config: ConfigFile = None) -> None:
+    """Print the settings in force as YAML.
+
+    Those of the file, the default where it is silent, each below its sentence.
+    """
+    from serve.configuration.settings_file import in_force, shown
+
+    print(shown(in_force(config)), end="")
+
+
+@config_app.command()
+def validate(
+    file: Annotated[
+        Path, typer.Argument(help="Settings, a Ray Serve config or a RayService manifest.")
+    ],
+) -> None:
+    """Check a configuration file to its last key.
+
+    An unknown key or a wrong value, at any depth, is one line with its path. Nothing is started.
+    """
+    from serve.configuration.kinds import validated
+
+    kind = validated(file)
+    print(f"{file} is {kind.what}, and right: {kind.use(file)}")
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema of a file of settings, for editors."""
+    from serve.configuration.settings_file import schema as of_settings
+
+    print(of_settings())
+
+
 @app.command(rich_help_panel=SIZE)
 def plan(
     mix: Annotated[
@@ -273,12 +319,19 @@ def _client_errors(url: str) -> Iterator[None]:
         _end(str(error))
 
 
-def _hosts(host: str, allowed: list[str] | None, *, has_keys: bool) -> list[str] | None:
-    """Return the host names to answer under; a name that is listened on is one of them."""
+def _given(context: typer.Context) -> dict[str, Any]:
+    """Return the settings whose flags were given, by path; a default is the settings' affair."""
+    return {
+        setting: context.params[flag]
+        for flag, setting in FLAGS.items()
+        if getattr(context.get_parameter_source(flag), "name", "DEFAULT") != "DEFAULT"
+    }
+
+
+def _hosts(host: str, *, has_keys: bool) -> list[str] | None:
+    """Return the host names to answer under where none are set; the one listened on is of them."""
     from serve.web.front import LOOPBACK_NAMES, host_name
 
-    if allowed:
-        return allowed
     own = f"[{host}]" if ":" in host else host_name(host)
     if has_keys or own in LOOPBACK_NAMES:
         return None
@@ -297,10 +350,6 @@ def _check_exposure(host: str, *, has_keys: bool) -> None:
             f"{API_KEYS_VARIABLE} to one or several, separated by commas, give a file of them with "
             "--api-keys-file, or listen on 127.0.0.1"
         )
-
-
-def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.absolute()
 
 
 def _progress(what: str) -> None:

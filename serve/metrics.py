@@ -34,7 +34,7 @@ class Spec(NamedTuple):
 
 METRICS: dict[str, Spec] = {
     "m3_requests": Spec("counter", "Requests by endpoint and outcome.", ("endpoint", "status")),
-    "m3_decisions": Spec("counter", "Routing decisions by scale and reason.", ("scale", "reason")),
+    "m3_decisions": Spec("counter", "Pictures by scale (0: none) and reason.", ("scale", "reason")),
     "m3_visual_tokens": Spec("counter", "Visual tokens sent to the language model."),
     "m3_visual_tokens_finest": Spec("counter", "Visual tokens the finest scale would have taken."),
     "m3_completion_tokens": Spec("counter", "Answer tokens generated."),
@@ -45,7 +45,9 @@ METRICS: dict[str, Spec] = {
     "m3_second_look_encodes": Spec("counter", "Second looks at a picture no longer in the cache."),
     "m3_picture_cache": Spec("counter", "Looks into the picture cache.", ("outcome",)),
     "m3_router_swaps": Spec("counter", "Attempts to load another router.", ("outcome",)),
-    "m3_router_stale": Spec("gauge", "1 while the router that should be loaded cannot be."),
+    "m3_router_stale": Spec(
+        "gauge", "1 while the router that should be loaded cannot be, or two are named."
+    ),
     "m3_tenant_requests": Spec(
         "counter", "Requests by the name of their key and outcome.", ("tenant", "status")
     ),

@@ -17,6 +17,7 @@ ROUTED_MODEL = "m3-auto"
 PINNED_MODEL_PREFIX = "m3-"
 # Far above any conversation; validation ends at the first error.
 MAX_MESSAGES, MAX_PARTS = 1_000, 1_000
+MAX_CHOICES, MAX_TOP_LOGPROBS = 16, 20  # answers to one request; OpenAI's bound
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what asks for nothing, whatever the field
 REPLY_ID_PREFIX = "chatcmpl-"  # before a request's id: the id of its reply
 
@@ -108,9 +109,10 @@ class RoutingRequest(Wire):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     scale: int | None = None
-    """Pins the scale, whatever model id, detail and cap say."""
+    """Pins the scale of all pictures, whatever model id, detail and cap say."""
     max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Cap on the visual tokens of the whole request, both looks together."""
+    """Cap on the visual tokens of the whole request, all its pictures and both looks together;
+    pictures share it where it adds most."""
     max_harm: Annotated[float, Field(gt=0, lt=1)] | None = None
     """At most this share of the answers that the finest scale gets right may be lost, counted over
     all questions; kept by the router's certificate or refused."""
@@ -132,6 +134,9 @@ class ChatRequest(Wire):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
         Annotated[str, Field(min_length=1)]
@@ -183,15 +188,18 @@ class Routing(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     scale: int
-    """Of the answer; after a second look the second one."""
+    """Of the answer; after a second look the second one; of several pictures the finest."""
+    scales: list[int]
+    """Of each picture, in the order of the request; empty without one."""
     visual_tokens: int
     """Read in all; after a second look by both."""
     reason: str
-    """predicted, pinned (scale or model id), detail, budget_cap (another scale was wanted),
-    no_image, degraded (overload: a raised price, no second look), or fallback (routing failed: the
-    finest scale allowed)."""
+    """predicted, pinned (scale or model id), detail (of every picture), budget_cap (another scale
+    was wanted), no_image, degraded (overload: a raised price, no second look), or fallback (routing
+    failed: the finest scales allowed)."""
     p_suffices: dict[str, float] | None
-    """Scale -> probability that its answer suffices; null where nothing was predicted."""
+    """Scale -> probability that its answer suffices, the mean over pictures; null where nothing was
+    predicted. Each picture's own are in ``explain``."""
     router_version: str | None
     """Which router decided; null: none."""
     latency_ms: float
@@ -206,16 +214,27 @@ class Routing(BaseModel):
     """The price in force, where it was raised and changed the choice: ``reason`` degraded."""
 
 
-class PromptTokensDetails(BaseModel):
+class CountedTokens(BaseModel):
     """How many prompt tokens were visual, and how many text."""
 
     image_tokens: int
     text_tokens: int
-    cached_tokens: int = 0
+
+
+class PromptTokensDetails(CountedTokens):
+    """How many prompt tokens were visual, and how many text."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    cached_tokens: int
+    """Of both kinds: their keys and values were left by an earlier request about the pictures."""
 
 
 class Usage(BaseModel):
-    """Tokens that reached the language model, and that came out of it: both looks' together."""
+    """Tokens that reached the language model, and that came out of it: both looks' together.
+
+    The prompt counts once, the answers all, however many were asked for.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -231,12 +250,40 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
-class Choice(BaseModel):
-    """The one answer."""
+class Likely(BaseModel):
+    """A token, and how likely it was."""
 
-    index: int = 0
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    token: str
+    """Its text; bytes that are no whole character are written as \\xNN."""
+    logprob: float
+    """Natural logarithm of the model's own probability, before temperature and top_p; -9999 is
+    impossible."""
+    bytes: list[int] | None
+    """Its text in UTF-8; null where it is none, as of the end of an answer."""
+
+
+class TokenLogprob(Likely):
+    """A token of the answer."""
+
+    top_logprobs: list[Likely]
+    """The most probable tokens in its place, as many as asked for."""
+
+
+class Logprobs(BaseModel):
+    """The tokens whose text, or the beginning of it, stands in the answer."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """An answer; one of ``n``."""
+
+    index: int
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"]
 
 
@@ -253,18 +300,18 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """A piece of the answer."""
+    """A piece of an answer: its role at the beginning, then text, nothing at the end."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
+    role: Literal["assistant"] | None = Field(None, exclude_if=_is_none)
+    content: str | None = Field(None, exclude_if=_is_none)
 
 
 class ChunkChoice(BaseModel):
-    """The one answer, piece by piece."""
+    """An answer, piece by piece; ``logprobs`` are of this piece."""
 
-    index: int = 0
+    index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
 
 
@@ -280,11 +327,25 @@ class ChatChunk(BaseModel):
     routing: Routing | None = Field(None, exclude_if=_is_none)
 
 
+class CountedChunk(ChatChunk):
+    """An event of a stream that was asked for ``usage``: null until it is known."""
+
+    usage: Usage | None = None
+
+
+class RouteUsage(BaseModel):
+    """Tokens of the prompt as one look would read it."""
+
+    prompt_tokens: int
+    prompt_tokens_details: CountedTokens
+
+
 class RouteReply(BaseModel):
     """The reply of POST /v1/route: the decision without an answer."""
 
     object: Literal["routing.decision"] = "routing.decision"
     model: str
+    usage: RouteUsage
     routing: Routing
 
 

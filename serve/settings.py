@@ -1,18 +1,25 @@
 """Every setting of the service, each with its default and one sentence.
 
 Knows names, types and bounds; knows nothing of Ray, models or files' contents. The same object
-comes from the command line and from `args:` in a Ray Serve YAML, where a misspelt key is an error.
-Secrets are not settings: API keys come from the environment variable M3_API_KEYS, or as digests
-from a file that a setting names.
+comes from the command line, from a YAML file (`serve.configuration`) and from `args:` in a Ray
+Serve YAML; a misspelt key is an error everywhere. Secrets are not settings: API keys come from the
+environment variable M3_API_KEYS, or as digests from a file that a setting names.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
@@ -95,12 +102,45 @@ class OverloadSettings(BaseModel):
     )
 
 
+class AutoscalingSettings(BaseModel):
+    """Between which numbers of replicas Ray moves, by the tokens that they have to do.
+
+    A generator's tokens are visual ones and those to expect as answers (``default_max_tokens`` at
+    most); an encoder's are those of every picture at the finest scale.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    min_replicas: int = Field(1, ge=1, description="Replicas that are always there.")
+    max_replicas: int = Field(ge=1, description="Replicas at most.")
+    target_tokens: float = Field(
+        gt=0, description="Tokens that a replica should have to do, running and waiting."
+    )
+    upscale_delay_s: float = Field(
+        10.0, ge=0, description="More are started after more was wanted for this long."
+    )
+    downscale_delay_s: float = Field(
+        300.0, ge=0, description="Some are ended after fewer was enough for this long."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> AutoscalingSettings:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})"
+            )
+        return self
+
+
 class DeploymentSettings(BaseModel):
     """How one of the three parts is spread over Ray; unused in one process."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     replicas: int = Field(1, ge=1, description="Replicas of this part.")
+    autoscaling: AutoscalingSettings | None = Field(
+        None, description="Instead of ``replicas``: as many as there is work for."
+    )
     num_cpus: float = Field(0, ge=0, description="CPU cores that Ray reserves for a replica.")
     num_gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for a replica.")
     # Generous, because queues are bounded by the gateway and the engine keeps its own: a request
@@ -109,6 +149,23 @@ class DeploymentSettings(BaseModel):
     max_queued_requests: int = Field(
         256, ge=1, description="Requests that wait for a replica, per caller; beyond them: 429."
     )
+
+    @model_validator(mode="after")
+    def _one_number_of_replicas(self) -> DeploymentSettings:
+        if self.autoscaling is not None and "replicas" in self.model_fields_set:
+            raise ValueError(
+                "replicas and autoscaling exclude each other: give autoscaling.min_replicas and "
+                "autoscaling.max_replicas instead of replicas"
+            )
+        return self
+
+
+class RouterChoice(BaseModel):
+    """What `user_config` of the encoder may hold on Ray, where no registry is followed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    router: FolderPath = Field(description="Router folder; exchanged without a restart.")
 
 
 class ServeSettings(BaseModel):
@@ -155,6 +212,11 @@ class ServeSettings(BaseModel):
     )
     cors_origins: list[Annotated[str, AfterValidator(_as_origin)]] = Field(
         [], description="Other sites whose pages may use the service, as https://chat.example."
+    )
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        "refuse",
+        description="What becomes of request fields unknown here: refuse names them; ignore is for "
+        "proxies and front ends that send fields of other services, such as top_k.",
     )
     max_body_bytes: int = Field(25_000_000, ge=1024, description="Largest request body.")
     body_timeout_s: float = Field(60.0, gt=0, description="Time for a request's body to arrive.")
@@ -229,6 +291,15 @@ class ServeSettings(BaseModel):
     generator: DeploymentSettings = Field(
         default_factory=DeploymentSettings, description="Ray deployment of the generator."
     )
+
+    @model_validator(mode="after")
+    def _gateways_are_fixed(self) -> ServeSettings:
+        if self.gateway.autoscaling is not None:
+            raise ValueError(
+                "gateway.autoscaling: a gateway's work is not counted in tokens; give "
+                "gateway.replicas"
+            )
+        return self
 
     def model_path(self) -> Path:
         """Return the model folder.

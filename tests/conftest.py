@@ -189,11 +189,12 @@ def ask_body(picture_url: Callable[..., str]) -> Callable[..., dict[str, Any]]:
 
     def body(
         question: str = "What is it?", seeds: tuple[int, ...] = (0,), detail: str | None = None,
+        size: tuple[int, int] = (64, 48),
         **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
         extra = {} if detail is None else {"detail": detail}
         parts: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": picture_url(seed), **extra}}
+            {"type": "image_url", "image_url": {"url": picture_url(seed, size), **extra}}
             for seed in seeds
         ]
         parts.append({"type": "text", "text": question})
@@ -260,7 +261,7 @@ def free_port() -> int:
 def ray_service(
     tiny_model: Path, make_router: Callable[[Path, int], str], tmp_path_factory: Any
 ) -> Iterator[RunningService]:
-    """The service on a local Ray cluster, shared by the whole test run; two generators."""
+    """The service on a local Ray cluster, shared by the whole test run; two of each stage."""
     from serve.on_ray.cluster import local_cluster
     from serve.on_ray.service import deploy, wait_until_running
     from serve.settings import DeploymentSettings, ServeSettings
@@ -270,7 +271,7 @@ def ray_service(
     settings = ServeSettings(
         model=tiny_model, router=folder / "router", registry=folder / "registry",
         registry_poll_s=0.2, log_dir=folder / "log", log_images=True,
-        generator=DeploymentSettings(replicas=2),
+        encoder=DeploymentSettings(replicas=2), generator=DeploymentSettings(replicas=2),
     )  # fmt: skip
     port = free_port()
     with local_cluster():

@@ -17,6 +17,7 @@ class TextStream:
 
     Nothing is handed out that a later token could still change: half a character waits for its
     other half, and text that may be the beginning of a stop string waits until that is settled.
+    `n_shown` tokens so far stand, in whole or part, in what was handed out.
     """
 
     def __init__(self, tokenizer: Decoder, stop: Sequence[str] = ()) -> None:
@@ -28,6 +29,8 @@ class TextStream:
         )
         self._done = 0
         self._held = ""
+        self._ends: list[tuple[int, int]] = []  # in what is held: (where a piece ends, tokens then)
+        self.n_shown = 0
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """The text this token makes certain, and whether a stop string ended the answer.
@@ -38,22 +41,32 @@ class TextStream:
         before, now = self._decode(self._done), self._decode(len(self._ids))
         if len(now) > len(before) and not now.endswith("\ufffd"):
             self._held += now[len(before) :]
+            self._ends.append((len(self._held), len(self._ids)))
             self._from, self._done = self._done, len(self._ids)
         ends = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if ends:
-            text, self._held = self._held[: min(ends)], ""
+            text = self._hand_out(min(ends))
+            self._held = ""
             self._from = self._done = len(self._ids)
             return text, True
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text, False
+        return self._hand_out(len(self._held) - keep), False
 
     def flush(self) -> str:
         """What was held back, once no further token will come."""
         rest = self._decode(len(self._ids))[len(self._decode(self._done)) :]
         text, self._held = self._held + rest, ""
-        self._from = self._done = len(self._ids)
+        self._from = self._done = self.n_shown = len(self._ids)
+        return text
+
+    def _hand_out(self, cut: int) -> str:
+        start = 0
+        for end, n_tokens in self._ends:
+            if start < cut:
+                self.n_shown = n_tokens
+            start = end
+        self._ends = [(end - cut, n_tokens) for end, n_tokens in self._ends if end > cut]
+        text, self._held = self._held[:cut], self._held[cut:]
         return text
 
     def _decode(self, end: int) -> str:

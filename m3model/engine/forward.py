@@ -91,8 +91,28 @@ class PackedModel:
                 for process in row.draw:
                     scores = process(before, scores)
                 ids[at] = scores.argmax()
-        chosen = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
+        totals = logits.logsumexp(dim=-1)
+        chosen = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - totals
+        note_most_probable(rows, logits, totals)
         return list(zip(rows, ids.tolist(), chosen.tolist(), strict=True))
+
+
+def note_most_probable(rows: Sequence[Row], logits: torch.Tensor, totals: torch.Tensor) -> None:
+    """Gives rows that ask for them their most probable next tokens; costs the others nothing.
+
+    Args:
+        logits: (rows, vocabulary).
+        totals: (rows,) the logarithms of the sums of their exponentials.
+    """
+    asking = [at for at, row in enumerate(rows) if row.job.sampling.top_logprobs]
+    if not asking:
+        return
+    most = max(rows[at].job.sampling.top_logprobs for at in asking)
+    found = logits[asking].topk(min(most, logits.shape[1]), dim=-1)
+    logprobs = (found.values - totals[asking].unsqueeze(1)).tolist()
+    for at, ids, values in zip(asking, found.indices.tolist(), logprobs, strict=True):
+        wanted = rows[at].job.sampling.top_logprobs
+        rows[at].top = tuple(zip(ids[:wanted], values[:wanted], strict=True))
 
 
 def end_ids(model: M3ForConditionalGeneration) -> frozenset[int]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Sampling:
     """How an answer is drawn.
 
-    Temperature 0 is greedy; `stop` strings end the answer and are not part of it.
+    Temperature 0 is greedy; `stop` strings end the answer and are not part of it. Every event tells
+    the `top_logprobs` most probable tokens of its place.
     """
 
     max_new_tokens: int = 64
@@ -28,6 +29,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -41,6 +43,8 @@ class Sampling:
             raise BadRequest(f"seed must fit 64 bits, got {self.seed}")
         if isinstance(self.stop, str) or any(not stop for stop in self.stop):
             raise BadRequest(f"stop is a tuple of non-empty strings, got {self.stop!r}")
+        if self.top_logprobs < 0:
+            raise BadRequest(f"top_logprobs must not be negative, got {self.top_logprobs}")
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,19 @@ class TokenEvent:
 
     `logprob` is the natural logarithm of the model's own probability (temperature 1, nothing
     filtered). `text_delta` is the text made certain by this token. `finish_reason` is None until
-    the last event: "stop" or "length".
+    the last event: "stop" or "length". `top` holds the most probable tokens of this place with
+    their log-probabilities, where the request asked for them. `n_shown` of the answer's tokens so
+    far stand, in whole or part, in the text handed out so far: not the end token, nor those of a
+    stop string. `cached_tokens` of the prompt were not read: their keys and values lay ready.
     """
 
     token_id: int
     logprob: float
     text_delta: str
     finish_reason: str | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    n_shown: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class KVPool:
     ) -> None:
         if tokens < 1:
             raise ValueError(f"a pool holds at least one token, not {tokens}")
-        self.pages = -(-tokens // PAGE_TOKENS)
+        self.pages = pool_tokens(tokens) // PAGE_TOKENS
         shape = (layers, self.pages * PAGE_TOKENS, heads, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
@@ -160,6 +160,11 @@ class KVPool:
                 self._free[at : at + 1] = [(first + pages, room - pages)] if room > pages else []
                 return Extent(first, pages)
         return None
+
+
+def pool_tokens(tokens: int) -> int:
+    """Tokens that fit a pool of this capacity: whole pages."""
+    return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 
 def pool_for(

@@ -235,7 +235,7 @@ class LocalEngine:
                 ready = None if prefix is None else self._ready(prefix)
             if ready is not None and prefix is not None:
                 self._pool.copy(ready, row.extent, prefix.tokens)
-                row.read = prefix.tokens
+                row.read = row.cached = prefix.tokens
         except Exception as error:
             self._fail([row], error)
 

@@ -141,7 +141,8 @@ class Row:
     """One request with room in the pool.
 
     `read` tokens have their keys and values there; `draw` turns logits into scores whose argmax is
-    the next token. `embeds` (prompt, D) are there while the prompt is being read.
+    the next token. `embeds` (prompt, D) are there while the prompt is being read. `cached` tokens
+    were there before it began; `top` are the most probable next tokens, where it asks for them.
     """
 
     job: EngineRequest
@@ -150,6 +151,8 @@ class Row:
     draw: Sequence[LogitsProcessor] = ()
     embeds: torch.Tensor | None = None
     read: int = 0
+    cached: int = 0
+    top: tuple[tuple[int, float], ...] = ()
     ids: list[int] = field(default_factory=list)
 
     @property
@@ -172,7 +175,10 @@ class Row:
             reason = "length"
         if reason is not None and not stopped:
             delta += self.text.flush()
-        return TokenEvent(token_id, logprob, delta, reason)
+        shown = self.text.n_shown
+        if reason == "stop" and not stopped:
+            shown -= 1  # the end token is no text
+        return TokenEvent(token_id, logprob, delta, reason, self.top, shown, self.cached)
 
 
 def next_chunks(rows: Sequence[Row], prompt_budget: int) -> list[tuple[Row, int]]:

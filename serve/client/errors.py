@@ -124,8 +124,12 @@ class Tries:
         self._left, self._delay_s, self._proxy = max_retries, FIRST_DELAY_S, proxy
 
     def after_reply(self, status: int, body: bytes, headers: Mapping[str, str]) -> float:
-        """Return the wait after a reply of 400 or more, as its Retry-After says if it says."""
-        if (status not in RETRIED_STATUSES and status < 500) or self._left <= 0:
+        """Return the wait after a reply of 400 or more, as its Retry-After says if it says.
+
+        Nor is a reply followed by another try that says so itself, in ``x-should-retry``.
+        """
+        wrong = status not in RETRIED_STATUSES and status < 500
+        if wrong or headers.get("x-should-retry") == "false" or self._left <= 0:
             raise status_error(status, body, headers)
         try:
             asked_s = float(headers.get("retry-after", ""))

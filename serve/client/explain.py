@@ -36,6 +36,9 @@ def parse_explanation(body: Mapping[str, Any] | None) -> RouteExplanation | None
             RelevanceMap(int(each["side"]), tuple(each["values"]))
             for each in body.get("relevance") or ()  # an older service sends none
         ),
+        pictures=tuple(
+            told for each in body.get("pictures") or () if (told := parse_explanation(each))
+        ),
     )
 
 

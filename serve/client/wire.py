@@ -42,6 +42,9 @@ class Route:
     asked for again, ``second_look`` tells the first scale ("from"), its answer's "confidence" and
     what each look read ("first_visual_tokens", "second_visual_tokens"); ``visual_tokens`` is the
     sum, ``scale`` the second one, and ``explain`` tells why the first was chosen.
+
+    ``scales`` has the scale of each picture, in order; of several, ``scale`` is the finest,
+    ``p_suffices`` the mean, and ``explain.pictures`` tells each one's.
     """
 
     scale: int
@@ -53,6 +56,7 @@ class Route:
     explain: RouteExplanation | None = None
     certified: dict[str, Any] | None = None
     second_look: dict[str, Any] | None = None
+    scales: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Answer(Route):
     """An answer with the decision it was given under.
 
     `feedback` wants the answer itself, or its ``reply_id``; ``request_id`` names the request in the
-    service's logs. ``total_ms`` is measured here, retries included.
+    service's logs. ``total_ms`` is measured here, retries included. ``cached_tokens`` of the prompt
+    had been read for an earlier request.
     """
 
     text: str = ""
@@ -71,6 +76,7 @@ class Answer(Route):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_ms: float = 0.0
+    cached_tokens: int = 0
 
 
 class AskOptions(TypedDict, total=False):
@@ -81,7 +87,8 @@ class AskOptions(TypedDict, total=False):
     max_harm: float | None  # share of right answers that may be lost: certified or refused
     second_look: bool | None  # False: keep the first answer; True: refuse if none can follow
     explain: bool  # also say why: values, costs, contributions, what would change the choice
-    detail: str  # "auto" (the router decides), "low", "high", "original"
+    # "auto" (the router decides), "low", "high", "original": for all pictures, or one for each
+    detail: str | Sequence[str]
     max_tokens: int  # of the answer; 64
     temperature: float  # 0: greedy
     model: str  # "m3-auto", or a pinned id such as "m3-144"
@@ -117,9 +124,12 @@ def chat_body(
     else:
         pictures = picture if isinstance(picture, list | tuple) else (picture,)
     detail = options.get("detail", "auto")
+    details = [detail] * len(pictures) if isinstance(detail, str) else detail
+    if len(details) != len(pictures):
+        raise ValueError(f"{len(details)} details for {len(pictures)} pictures: give one for each")
     content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": data_url(each), "detail": detail}}
-        for each in pictures
+        {"type": "image_url", "image_url": {"url": data_url(each), "detail": its}}
+        for each, its in zip(pictures, details, strict=True)
     ]
     content.append({"type": "text", "text": question})
     body: dict[str, Any] = {
@@ -166,6 +176,7 @@ def _route_fields(routing: Mapping[str, Any]) -> dict[str, Any]:
         "explain": parse_explanation(routing.get("explain")),
         "certified": routing.get("certified"),
         "second_look": routing.get("second_look"),
+        "scales": tuple(map(int, routing.get("scales") or ())),  # an older service sends none
     }
 
 
@@ -200,6 +211,7 @@ def parse_answer(body: Mapping[str, Any], headers: Mapping[str, str], started: f
         prompt_tokens=usage.get("prompt_tokens", 0),
         completion_tokens=usage.get("completion_tokens", 0),
         total_ms=(time.perf_counter() - started) * 1000.0,
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
     )
 
 

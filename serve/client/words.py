@@ -21,7 +21,7 @@ def cost_in_words(route: Route) -> str:
     read, looked = route.visual_tokens, route.second_look
     finest = 0
     if route.p_suffices and route.scale:
-        pictures = 1 if looked else read // route.scale
+        pictures = len(route.scales) or (1 if looked else read // route.scale)
         finest = max(route.p_suffices) * pictures
     if looked is None:
         if not finest:

@@ -115,11 +115,11 @@ class Gateway:
                     if first:
                         # Of streams only: a whole answer comes as one part, at its end.
                         self.metrics.observe("m3_first_token_latency_ms", trace.elapsed_ms)
-                        yield replies.first_chunk(trace)
+                        for chunk in replies.first_chunks(trace):
+                            yield chunk
                         first = False
-                    if part.text:
-                        yield replies.text_chunk(trace, part.text)
-            yield replies.last_chunk(trace)
+                    for chunk in replies.chunks(trace, part):
+                        yield chunk
             if body.stream_options is not None and body.stream_options.include_usage:
                 yield replies.usage_chunk(trace)
 
@@ -195,14 +195,16 @@ class Gateway:
         )
         request = EncodeRequest(
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
-            needs_second_look=needs_second_look(trace.body), pressure=self.admission.pressure,
-            time_left_s=self._left_s(trace),
+            needs_second_look=needs_second_look(trace.body),
+            prompt=parsed.messages if decide_only else (),
+            pressure=self.admission.pressure, time_left_s=self._left_s(trace),
         )  # fmt: skip
         encoded = trace.encoded = await self._of_encoder(
             trace, lambda: self._encoder.encode_and_route(request)
         )
         decision = encoded.decision
-        self.metrics.count("m3_decisions", scale=str(decision.scale), reason=decision.reason.value)
+        for scale in decision.scales or (0,):
+            self.metrics.count("m3_decisions", scale=str(scale), reason=decision.reason.value)
         if decision.reason is Reason.degraded:
             self.metrics.gauge("m3_price_floor", decision.price or 0.0)
         if not decide_only:

@@ -35,10 +35,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),  # without functions, auto is none
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "presence_penalty": (0,),
@@ -48,7 +46,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),  # without tools, auto is none
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -81,7 +78,8 @@ def parse_request(
         BadRequest: a knob that is not honoured, a bad picture, no question, an impossible wish.
         UnknownModel: the model id is none of this checkpoint's.
     """
-    if (refused := refused_knob(request)) is not None:
+    strict = settings.unknown_fields == "refuse"
+    if (refused := refused_knob(request, strict=strict)) is not None:
         field, sentence = refused
         raise BadRequest(sentence, field, "unsupported_parameter")
     ids = model_ids(scales)
@@ -160,7 +158,7 @@ def _constraints(
         constraints = resolve_constraints(
             scales=scales,
             model_scale=model_scale,
-            detail=_detail(places),
+            detail=[part.image_url.detail for _, part in places],
             routing_scale=None if wishes is None else wishes.scale,
             max_visual_tokens=None if wishes is None else wishes.max_visual_tokens,
             n_pictures=len(places),
@@ -187,6 +185,8 @@ def _against_second_look(
 ) -> str | None:
     if n_pictures != 1:
         return "it needs a request with exactly one picture"
+    if request.n != 1:
+        return "it needs n = 1"
     if constraints.pinned is not None:
         return "the scale is pinned"
     if constraints.max_harm is not None:
@@ -194,21 +194,6 @@ def _against_second_look(
     if request.temperature:
         return "only greedy answers (temperature 0) say how sure the model is"
     return None
-
-
-def _detail(places: list[tuple[str, ImagePart]]) -> str | None:
-    """Return the one detail asked for; all pictures of a request share a scale."""
-    asked = {part.image_url.detail: param for param, part in places}
-    asked.pop(None, None)
-    asked.pop("auto", None)
-    if len(asked) > 1:
-        raise BadRequest(
-            f"The pictures ask for different details ({', '.join(sorted(map(str, asked)))}), but "
-            "all pictures of a request are read at one scale. Give one detail, or split the "
-            "request.",
-            next(iter(asked.values())).replace(".url", ".detail"), "conflicting_detail",
-        )  # fmt: skip
-    return next(iter(asked), None)
 
 
 def _as_processor_takes_it(message: Message) -> dict[str, Any]:
@@ -222,12 +207,17 @@ def _as_processor_takes_it(message: Message) -> dict[str, Any]:
     return {"role": role, "content": parts}
 
 
-def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
-    """Return (field, sentence) for the first field that would be ignored, or None."""
+def refused_knob(request: ChatRequest, *, strict: bool = True) -> tuple[str, str] | None:
+    """Return (field, sentence) for the first field that would be ignored, or None.
+
+    Not ``strict``: fields that this service has never heard of may be.
+    """
     for field, value in (request.model_extra or {}).items():
         if field in HARMLESS:
             continue
         if field not in NEUTRAL:
+            if not strict:
+                continue
             return field, f"Unknown field '{field}'. Remove it."
         # `1 == True` in Python, not in JSON: compare the types as well.
         if not any(value == ok and isinstance(value, bool) == isinstance(ok, bool)
@@ -236,6 +226,8 @@ def refused_knob(request: ChatRequest) -> tuple[str, str] | None:
     asked = request.stream_options
     if asked is not None and asked.wants_usage and not request.stream:
         return "stream_options", "'stream_options' needs 'stream': true. Remove one of the two."
+    if request.top_logprobs and not request.logprobs:
+        return "top_logprobs", "'top_logprobs' needs 'logprobs': true. Add it, or remove this one."
     both = request.max_tokens, request.max_completion_tokens
     if None not in both and both[0] != both[1]:
         return "max_tokens", "'max_tokens' and 'max_completion_tokens' differ. Send one of them."

@@ -5,8 +5,9 @@ Pure functions from values to wire types; knows nothing of queues, HTTP or model
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from router.decision import Reason
 from serve.protocol import (
@@ -16,17 +17,24 @@ from serve.protocol import (
     ChatCompletion,
     Choice,
     ChunkChoice,
+    CountedChunk,
+    CountedTokens,
     Delta,
+    Likely,
+    Logprobs,
     PromptTokensDetails,
     RouteReply,
+    RouteUsage,
     Routing,
     SecondLooked,
+    TokenLogprob,
     Usage,
 )
 
 if TYPE_CHECKING:
     from serve.gateway.request_trace import FirstLook, Trace
-    from serve.stages.messages import Encoded
+    from serve.stages import messages
+    from serve.stages.messages import AnswerPart, Encoded
 
 FinishReason = Literal["stop", "length"]
 
@@ -38,28 +46,39 @@ def completion(trace: Trace) -> ChatCompletion:
         created=trace.created,
         model=trace.body.model,
         choices=[
-            Choice(message=AnswerMessage(content=trace.text), finish_reason=_finish_reason(trace))
+            Choice(
+                index=index,
+                message=AnswerMessage(content=choice.text),
+                logprobs=_logprobs(trace, choice.logprobs),
+                finish_reason=_finish_reason(choice.finish_reason),
+            )
+            for index, choice in enumerate(trace.choices)
         ],
         usage=_usage(trace),
         routing=_routing(trace),
     )
 
 
-def first_chunk(trace: Trace) -> ChatChunk:
-    """Return the chunk that opens a stream: the role and the decision."""
-    delta = ChunkChoice(delta=Delta(role="assistant", content=""))
-    return _chunk(trace, [delta], routing=_routing(trace))
+def first_chunks(trace: Trace) -> Iterator[ChatChunk]:
+    """Yield the chunks that open the answers of a stream: the role, and once the decision."""
+    for index in range(len(trace.choices)):
+        opening = ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+        yield _chunk(trace, [opening], routing=None if index else _routing(trace))
 
 
-def text_chunk(trace: Trace, text: str) -> ChatChunk:
-    """Return a chunk with some of the answer."""
-    return _chunk(trace, [ChunkChoice(delta=Delta(content=text))])
-
-
-def last_chunk(trace: Trace) -> ChatChunk:
-    """Return the chunk that closes a stream: why it ended, and the decision again."""
-    end = ChunkChoice(delta=Delta(), finish_reason=_finish_reason(trace))
-    return _chunk(trace, [end], routing=_routing(trace))
+def chunks(trace: Trace, part: AnswerPart) -> Iterator[ChatChunk]:
+    """Yield what a part says and why its answer ended, if it did; the last with the decision."""
+    if part.text or part.logprobs:
+        said = ChunkChoice(
+            index=part.index, delta=Delta(content=part.text),
+            logprobs=_logprobs(trace, part.logprobs),
+        )  # fmt: skip
+        yield _chunk(trace, [said])
+    if part.finish_reason is not None:
+        end = ChunkChoice(
+            index=part.index, delta=Delta(), finish_reason=_finish_reason(part.finish_reason)
+        )
+        yield _chunk(trace, [end], routing=_routing(trace) if trace.all_ended else None)
 
 
 def usage_chunk(trace: Trace) -> ChatChunk:
@@ -69,7 +88,11 @@ def usage_chunk(trace: Trace) -> ChatChunk:
 
 def route_reply(trace: Trace) -> RouteReply:
     """Return the decision without an answer."""
-    return RouteReply(model=trace.body.model, routing=_routing(trace))
+    encoded = cast("Encoded", trace.encoded)
+    image, text = encoded.decision.visual_tokens, encoded.text_tokens
+    counted = CountedTokens(image_tokens=image, text_tokens=text)
+    usage = RouteUsage(prompt_tokens=image + text, prompt_tokens_details=counted)
+    return RouteReply(model=trace.body.model, usage=usage, routing=_routing(trace))
 
 
 def _chunk(
@@ -82,7 +105,8 @@ def _chunk(
     options = trace.body.stream_options
     if options is not None and options.continuous_usage_stats:
         usage = _usage(trace)
-    return ChatChunk(
+    counts = options is not None and options.include_usage
+    return (CountedChunk if counts else ChatChunk)(
         id=trace.reply_id,
         created=trace.created,
         model=trace.body.model,
@@ -92,8 +116,24 @@ def _chunk(
     )
 
 
-def _finish_reason(trace: Trace) -> FinishReason:
-    return cast(FinishReason, trace.finish_reason or "stop")
+def _finish_reason(reason: str | None) -> FinishReason:
+    return cast(FinishReason, reason or "stop")
+
+
+def _logprobs(trace: Trace, tokens: Sequence[messages.TokenLogprob]) -> Logprobs | None:
+    if not trace.body.logprobs:
+        return None
+    return Logprobs(
+        content=[
+            TokenLogprob(**_likely(token), top_logprobs=[Likely(**_likely(t)) for t in token.top])
+            for token in tokens
+        ]
+    )
+
+
+def _likely(token: messages.TokenLogprob) -> dict[str, Any]:
+    raw = None if token.raw is None else list(token.raw)
+    return {"token": token.token, "logprob": token.logprob, "bytes": raw}
 
 
 def _usage(trace: Trace) -> Usage:
@@ -104,7 +144,9 @@ def _usage(trace: Trace) -> Usage:
         completion_tokens=answer,
         total_tokens=prompt + answer,
         prompt_tokens_details=PromptTokensDetails(
-            image_tokens=encoded.decision.visual_tokens, text_tokens=trace.text_tokens
+            image_tokens=encoded.decision.visual_tokens,
+            text_tokens=trace.text_tokens,
+            cached_tokens=trace.cached_tokens,
         ),
     )
 
@@ -113,6 +155,7 @@ def _routing(trace: Trace) -> Routing:
     decision = cast("Encoded", trace.encoded).decision
     return Routing(
         scale=decision.scale,
+        scales=list(decision.scales),
         visual_tokens=decision.visual_tokens,
         reason=decision.reason.value,
         p_suffices=_by_scale(decision.p_suffices),

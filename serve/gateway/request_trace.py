@@ -18,7 +18,7 @@ from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
 from serve.protocol import REPLY_ID_PREFIX, ChatRequest
 from serve.settings import ServeSettings
-from serve.stages.messages import AnswerPart, Encoded, GenerateRequest
+from serve.stages.messages import AnswerPart, Encoded, GenerateRequest, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,24 @@ class FirstLook:
     confidence: float
     text_tokens: int
     completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass
+class ChoiceSoFar:
+    """One of the answers to a request, as far as it has come."""
+
+    text: str = ""
+    logprob: float = 0.0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, part: AnswerPart) -> None:
+        """Take a part of it in."""
+        self.text += part.text
+        self.logprob += part.logprob
+        self.logprobs += part.logprobs
+        self.finish_reason = part.finish_reason or self.finish_reason
 
 
 @dataclass
@@ -44,11 +62,9 @@ class Trace:
     parsed: ParsedRequest | None = None
     encoded: Encoded | None = None
     first: FirstLook | None = None
-    text: str = ""
     text_tokens: int = 0
-    completion_tokens: int = 0
-    logprob: float = 0.0
-    finish_reason: str | None = None
+    cached_tokens: int = 0
+    completion_tokens: int = 0  # of all choices
     status: str = "cancelled"
     deaths: int = 0  # replicas that died while they worked on it
     together: int = 1  # requests in flight when it was admitted, itself among them
@@ -78,13 +94,20 @@ class Trace:
                 self.call.budget.give_back(self.charged)
             self.charged = 0
 
+    def __post_init__(self) -> None:
+        self.choices = [ChoiceSoFar() for _ in range(self.body.n)]
+
     def add(self, part: AnswerPart) -> None:
-        """Take a part of the answer in."""
-        self.text += part.text
+        """Take a part of an answer in."""
+        self.choices[part.index].add(part)
         self.text_tokens = part.text_tokens + (self.first.text_tokens if self.first else 0)
+        self.cached_tokens = part.cached_tokens + (self.first.cached_tokens if self.first else 0)
         self.completion_tokens += part.n_tokens
-        self.logprob += part.logprob
-        self.finish_reason = part.finish_reason or self.finish_reason
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether no answer goes on."""
+        return all(choice.finish_reason is not None for choice in self.choices)
 
     def generate_request(self, tokens_per_part: int | None) -> GenerateRequest:
         """Return what the generator is asked, once the picture is encoded."""
@@ -99,6 +122,8 @@ class Trace:
             seed=body.seed,
             stop=body.stop_strings(),
             tokens_per_part=tokens_per_part,
+            n=body.n,
+            top_logprobs=body.top_logprobs if body.logprobs else None,
         )
 
     def look_again(self, parts: Sequence[AnswerPart], confidence: float, scale: int) -> None:
@@ -108,11 +133,13 @@ class Trace:
         self.completion_tokens = sum(part.n_tokens for part in parts)
         self.first = FirstLook(
             decision.scale, decision.visual_tokens, confidence, parts[-1].text_tokens,
-            self.completion_tokens,
+            self.completion_tokens, parts[-1].cached_tokens,
         )  # fmt: skip
         told = decision.explanation and decision.explanation.before_second_look(confidence, scale)
         both = decision.visual_tokens + scale
-        decision = replace(decision, scale=scale, visual_tokens=both, explanation=told)
+        decision = replace(
+            decision, scale=scale, scales=(scale,), visual_tokens=both, explanation=told
+        )
         self.encoded = replace(encoded, decision=decision)
 
     @property
@@ -145,6 +172,7 @@ class Trace:
         if decision is not None and decision.p_suffices is not None:
             p_suffices = tuple(decision.p_suffices[scale] for scale in scales)
         answered = self.completion_tokens > 0
+        told = self.choices[0]  # of several answers one stands for all
         return DecisionRecord(
             request_id=self.call.request_id,
             time_utc=datetime.now(UTC),
@@ -157,8 +185,8 @@ class Trace:
             p_suffices=p_suffices,
             price=None if decision is None else decision.price,
             router_version="" if decision is None else decision.router_version,
-            answer=self.text if may_keep and answered else None,
-            confidence=math.exp(self.logprob) if answered else None,
+            answer=told.text if may_keep and answered else None,
+            confidence=math.exp(told.logprob) if answered else None,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             route_ms=0.0 if decision is None else decision.latency_ms,
@@ -170,4 +198,5 @@ class Trace:
             escalated_from=None if self.first is None else self.first.scale,
             first_confidence=None if self.first is None else self.first.confidence,
             tenant=self.call.tenant or None,
+            scales=None if decision is None else decision.scales,
         )

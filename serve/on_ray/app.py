@@ -1,21 +1,24 @@
 """Binds gateway, encoder and generator to Ray Serve. Wiring only.
 
 In a Ray Serve YAML: ``import_path: serve.on_ray.app:build_app`` with the settings under ``args:``.
-The encoder's ``user_config: {"router": "<folder>"}`` exchanges the router without a restart.
+The encoder's ``user_config: {"router": "<folder>"}`` exchanges the router without a restart, where
+no registry is followed.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from fastapi import FastAPI, Request
+from numpy.typing import NDArray
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.context import _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 
@@ -23,12 +26,21 @@ from serve.errors import NotReady
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import RayMetrics
+from serve.on_ray.autoscaling import autoscaling_config
+from serve.on_ray.outstanding import Workload, answer_work
+from serve.on_ray.replica_routing import STATS_PERIOD_S, WELL, PictureRouter, TokenRouter
 from serve.on_ray.stages import RayEncoder, RayGenerator
-from serve.settings import DeploymentSettings, ServeSettings
+from serve.settings import DeploymentSettings, RouterChoice, ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
-from serve.stages.messages import AnswerPart, GenerateRequest
+from serve.stages.messages import (
+    AnswerPart,
+    Encoded,
+    EncodeRequest,
+    GenerateRequest,
+    PoolRequest,
+)
 from serve.tenants.budgets import Budgets
 from serve.tenants.keys import Key, given_keys
 from serve.tenants.live_keys import LiveKeys
@@ -49,17 +61,45 @@ class EncoderReplica(Encoder):
             threads=settings.torch_threads, text_encoder=settings.text_encoder,
         )  # fmt: skip
         super().__init__(checkpoint, settings, RayMetrics(settings.request_timeout_s))
+        self._user_config: Any = None
+        self._workload, self._finest = Workload(), checkpoint.model.config.scales[-1]
 
-    async def reconfigure(self, user_config: Any) -> None:
-        """Exchange the router; a bad one is reported and the old one stays.
+    async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+        """Return the decision and the visual tokens, counted as work meanwhile."""
+        with self._workload.taken(len(request.pictures) * self._finest):
+            return await super().encode_and_route(request)
 
-        It never raises: Ray takes a replica out of service for that.
+    async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
+        """Return a picture's tokens, counted as work meanwhile."""
+        with self._workload.taken(request.scale):
+            return await super().pool(request)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what Ray scales by."""
+        return self._workload.stats()
+
+    async def record_routing_stats(self) -> dict[str, bool]:
+        """Return what gateways choose by."""
+        return {WELL: await is_well(self.check_health)}
+
+    async def reconfigure(self, user_config: Any, rank: Any = None) -> None:
+        """Exchange the router; a bad one, or one beside a registry's, is told and changes nothing.
+
+        It never raises: Ray takes a replica out of service for that. Because it takes `rank`, Ray
+        calls it also when user_config is taken away.
         """
-        folder = user_config.get("router") if isinstance(user_config, dict) else None
-        if isinstance(folder, str):
-            await self.swap_router(Path(folder))
-        elif user_config:
+        if user_config == self._user_config:  # another rank
+            return
+        self._user_config = user_config
+        if not user_config:
+            await self.choose_router(None)
+            return
+        try:
+            router = RouterChoice.model_validate(user_config).router
+        except ValidationError:
             LOG.error('user_config must be {"router": "<folder>"}, not %r; ignored', user_config)
+        else:
+            await self.choose_router(router)
 
 
 class GeneratorReplica(Generator):
@@ -76,6 +116,17 @@ class GeneratorReplica(Generator):
         super().__init__(
             engine, checkpoint.processor, settings, RayMetrics(settings.request_timeout_s)
         )
+        self._workload, self._expected = Workload(), settings.default_max_tokens
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what Ray scales by."""
+        return self._workload.stats()
+
+    async def record_routing_stats(self) -> dict[str, bool]:
+        """Return what gateways choose by; nothing that varies, or Ray would spread it all the
+        time.
+        """
+        return {WELL: await is_well(self.check_health)}
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
         """Yield the parts of the answer; end this replica when its engine is dead.
@@ -87,9 +138,10 @@ class GeneratorReplica(Generator):
             ServiceError: what went wrong.
         """
         try:
-            async with aclosing(cast(Any, super().generate(request))) as parts:
-                async for part in parts:
-                    yield part
+            with self._workload.taken(answer_work(request, self._expected)):
+                async with aclosing(cast(Any, super().generate(request))) as parts:
+                    async for part in parts:
+                        yield part
         except NotReady:
             if not (await self.status()).alive:
                 LOG.error("the engine is dead: this replica ends, Ray starts another")
@@ -147,6 +199,15 @@ def _gateways() -> int:
     return serve.get_replica_context().world_size or 1
 
 
+async def is_well(check_health: Callable[[], Awaitable[None]]) -> bool:
+    """Return whether a replica can work; Ray takes one out only after it failed several times."""
+    try:
+        await check_health()
+    except NotReady:
+        return False
+    return True
+
+
 def ray_request_id(request: Request) -> str:
     """Return the id that Ray's proxy gave the request, or took from its x-request-id header.
 
@@ -158,24 +219,48 @@ def ray_request_id(request: Request) -> str:
 
 def build_app(settings: ServeSettings) -> Application:
     """Return the application for `serve.run` or a Ray Serve YAML."""
-    encoder = _deployment(EncoderReplica, "encoder", settings.encoder, settings).bind(settings)
-    generator = _deployment(GeneratorReplica, "generator", settings.generator, settings).bind(
-        settings
-    )
+    finest = ModelCard.read(settings.model_path()).scales[-1]
+    expected = settings.default_max_tokens
+    encoder = _deployment(
+        EncoderReplica, "encoder", settings.encoder, settings, finest,
+        _routed_by(PictureRouter, slack=settings.encoder_batch),
+    ).bind(settings)  # fmt: skip
+    generator = _deployment(
+        GeneratorReplica, "generator", settings.generator, settings, finest + expected,
+        _routed_by(TokenRouter, expected_answer_tokens=expected),
+    ).bind(settings)  # fmt: skip
     ingress = serve.ingress()(GatewayReplica)
     return _deployment(ingress, "gateway", settings.gateway, settings).bind(
         settings, given_keys(settings.api_keys_file), encoder, generator
     )
 
 
+def _routed_by(router: type, **kwargs: int) -> RequestRouterConfig:
+    return RequestRouterConfig(
+        request_router_class=f"{router.__module__}:{router.__name__}",
+        request_router_kwargs=kwargs,
+        request_routing_stats_period_s=STATS_PERIOD_S,
+    )
+
+
 def _deployment(
-    replica: type, name: str, wanted: DeploymentSettings, settings: ServeSettings
+    replica: type,
+    name: str,
+    wanted: DeploymentSettings,
+    settings: ServeSettings,
+    tokens_per_request: int = 0,
+    request_router: RequestRouterConfig | None = None,
 ) -> Deployment:
     resources = {"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus}
+    replicas: dict[str, Any] = {"num_replicas": wanted.replicas}
+    if wanted.autoscaling is not None:
+        scaling = autoscaling_config(wanted.autoscaling, tokens_per_request)
+        replicas = {"autoscaling_config": scaling}
     return serve.deployment(
         replica,
         name=name,
-        num_replicas=wanted.replicas,
+        **replicas,
+        request_router_config=request_router or RequestRouterConfig(),
         ray_actor_options=resources,
         max_ongoing_requests=wanted.max_ongoing_requests,
         max_queued_requests=wanted.max_queued_requests,

@@ -21,14 +21,26 @@ from serve.errors import ServeSetupError
 from serve.on_ray.headers import IMPORT_PATH
 
 OBJECT_STORE_BYTES = 200_000_000
+LARGEST_MESSAGE = 2**28  # bytes; above any request's pictures and their tokens
 START_TRIES = 3
 RAY_SETTINGS = {
     "metrics_report_interval_ms": 2000,  # the gateway relays metrics; ten seconds are long to wait
     "worker_niceness": 0,  # Ray's 15 is meant for batch work: any other process would come first
     "worker_register_timeout_seconds": 180,  # a busy machine takes its time to import torch
+    "automatic_object_spilling_enabled": False,  # no variable switches that off
 }
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Pictures and tokens go from process to process, and not through the object store, which may
+    # spill to disk: between deployments by gRPC, whose messages have at most 4 MB by default;
+    # from Ray's proxy as results of its methods, of which 100 kB are sent along by default.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(LARGEST_MESSAGE),
+    "RAY_max_direct_call_object_size": str(LARGEST_MESSAGE),
+    "RAY_task_rpc_inlined_bytes_limit": str(LARGEST_MESSAGE),
+    # Ray scales by what replicas and gateways tell this often; ten seconds are long to wait.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     # A replica that is unwell ends nothing whole: the time for long answers is for healthy ones.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,

@@ -29,6 +29,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
+from serve.on_ray.choice import picture_key
 from serve.stages.messages import (
     AnswerPart,
     Encoded,
@@ -104,7 +105,7 @@ def _of_status(error: grpc.RpcError) -> ServiceError:
 
 
 class RayEncoder:
-    """The encoder deployment."""
+    """The encoder deployment; a picture's calls go where it was encoded before."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -112,13 +113,16 @@ class RayEncoder:
     async def encode_and_route(self, request: EncodeRequest) -> Encoded:
         """Return the decision and the tokens."""
         with ray_errors():
-            encoded: Encoded = await self._handle.encode_and_route.remote(request)
+            # Of several the first: a conversation keeps it when more are added.
+            handle = await self._near(*request.pictures[:1])
+            encoded: Encoded = await handle.encode_and_route.remote(request)
             return encoded
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return the tokens (scale, D) of a picture at another scale."""
         with ray_errors():
-            tokens: NDArray[np.float16] = await self._handle.pool.remote(request)
+            handle = await self._near(request.picture)
+            tokens: NDArray[np.float16] = await handle.pool.remote(request)
             return tokens
 
     async def status(self) -> EncoderStatus:
@@ -126,6 +130,12 @@ class RayEncoder:
         with ray_errors():
             status: EncoderStatus = await self._handle.status.remote()
             return status
+
+    async def _near(self, *pictures: bytes) -> DeploymentHandle:
+        """Return a handle to the replica that has the picture; of no picture, to any."""
+        if not pictures:
+            return self._handle
+        return self._handle.options(session_id=await picture_key(pictures[0]))
 
 
 class RayGenerator:

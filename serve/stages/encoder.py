@@ -1,4 +1,4 @@
-"""Pictures and a question in; the decision and the visual tokens at its scale out.
+"""Pictures and a question in; the decision and the visual tokens at its scales out.
 
 Knows batching, caching and the router; knows neither HTTP nor Ray nor the language model. A picture
 is encoded once: requests for it that come together share the pass, later ones the cache. Its
@@ -24,13 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3model.config import hash_model
-from router.decision import (
-    RoutingDecision,
-    finest_fallback,
-    no_image_decision,
-    pinned_decision,
-    within_bound,
-)
+from router.decision import Reason, RoutingDecision, decided, finest_fallback, within_bound
 from router.errors import RoutingError
 from router.explain import relevance_map
 from serve.errors import NotReady, no_second_look, refusal, too_much_text
@@ -43,6 +37,7 @@ from serve.stages.degrading import under_pressure
 from serve.stages.in_time import in_time
 from serve.stages.live_router import LiveRouter
 from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
+from serve.stages.prompts import Prompts, context_tokens
 from serve.stages.vision import EncodedPicture, PreparedPicture, Vision
 
 LOG = logging.getLogger(__name__)
@@ -65,6 +60,9 @@ class Encoder:
     def __init__(self, checkpoint: Checkpoint, settings: ServeSettings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._vision = Vision(checkpoint, settings.pictures)
+        self._prompts = Prompts(
+            checkpoint.processor, context_tokens(checkpoint.model.config, settings.kv_tokens)
+        )
         self._batcher: DrainBatcher[PreparedPicture, EncodedPicture] = DrainBatcher(
             self._vision.encode, settings.encoder_batch, "m3-vision"
         )
@@ -90,8 +88,8 @@ class Encoder:
         """Return the decision and the visual tokens.
 
         Raises:
-            BadRequest: a picture cannot be decoded, the question cannot fit the model's context, or
-                no scale fits the cap.
+            BadRequest: a picture cannot be decoded, the question or the prompt that is to be
+                counted cannot fit the model's context, or no scale fits the cap.
             TimedOut: the request's time was over before.
         """
         return await in_time(self._encode_and_route(request), request.time_left_s)
@@ -99,15 +97,22 @@ class Encoder:
     async def _encode_and_route(self, request: EncodeRequest) -> Encoded:
         if len(request.question) > self._vision.most_characters:
             raise too_much_text(len(request.question), self._vision.most_characters)
+        text_tokens = 0
+        if request.prompt:
+            text_tokens = len(await self._prompts.ids(request.prompt)) - len(request.pictures)
+            self._prompts.check(text_tokens)
         started = time.perf_counter()
         pictures = await self._encode_all(request.pictures)
         decision = await self._in_thread(self._decide, request, pictures)
+        if request.prompt:
+            self._prompts.check(text_tokens + decision.visual_tokens)
         tokens: tuple[NDArray[np.float16], ...] = ()
         if pictures and not request.decide_only:
-            tokens = await self._in_thread(self._pool, pictures, decision.scale)
+            tokens = await self._in_thread(self._pool, pictures, decision.scales)
         encode_ms = _ms_since(started)
         self._metrics.observe("m3_encode_latency_ms", encode_ms)
-        return Encoded(tuple(p.picture_id for p in pictures), tokens, decision, encode_ms)
+        ids = tuple(picture.picture_id for picture in pictures)
+        return Encoded(ids, tokens, decision, encode_ms, text_tokens)
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return the tokens (scale, D) of a picture; one that was forgotten is encoded again."""
@@ -136,15 +141,19 @@ class Encoder:
         if self._batcher.heartbeat_s > self._settings.heartbeat_limit_s:
             raise NotReady(f"the vision worker is silent for {self._batcher.heartbeat_s:.0f} s")
 
-    async def swap_router(self, folder: Path) -> bool:
-        """Return whether the router in ``folder`` was taken over; never raises for a bad one."""
-        return await asyncio.to_thread(self._router.swap_to, folder)
+    async def choose_router(self, folder: Path | None) -> bool:
+        """Return whether the router in ``folder`` was taken over; never raises for a bad one.
+
+        A registry that points to a router overrules it. None: no router is chosen any more.
+        """
+        return await asyncio.to_thread(self._router.choose, folder)
 
     def close(self) -> None:
         """Stop the threads."""
         self._router.stop()
         self._batcher.close()
         self._decoder.close()
+        self._prompts.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -223,8 +232,10 @@ class Encoder:
             _, oldest = self._cache.popitem(last=False)
             self._cache_bytes -= oldest.n_bytes
 
-    def _pool(self, pictures: list[EncodedPicture], scale: int) -> tuple[NDArray[np.float16], ...]:
-        return tuple(self._vision.tokens(picture, scale) for picture in pictures)
+    def _pool(
+        self, pictures: list[EncodedPicture], scales: tuple[int, ...]
+    ) -> tuple[NDArray[np.float16], ...]:
+        return tuple(map(self._vision.tokens, pictures, scales))
 
     def _decide(self, request: EncodeRequest, pictures: list[EncodedPicture]) -> RoutingDecision:
         try:
@@ -242,12 +253,10 @@ class Encoder:
         if request.needs_second_look and (router is None or router.second_look is None):
             raise no_second_look("the router in force has none")
         if not pictures:
-            return no_image_decision(version)
-        if constraints.pinned is not None and (router is None or not constraints.explain):
-            return pinned_decision(
-                constraints.pinned, constraints.reason,
-                n_pictures=n_pictures, router_version=version,
-            )  # fmt: skip
+            return decided((), Reason.no_image, router_version=version)
+        fixed = constraints.fixed(n_pictures)
+        if fixed is not None and (router is None or not constraints.explain):
+            return decided(fixed, constraints.reason, router_version=version)
         started = time.perf_counter()
         if router is None:  # said at the start; nothing failed
             return finest_fallback(self._vision.scales, constraints, n_pictures=n_pictures)

@@ -1,4 +1,4 @@
-"""A prompt and visual tokens in; the answer out, in parts of a few tokens.
+"""A prompt and visual tokens in; the answer out, or several of them, in parts of a few tokens.
 
 Knows the engine and the prompt's form; knows no pictures, no routing, no HTTP and no Ray.
 """
@@ -6,29 +6,34 @@ Knows the engine and the prompt's form; knows no pictures, no routing, no HTTP a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from m3model.engine.interface import Engine, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
-from serve.errors import BadRequest, NotReady, QueueFull, ServiceError, too_much_text
+from serve.errors import BadRequest, NotReady, QueueFull, ServiceError
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.in_time import in_time
-from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus
+from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus, TokenLogprob
+from serve.stages.prompts import Prompts, as_sentence, too_long
 
 if TYPE_CHECKING:
+    import torch
+
     from m3model import M3Processor
+    from m3model.engine.pieces import Pieces
 
 # Below this a draw is the greedy choice in every digit that matters, and 1/t would overflow.
 COLDEST = 1e-3
-# More text than this is tokenised in a thread: it would hold up every other request meanwhile.
-MOST_CHARACTERS_AT_ONCE = 4_000
+UNLIKELY = -9999.0  # OpenAI's log-probability of what the model never says; JSON has no infinity
 
 
 class Generator:
@@ -44,15 +49,17 @@ class Generator:
     def __init__(
         self, engine: Engine, processor: M3Processor, settings: ServeSettings, metrics: Metrics
     ) -> None:
-        self._engine, self._processor, self._settings = engine, processor, settings
-        self._metrics = metrics
-        self._most_characters = processor.most_characters(engine.max_length)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="m3-prompts")
+        from m3model.engine.pieces import Pieces
+
+        self._engine, self._settings, self._metrics = engine, settings, metrics
+        self._prompts = Prompts(processor, engine.max_length)
+        self._pieces = Pieces(processor.tokenizer)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
-        """Yield the parts of the answer, the last with its finish reason.
+        """Yield the parts of each answer, the last of each with its finish reason.
 
-        Closing the iterator, or cancelling its consumer, ends the generation within a token.
+        Closing the iterator, or cancelling its consumer, ends the generation within a token. Whole
+        answers come together at the end: a replica that dies before has said nothing.
 
         Raises:
             BadRequest: the prompt does not fit the context.
@@ -60,25 +67,30 @@ class Generator:
         """
         import torch
 
-        prompt = await self._prompt_ids(request.messages)
+        prompt = await self._prompts.ids(request.messages)
         text_tokens = len(prompt) - len(request.visual_tokens)
         tokens = [torch.from_numpy(array.copy()) for array in request.visual_tokens]
-        pending = _Pending(text_tokens)
+        pieces = None if request.top_logprobs is None else self._pieces
+        pending = [_Pending(index, text_tokens, pieces) for index in range(request.n)]
+        whole = []
         try:
-            # The engine's id is our own: callers may repeat theirs.
-            events = self._engine.submit(uuid.uuid4().hex, prompt, tokens, self._sampling(request))
-            self._note_load()
-            async with aclosing(cast(Any, events)) as stream:
-                event = await in_time(anext(stream, None), request.time_left_s)
-                while event is not None:
-                    pending.add(event)
-                    if self._is_due(pending, request.tokens_per_part):
-                        yield pending.take()
-                    event = await anext(stream, None)
+            async with aclosing(self._events(request, prompt, tokens)) as events:
+                said = await in_time(anext(events, None), request.time_left_s)
+                while said is not None:
+                    index, event, cached = said
+                    pending[index].add(event, cached)
+                    if self._is_due(pending[index], request.tokens_per_part):
+                        if request.tokens_per_part is None:
+                            whole.append(pending[index].take())
+                        else:
+                            yield pending[index].take()
+                    said = await anext(events, None)
+            for part in whole:  # some have waited for others
+                yield replace(part, since_first_ms=pending[part.index].since_first_ms)
         except PromptTooLong as error:
-            raise BadRequest(_sentence(error), "messages", "context_length_exceeded") from error
+            raise too_long(error) from error
         except EngineRefusal as error:
-            raise BadRequest(_sentence(error)) from error
+            raise BadRequest(as_sentence(error)) from error
         except EngineBusy as error:
             raise QueueFull() from error
         except EngineClosed as error:
@@ -110,17 +122,44 @@ class Generator:
 
     def close(self) -> None:
         """Stop the engine and the thread."""
-        self._thread.shutdown(wait=False)
+        self._prompts.close()
         self._engine.close()
 
-    async def _prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        characters = _n_characters(messages)
-        if characters > self._most_characters:
-            raise too_much_text(characters, self._most_characters)
-        if characters <= MOST_CHARACTERS_AT_ONCE:
-            return self._processor.prompt_ids(messages)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._processor.prompt_ids, messages)
+    async def _events(
+        self, request: GenerateRequest, prompt: list[int], visual: Sequence[torch.Tensor]
+    ) -> AsyncGenerator[tuple[int, TokenEvent, int]]:
+        """Yield (which answer, its next token, prompt tokens that needed no reading).
+
+        The first answer goes ahead until the prompt is read: the others find the keys and values of
+        its pictures ready. Of the prompt, which counts once, its reading is the one that is told.
+        """
+        # The engine's ids are our own: callers may repeat theirs.
+        names = [uuid.uuid4().hex for _ in range(request.n)]
+
+        def submit(index: int) -> AsyncIterator[TokenEvent]:
+            sampling = self._sampling(request, index)
+            return self._engine.submit(names[index], prompt, visual, sampling)
+
+        first = submit(0)
+        self._note_load()
+        async with aclosing(cast(Any, first)) as events:
+            if request.n == 1:
+                async for event in events:
+                    yield 0, event, event.cached_tokens
+                return
+            try:
+                opening = await anext(events)
+                cached = opening.cached_tokens
+                # All are in the queue, or refused together, before anything is said.
+                others = {index: submit(index) for index in range(1, request.n)}
+                self._note_load()
+                yield 0, opening, cached
+                async with aclosing(_merged({0: events, **others})) as merged:
+                    async for index, event in merged:
+                        yield index, event, cached
+            finally:
+                for name in names:  # some may never have been listened to
+                    self._engine.cancel(name)
 
     def _note_load(self) -> None:
         stats = self._engine.stats()
@@ -130,13 +169,14 @@ class Generator:
             "m3_engine_kv_share", stats.kv_pages_used / stats.kv_pages if stats.kv_pages else 0.0
         )
 
-    def _sampling(self, request: GenerateRequest) -> Sampling:
+    def _sampling(self, request: GenerateRequest, index: int) -> Sampling:
         return Sampling(
             max_new_tokens=request.max_tokens or self._settings.default_max_tokens,
             temperature=0.0 if request.temperature < COLDEST else request.temperature,
             top_p=request.top_p,
-            seed=request.seed,
+            seed=choice_seed(request.seed, index),
             stop=request.stop,
+            top_logprobs=request.top_logprobs or 0,
         )
 
     def _is_due(self, pending: _Pending, tokens_per_part: int | None) -> bool:
@@ -151,47 +191,108 @@ class Generator:
 
 
 class _Pending:
-    """Token events that have not been yielded yet."""
+    """Token events of one answer that have not been yielded yet.
 
-    def __init__(self, text_tokens: int) -> None:
-        self.text_tokens, self.is_first = text_tokens, True
-        self.first_at: float | None = None
+    Args:
+        index: of the answer.
+        text_tokens: of the prompt.
+        pieces: where the tokens themselves are wanted: told once their text is.
+    """
+
+    def __init__(self, index: int, text_tokens: int, pieces: Pieces | None) -> None:
+        self._index, self._text_tokens, self._cached = index, text_tokens, 0
+        self._pieces, self.is_first = pieces, True
+        self._first_at: float | None = None
+        self._untold: deque[TokenEvent] = deque()
+        self._n_told = 0
+        self._before: int | None = None  # the last told token that is text
         self._reset()
 
     def _reset(self) -> None:
         self.text, self.n_tokens, self.logprob = "", 0, 0.0
+        self._logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
         self.since = time.monotonic()
 
-    def add(self, event: TokenEvent) -> None:
-        self.first_at = self.first_at or time.monotonic()
+    @property
+    def since_first_ms(self) -> float:
+        """Milliseconds since its first token came."""
+        return 0.0 if self._first_at is None else (time.monotonic() - self._first_at) * 1000.0
+
+    def add(self, event: TokenEvent, cached: int) -> None:
+        self._cached = cached
+        if self._first_at is None:
+            self._first_at = time.monotonic()
         self.text += event.text_delta
         self.n_tokens += 1
         self.logprob += event.logprob
         self.finish_reason = event.finish_reason
+        if self._pieces is not None:
+            self._untold.append(event)
+            self._tell(self._pieces, event.n_shown)
+
+    def _tell(self, pieces: Pieces, n_shown: int) -> None:
+        while self._n_told < n_shown:
+            event = self._untold.popleft()
+            self._n_told += 1
+            top = tuple(_token(pieces, *each, self._before) for each in event.top)
+            told = replace(_token(pieces, event.token_id, event.logprob, self._before), top=top)
+            self._logprobs.append(told)
+            if told.raw is not None:
+                self._before = event.token_id
 
     def take(self) -> AnswerPart:
-        since_first_ms = (time.monotonic() - (self.first_at or time.monotonic())) * 1000.0
         part = AnswerPart(
-            self.text, self.n_tokens, self.logprob, self.text_tokens, self.finish_reason,
-            since_first_ms,
+            self.text, self.n_tokens, self.logprob, self._text_tokens, self.finish_reason,
+            self._cached, self._index, tuple(self._logprobs), self.since_first_ms,
         )  # fmt: skip
         self.is_first = False
         self._reset()
         return part
 
 
-def _n_characters(messages: Sequence[dict[str, Any]]) -> int:
-    n = 0
-    for message in messages:
-        content = message.get("content") or ()
-        if isinstance(content, str):
-            n += len(content)
-        else:
-            n += sum(len(part.get("text") or "") for part in content)
-    return n
+def _token(pieces: Pieces, token_id: int, logprob: float, before: int | None) -> TokenLogprob:
+    piece = pieces.of(token_id, before)
+    return TokenLogprob(piece.text, piece.raw, max(logprob, UNLIKELY))
 
 
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+def choice_seed(seed: int | None, index: int) -> int | None:
+    """Return the seed of one of several answers; the first has the request's own.
+
+    No two of nearby seeds share an answer, as they would if these were added up.
+    """
+    if seed is None or index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+async def _merged(
+    streams: Mapping[int, AsyncIterator[TokenEvent]],
+) -> AsyncGenerator[tuple[int, TokenEvent]]:
+    """Yield (which stream, its next event) as they come; the first failure ends all."""
+    said: asyncio.Queue[tuple[int, TokenEvent] | Exception | None] = asyncio.Queue()
+
+    async def listen(index: int, stream: AsyncIterator[TokenEvent]) -> None:
+        try:
+            async for event in stream:
+                said.put_nowait((index, event))
+            said.put_nowait(None)
+        except Exception as error:
+            said.put_nowait(error)
+
+    tasks = [asyncio.create_task(listen(*each)) for each in streams.items()]
+    left = len(tasks)
+    try:
+        while left:
+            item = await said.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

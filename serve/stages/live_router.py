@@ -2,7 +2,8 @@
 
 Knows folders, the registry's pointer and one reference; knows nothing of requests. A router is
 loaded and tried out completely before the reference moves, and a bad one changes nothing but a
-gauge and a line in the log.
+gauge and a line in the log. There is one source: a registry that points to a router overrules one
+that was chosen otherwise, and says so for as long as both are there.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class LiveRouter:
         self.current: Router | None = None
         self.ok = True
         self._wanted: Path | None = None
-        self._complaint = ""
+        self._chosen: Path | None = None
+        self._complaint = self._overruled = ""
         self._polls_since_failure = 0
         self._swapping = threading.Lock()
         self._stop = threading.Event()
@@ -98,6 +100,20 @@ class LiveRouter:
         """Stop following the registry."""
         self._stop.set()
 
+    def choose(self, folder: Path | None) -> bool:
+        """Return whether the router chosen for this deployment is in force; None: none is chosen.
+
+        Where the registry points to one, nothing changes but that the contradiction is told.
+        """
+        self._chosen = folder
+        if folder is not None and self._pointer() is not None:
+            self._overrule(folder)
+            return False
+        if self._overruled:
+            self._overruled, self.ok = "", not self._complaint
+            self._metrics.gauge("m3_router_stale", int(not self.ok))
+        return folder is None or self.swap_to(folder)
+
     def swap_to(self, folder: Path) -> bool:
         """Return whether the router in ``folder`` is in force now; if not, nothing has changed."""
         with self._swapping:
@@ -109,10 +125,10 @@ class LiveRouter:
                 return False
             before = self.version
             # Last of all the router itself: who sees the new one must not read the old complaint.
-            self._complaint, self.ok, self._polls_since_failure = "", True, 0
+            self._complaint, self.ok, self._polls_since_failure = "", not self._overruled, 0
             self.current = loaded
             self._metrics.count("m3_router_swaps", outcome="ok")
-            self._metrics.gauge("m3_router_stale", 0)
+            self._metrics.gauge("m3_router_stale", int(not self.ok))
             LOG.info("router %s replaces %s", loaded.version, before or "none")
             return True
 
@@ -139,12 +155,26 @@ class LiveRouter:
             promoted = self._pointer()
             if promoted is None:
                 continue
+            if self._chosen is not None:  # the promotion came later
+                self._overrule(self._chosen)
             if promoted != self._wanted:
                 self.swap_to(promoted)
-            elif not self.ok:
+            elif self._complaint:
                 self._polls_since_failure += 1
                 if self._polls_since_failure % RETRY_POLLS == 0:
                     self.swap_to(promoted)
+
+    def _overrule(self, chosen: Path) -> None:
+        told = (
+            f"two sources of the router: user_config names {chosen}, and the registry "
+            f"{self._registry} points to one, which counts; set registry: null, or take "
+            "user_config away"
+        )
+        if told != self._overruled:
+            LOG.error("%s", told)
+            self._metrics.count("m3_router_swaps", outcome="failed")
+        self._overruled, self.ok = told, False
+        self._metrics.gauge("m3_router_stale", 1)
 
     def _failed(self, complaint: str) -> None:
         if complaint != self._complaint:  # once, not once a second

@@ -30,18 +30,21 @@ class EncodeRequest:
     constraints: Constraints
     decide_only: bool = False
     needs_second_look: bool = False
+    # The conversation, where the caller wants to know how many tokens it has.
+    prompt: tuple[dict[str, Any], ...] = ()
     pressure: float = 0.0
     time_left_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The decision and, pooled to its scale, the tokens of each picture: (scale, D) float16."""
+    """The decision and, pooled to its own scale, the tokens of each picture: (scale, D) float16."""
 
     picture_ids: tuple[str, ...]
     visual_tokens: tuple[NDArray[np.float16], ...]
     decision: RoutingDecision
     encode_ms: float
+    text_tokens: int = 0  # of the prompt without visual tokens, where they were counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class GenerateRequest:
     """A conversation with one ``{"type": "image"}`` per picture, and the pictures' tokens.
 
     ``max_tokens`` None: the service's default, as far as the context allows. ``tokens_per_part``
-    None: the whole answer comes as one part. ``time_left_s``: for its first token to come.
+    None: the whole answer comes as one part. ``n`` answers are given to the one prompt;
+    ``top_logprobs`` None: no log-probabilities of tokens. ``time_left_s``: for its first token to
+    come.
     """
 
     request_id: str
@@ -70,7 +75,22 @@ class GenerateRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     tokens_per_part: int | None = None
+    n: int = 1
+    top_logprobs: int | None = None
     time_left_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token that is text of the answer, or might have been, and its log-probability.
+
+    ``raw``: its bytes; None where it is no text. ``top``: the most probable tokens of its place.
+    """
+
+    token: str
+    raw: bytes | None
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,8 +98,10 @@ class AnswerPart:
     """Some text of the answer, the tokens it took, and the sum of their log-probabilities.
 
     ``finish_reason`` is set on the last part only. ``text_tokens`` counts the prompt without
-    visual tokens and is the same in every part. ``since_first_ms`` is the time from the
-    answer's first token to this part: what was spent on answering, not on waiting.
+    visual tokens; ``cached_tokens``, of all of the prompt, what the engine had read before. Both
+    are the same in every part. ``index``: which of the answers it is part of. ``since_first_ms`` is
+    the time from the answer's first token to this part: what was spent on answering, not on
+    waiting.
     """
 
     text: str
@@ -87,6 +109,9 @@ class AnswerPart:
     logprob: float
     text_tokens: int
     finish_reason: str | None = None
+    cached_tokens: int = 0
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
     since_first_ms: float = 0.0
 
 

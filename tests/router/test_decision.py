@@ -5,14 +5,21 @@ import pytest
 from router.decision import (
     Constraints,
     Reason,
+    RoutingDecision,
     affordable,
+    decided,
     default_detail_map,
     finest_fallback,
-    no_image_decision,
-    pinned_decision,
     resolve_constraints,
+    within_bound,
 )
-from router.errors import BudgetTooSmall, RoutingError, UnknownDetail, UnknownScale
+from router.errors import (
+    BudgetTooSmall,
+    NotCertified,
+    RoutingError,
+    UnknownDetail,
+    UnknownScale,
+)
 
 SCALES = (1, 9, 36, 144, 576)
 
@@ -135,19 +142,79 @@ def test_explain_is_passed_on_and_a_bare_pin_says_pinned() -> None:
     assert Constraints(pinned=9, reason=Reason.detail).reason is Reason.detail
 
 
-def test_affordable_counts_every_picture() -> None:
-    assert affordable(SCALES, None, 4) == [True] * 5
-    assert affordable(SCALES, 100, 1) == [True, True, True, False, False]
-    assert affordable(SCALES, 100, 3) == [True, True, False, False, False]
-    with pytest.raises(BudgetTooSmall, match="3 pictures at the coarsest scale 1 needs 3"):
-        affordable(SCALES, 2, 3)
+# details of each picture, routing.scale, cap -> pinned, pins, reason
+OF_EACH = [
+    (["low", "low"], None, None, 9, (), Reason.detail),
+    (["low", "original"], None, None, None, (9, 576), Reason.detail),
+    (["low", None], None, None, None, (9, None), Reason.predicted),
+    (["auto", "high", None], None, 146, None, (None, 144, None), Reason.predicted),
+    (["auto", None], None, 2, None, (), Reason.predicted),
+    (["low", "high"], 36, 72, 36, (), Reason.pinned),
+    (["high"], None, None, 144, (), Reason.detail),
+    ([], None, None, None, (), Reason.no_image),
+]
+
+
+@pytest.mark.parametrize(("details", "scale", "cap", "pinned", "pins", "reason"), OF_EACH)
+def test_a_detail_pins_its_own_picture(
+    details: list[str | None],
+    scale: int | None,
+    cap: int | None,
+    pinned: int | None,
+    pins: tuple[int | None, ...],
+    reason: Reason,
+) -> None:
+    got = resolve_constraints(
+        scales=SCALES,
+        detail=details,
+        routing_scale=scale,
+        max_visual_tokens=cap,
+        n_pictures=len(details),
+    )
+    assert got == Constraints(pinned, cap, reason, pins=pins)
+
+
+def test_details_of_several_pictures_are_checked() -> None:
+    with pytest.raises(BudgetTooSmall, match="3 pictures at 9, 144, 1, the coarsest that their"):
+        resolve_constraints(
+            scales=SCALES, detail=["low", "high", None], n_pictures=3, max_visual_tokens=153
+        )
+    with pytest.raises(UnknownDetail, match="'ultra'"):
+        resolve_constraints(scales=SCALES, detail=["low", "ultra"], n_pictures=2)
+    with pytest.raises(ValueError, match="2 details for 3 pictures"):
+        resolve_constraints(scales=SCALES, detail=["low", "high"], n_pictures=3)
+    with pytest.raises(ValueError, match="2 pins for 3 pictures"):
+        Constraints(pins=(9, None)).pins_of(3)
+
+
+def test_a_bound_covers_every_picture() -> None:
+    both = resolve_constraints(scales=SCALES, detail=["original"] * 2, n_pictures=2, max_harm=0.1)
+    assert both.fixed(2) == (576, 576)
+    for details in (["original", "low"], ["original", None], [None, None]):
+        with pytest.raises(NotCertified):
+            resolve_constraints(scales=SCALES, detail=details, n_pictures=2, max_harm=0.1)
+    bounded = Constraints(max_harm=0.1)
+    assert within_bound(decided((576, 576), Reason.fallback), bounded, SCALES).certified
+    with pytest.raises(NotCertified, match="needs the finest scale 576"):
+        within_bound(decided((144, 576), Reason.fallback), bounded, SCALES)
+    with pytest.raises(NotCertified):
+        within_bound(RoutingDecision(144, 144, Reason.predicted), bounded, SCALES)
+
+
+def test_affordable_by_hand() -> None:
+    assert affordable(SCALES, None) == [True] * 5
+    assert affordable(SCALES, 100) == [True, True, True, False, False]
 
 
 def test_a_failed_routing_falls_back_to_the_finest_scale_allowed() -> None:
     free = finest_fallback(SCALES)
     assert (free.scale, free.visual_tokens, free.reason) == (576, 576, Reason.fallback)
     capped = finest_fallback(SCALES, Constraints(max_visual_tokens=300), n_pictures=2)
-    assert (capped.scale, capped.visual_tokens) == (144, 288)
+    assert (capped.scale, capped.scales, capped.visual_tokens) == (144, (144, 144), 288)
+    uneven = finest_fallback(SCALES, Constraints(max_visual_tokens=900), n_pictures=3)
+    assert (uneven.scale, uneven.scales, uneven.visual_tokens) == (576, (576, 144, 144), 864)
+    mixed = Constraints(max_visual_tokens=300, pins=(None, 9, None))
+    assert finest_fallback(SCALES, mixed, n_pictures=3).scales == (144, 9, 144)
     pinned = finest_fallback(SCALES, Constraints(pinned=9, max_visual_tokens=300))
     assert (pinned.scale, pinned.reason) == (9, Reason.fallback)
     assert pinned.p_suffices is None
@@ -156,10 +223,11 @@ def test_a_failed_routing_falls_back_to_the_finest_scale_allowed() -> None:
 
 
 def test_decisions_without_a_router() -> None:
-    pinned = pinned_decision(36, Reason.detail, n_pictures=2)
-    assert (pinned.scale, pinned.visual_tokens, pinned.reason) == (36, 72, Reason.detail)
-    text = no_image_decision()
-    assert (text.scale, text.visual_tokens, text.reason) == (0, 0, Reason.no_image)
+    pinned = decided((36, 9), Reason.detail)
+    assert (pinned.scale, pinned.visual_tokens, pinned.reason) == (36, 45, Reason.detail)
+    assert pinned.scales == (36, 9)
+    text = decided((), Reason.no_image)
+    assert (text.scale, text.visual_tokens, text.scales) == (0, 0, ())
 
 
 def test_reasons_are_the_words_of_the_wire() -> None:

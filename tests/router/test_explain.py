@@ -1,6 +1,7 @@
 """Explanations: groups that add up to the raw score, and prices at which the choice does change."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,12 +166,38 @@ def test_base_and_groups_are_lightgbms_and_add_up(made: Router, rows: np.ndarray
             assert told.base[scale] + sum(groups.values()) == pytest.approx(raw, abs=1e-9)
 
 
-def test_several_pictures_are_explained_by_their_mean(made: Router, rows: np.ndarray) -> None:
-    told = made.route(rows[:3], Constraints(explain=True)).explanation
-    raw = made.predictor.raw_scores(rows[:3]).mean(axis=0)
+def test_each_of_several_pictures_is_explained(made: Router, rows: np.ndarray) -> None:
+    decision = made.route(rows[:3], Constraints(explain=True))
+    told = decision.explanation
     assert told is not None
-    sums = [told.base[scale] + sum(told.contributions[scale].values()) for scale in SCALES]
-    np.testing.assert_allclose(sums, raw, atol=1e-9)
+    assert tuple(each.scale for each in told.pictures) == decision.scales
+    assert told.scale == decision.scale
+    for number, (row, each) in enumerate(zip(rows, told.pictures, strict=False), 1):
+        alone = made.route(row, Constraints(explain=True)).explanation
+        assert alone is not None
+        assert each == replace(alone, sentence=f"Picture {number} of 3: {alone.sentence}")
+        assert alone.pictures == ()
+    assert replace(told, pictures=()) in told.pictures
+    lines = told.lines()
+    assert [line for line in lines if line.startswith("Picture")] == [
+        each.sentence for each in told.pictures
+    ]
+
+
+def test_a_shared_cap_is_told_with_the_others_as_they_are(made: Router, rows: np.ndarray) -> None:
+    for start in range(0, 30, 3):
+        three, wish = rows[start : start + 3], Constraints(max_visual_tokens=40, explain=True)
+        decision = made.route(three, wish)
+        told = decision.explanation
+        assert told is not None
+        assert tuple(each.scale for each in told.pictures) == decision.scales
+        left = 40 - decision.visual_tokens
+        for each, scale in zip(told.pictures, decision.scales, strict=True):
+            if each.below is not None:  # a finer scale that would be chosen must be affordable
+                assert each.below.scale <= scale + left
+    pinned = made.route(three, Constraints(pins=(4, None, None), explain=True)).explanation
+    assert pinned is not None
+    assert pinned.pictures[0].sentence.startswith("Picture 1 of 3: 4 was asked for; the router ")
 
 
 def test_the_prices_of_a_router_do_change_its_decision(made: Router, rows: np.ndarray) -> None:

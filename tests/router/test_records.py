@@ -159,6 +159,7 @@ COLUMNS = {
         ("escalated_from", INT32, True),
         ("first_confidence", FLOAT32, True),
         ("tenant", TEXT, True),
+        ("scales", pa.list_(INT32), True),
     ],
     FeedbackRecord: [
         ("request_id", TEXT, False),

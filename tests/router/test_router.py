@@ -1,5 +1,6 @@
 """Routing as promised, and a folder that comes back the same or not at all."""
 
+import itertools
 import json
 import shutil
 import threading
@@ -69,6 +70,7 @@ def test_a_pin_wins_and_still_tells_the_predictions(made: Router, rows: np.ndarr
     assert decision.p_suffices is not None
     blind = made.route(None, Constraints(pinned=16), n_pictures=3)
     assert (blind.scale, blind.visual_tokens, blind.reason) == (16, 48, Reason.pinned)
+    assert blind.scales == (16, 16, 16)
     assert blind.p_suffices is None
     with pytest.raises(UnknownScale):
         made.route(rows[0], Constraints(pinned=9))
@@ -92,16 +94,64 @@ def test_a_cap_is_kept_and_said(made: Router, rows: np.ndarray) -> None:
         made.route(rows[0], Constraints(max_visual_tokens=0))
 
 
-def test_pictures_of_one_request_share_a_scale_and_the_cap(made: Router, rows: np.ndarray) -> None:
-    three = rows[:3]
-    decision = made.route(three)
-    mean = made.predict_values(three).mean(axis=0)
-    assert decision.p_suffices == pytest.approx(dict(zip(SCALES, mean, strict=True)))
-    assert decision.visual_tokens == 3 * decision.scale
-    capped = made.route(three, Constraints(max_visual_tokens=14))
-    assert capped.visual_tokens in (3, 12)
+def test_each_picture_of_a_request_has_its_scale(made: Router, rows: np.ndarray) -> None:
+    seen = set()
+    for start in range(0, 60, 3):
+        three = rows[start : start + 3]
+        decision = made.route(three)
+        assert decision.scales == tuple(made.route(row).scale for row in three)
+        assert (decision.scale, decision.reason) == (max(decision.scales), Reason.predicted)
+        assert decision.visual_tokens == sum(decision.scales)
+        mean = made.predict_values(three).mean(axis=0)
+        assert decision.p_suffices == pytest.approx(dict(zip(SCALES, mean, strict=True)))
+        seen.add(len(set(decision.scales)))
+    assert seen >= {2, 3}
+    assert made.route(rows[0]).scales == (made.route(rows[0]).scale,)
+
+
+def test_pictures_of_a_request_share_the_cap_by_value(made: Router, rows: np.ndarray) -> None:
+    costs, capped = np.array(made.policy.costs), 0
+    for start in range(0, 60, 3):
+        three = rows[start : start + 3]
+        utilities = made.predict_values(three) - 0.2 * costs
+        for cap in (3, 14, 22, 60, 130):
+            decision = made.route(three, Constraints(max_visual_tokens=cap))
+            best = max(
+                sum(utilities[i, k] for i, k in enumerate(picks))
+                for picks in itertools.product(range(4), repeat=3)
+                if sum(SCALES[k] for k in picks) <= cap
+            )
+            picks = [SCALES.index(scale) for scale in decision.scales]
+            assert utilities[range(3), picks].sum() == pytest.approx(best, abs=1e-6)
+            assert decision.visual_tokens == sum(decision.scales) <= cap
+            free = sum(made.route(three).scales) <= cap
+            assert decision.reason is (Reason.predicted if free else Reason.budget_cap)
+            capped += not free
+    assert capped > 20
     with pytest.raises(BudgetTooSmall, match="3 pictures at the coarsest scale 1 needs 3"):
         made.route(three, Constraints(max_visual_tokens=2))
+
+
+def test_pinned_pictures_take_their_tokens_first(made: Router, rows: np.ndarray) -> None:
+    three = rows[:3]
+    free = made.route(three).scales
+    one = made.route(three, Constraints(pins=(None, 64, None)))
+    assert (one.scales, one.reason) == ((free[0], 64, free[2]), Reason.predicted)
+    capped = made.route(three, Constraints(pins=(None, 64, None), max_visual_tokens=66))
+    assert capped.scales == (1, 64, 1)
+    all_three = Constraints(pins=(4, 64, 1))
+    for features in (three, None):
+        decision = made.route(features, all_three, n_pictures=3)
+        assert (decision.scales, decision.reason) == ((4, 64, 1), Reason.detail)
+        assert (decision.scale, decision.visual_tokens) == (64, 69)
+    with pytest.raises(BudgetTooSmall, match="at least 66"):
+        made.route(three, Constraints(pins=(None, 64, None), max_visual_tokens=65))
+    with pytest.raises(UnknownScale):
+        made.route(three, Constraints(pins=(None, 9, None)))
+    with pytest.raises(ValueError, match="features are needed"):
+        made.route(None, Constraints(pins=(None, 64, None)), n_pictures=3)
+    with pytest.raises(ValueError, match="features of 3 pictures for a request with 2"):
+        made.route(three, n_pictures=2)
 
 
 def test_no_picture_no_tokens(made: Router) -> None:

@@ -51,6 +51,13 @@ def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         process.communicate()
 
 
+def configured(folder: Path, model: Path) -> list[str]:
+    """Arguments that give a file of settings, in which the model lies beside it, and a limit."""
+    (folder / "m").symlink_to(model)
+    (folder / "m3.yaml").write_text("model: m\nlog_dir: of/file\nmax_body_bytes: 20_000\n")
+    return ["--config", "m3.yaml"]
+
+
 def descendants(pid: int) -> list[psutil.Process]:
     """Every process of the session that `pid` leads, or below it; Ray's daemons are both."""
     found = []
@@ -80,7 +87,8 @@ def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
 def test_in_process_serves_and_ends(
     tiny_model: Path, tmp_path: Path, ask_body: Any, command: Any, number: signal.Signals
 ) -> None:
-    with started(tmp_path, "--in-process", "--model", str(tiny_model)) as (process, url):
+    with started(tmp_path, "--in-process", *configured(tmp_path, tiny_model)) as (process, url):
+        assert httpx2.post(f"{url}/v1/route", json={"a": 30_000 * "b"}).status_code == 413
         assert httpx2.get(f"{url}/health").status_code == 200
         schema = httpx2.get(f"{url}/openapi.json").json()
         assert schema["info"]["version"] == metadata.version("m3-router")
@@ -95,6 +103,7 @@ def test_in_process_serves_and_ends(
             process.send_signal(number)
             assert "data: [DONE]" in list(lines)
         end(process, number)
+    assert not (tmp_path / "of").exists()  # the folders of flags stand above the file's
     assert list((tmp_path / "log" / "decisions").glob("*.parquet"))
 
 
@@ -105,7 +114,8 @@ def test_ray_serves_answers_the_cli_and_leaves_nothing(
 ) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(picture_bytes(0))
-    with started(tmp_path, "--model", str(tiny_model)) as (process, url):
+    with started(tmp_path, *configured(tmp_path, tiny_model)) as (process, url):
+        assert httpx2.post(f"{url}/v1/route", json={"a": 30_000 * "b"}).status_code == 413
         asked = command("m3-serve", "ask", picture, "What is it?", "--scale", 9, "--url", url)
         assert asked.returncode == 0, asked.stderr
         assert asked.stdout.strip()

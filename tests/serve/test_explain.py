@@ -35,8 +35,8 @@ def sent(values: tuple[float, ...] = (0.2, 0.7, 0.9), price: float = 1.0) -> dic
 
 def on_the_wire(told: Explanation) -> Routing:
     return Routing(
-        scale=4, visual_tokens=4, reason="predicted", p_suffices=None, router_version=None,
-        latency_ms=0.0, explain=told,
+        scale=4, scales=[4], visual_tokens=4, reason="predicted", p_suffices=None,
+        router_version=None, latency_ms=0.0, explain=told,
     )  # fmt: skip
 
 
@@ -49,14 +49,17 @@ def test_what_is_sent_arrives_as_it_was() -> None:
     assert parse_explanation(body) == told
     assert RouteExplanation is Explanation
     assert parse_explanation(None) is None
-    del body["relevance"]  # from a service that does not tell it yet
+    both = replace(told, pictures=(told, told))
+    body = json.loads(on_the_wire(both).model_dump_json())["explain"]
+    assert parse_explanation(body) == both
+    del body["relevance"], body["pictures"]  # from a service that does not tell them yet
     assert parse_explanation(body) == replace(told, relevance=())
 
 
 def test_the_wire_keeps_its_keys() -> None:
     assert list(sent()) == [
         "scale", "values", "costs", "price", "base", "contributions", "coarser", "finer", "below",
-        "at_or_above", "sentence", "relevance",
+        "at_or_above", "sentence", "relevance", "pictures",
     ]  # fmt: skip
     assert list(sent()["finer"]) == ["scale", "base", "contributions"]
     assert list(sent()["below"]) == ["price", "scale"]

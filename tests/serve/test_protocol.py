@@ -30,7 +30,7 @@ Body = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2), ("n", True), ("logprobs", True), ("top_logprobs", 5),
+        ("top_logprobs", 5),
         ("tools", [{"type": "function"}]), ("functions", [{}]), ("function_call", {"name": "f"}),
         ("tool_choice", "required"), ("tool_choice", {"type": "function"}), ("verbosity", "low"),
         ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1}),
@@ -50,7 +50,8 @@ def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 1), ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
+        ("n", 1), ("n", 2), ("logprobs", True), ("top_logprobs", 0),
+        ("logprobs", False), ("logprobs", None), ("tools", []), ("store", False),
         ("response_format", {"type": "text"}), ("frequency_penalty", 0), ("presence_penalty", 0.0),
         ("user", "somebody"), ("metadata", {"a": "b"}), ("tool_choice", "none"),
         ("tool_choice", "auto"), ("function_call", "auto"), ("verbosity", "medium"),
@@ -62,6 +63,18 @@ def test_a_knob_that_would_be_ignored_is_refused_by_name(field: str, value: Any)
 )  # fmt: skip
 def test_a_knob_that_asks_for_nothing_or_is_honoured_passes(field: str, value: Any) -> None:
     assert refused_knob(ChatRequest.model_validate(PLAIN | {field: value})) is None
+
+
+def test_fields_of_other_services_pass_where_the_operator_says_so() -> None:
+    unknown = ChatRequest.model_validate(PLAIN | {"top_k": 40})
+    assert refused_knob(unknown) == ("top_k", "Unknown field 'top_k'. Remove it.")
+    assert refused_knob(unknown, strict=False) is None
+    known = ChatRequest.model_validate(PLAIN | {"logit_bias": {"5": 1}})
+    assert refused_knob(known, strict=False) == refused_knob(known)  # it would change the answer
+    settings = ServeSettings(unknown_fields="ignore")
+    assert parse_request(unknown, SCALES, settings) == parse_request(
+        ChatRequest.model_validate(PLAIN), SCALES, settings
+    )
 
 
 def test_null_means_not_given_for_every_field_that_the_sdk_knows() -> None:
@@ -138,7 +151,7 @@ def test_precedence_of_wishes(
         ({"routing": {"max_harm": 0.01, "scale": 36}}, "not_certified", "routing.max_harm"),
         ({"routing": {"max_harm": 0.01}, "detail": "low"}, "not_certified", "routing.max_harm"),
         ({"question": "  "}, "empty_question", "messages.0.content"),
-        ({"n": 3}, "unsupported_parameter", "n"),
+        ({"n": 2, "routing": {"second_look": True}}, "no_second_look", "routing.second_look"),
         ({"seeds": tuple(range(9))}, "too_many_images", "messages"),
     ],
 )  # fmt: skip
@@ -159,16 +172,29 @@ def test_unknown_models_are_named_with_the_known_ones() -> None:
         )
 
 
-def test_pictures_of_one_request_share_a_detail(ask_body: Body) -> None:
+def test_a_detail_is_its_own_pictures(ask_body: Body) -> None:
     body = ask_body(seeds=(0, 1, 2))
     parts = body["messages"][0]["content"]
     parts[0]["image_url"]["detail"] = "low"
     parts[1]["image_url"]["detail"] = "auto"
     request = ChatRequest.model_validate(body)
-    assert parse_request(request, SCALES, ServeSettings()).constraints.pinned == 9
+    found = parse_request(request, SCALES, ServeSettings()).constraints
+    assert (found.pins, found.reason.value) == ((9, None, None), "predicted")
+    parts[1]["image_url"]["detail"] = "original"
     parts[2]["image_url"]["detail"] = "high"
-    with pytest.raises(BadRequest, match="one scale"):
-        parse_request(ChatRequest.model_validate(body), SCALES, ServeSettings())
+    request = ChatRequest.model_validate(body)
+    found = parse_request(request, SCALES, ServeSettings()).constraints
+    assert (found.pins, found.reason.value) == ((9, 576, 144), "detail")
+    moved = ServeSettings(detail_scales={"low": 1})
+    assert parse_request(request, SCALES, moved).constraints.pins == (1, 576, 144)
+    capped = ChatRequest.model_validate(body | {"routing": {"max_visual_tokens": 728}})
+    with pytest.raises(BadRequest, match="raise the cap to at least 729") as refused:
+        parse_request(capped, SCALES, ServeSettings())
+    assert (refused.value.param, refused.value.code) == (
+        "routing.max_visual_tokens", "budget_too_small",
+    )  # fmt: skip
+    pinned = ChatRequest.model_validate(body | {"model": "m3-36"})
+    assert parse_request(pinned, SCALES, ServeSettings()).constraints.pinned == 36
 
 
 def test_pictures_belong_to_users(ask_body: Body) -> None:
@@ -250,24 +276,28 @@ def test_a_conversation_without_a_question_is_refused(ask_body: Body, turns: lis
 
 def test_our_replies_are_the_sdks_types() -> None:
     routing = protocol.Routing(
-        scale=9, visual_tokens=9, reason="predicted", p_suffices={"1": 0.5}, router_version="x",
-        latency_ms=1.0,
+        scale=9, scales=[9], visual_tokens=9, reason="predicted", p_suffices={"1": 0.5},
+        router_version="x", latency_ms=1.0,
     )  # fmt: skip
     usage = protocol.Usage(
         prompt_tokens=10, completion_tokens=2, total_tokens=12,
-        prompt_tokens_details=protocol.PromptTokensDetails(image_tokens=9, text_tokens=1),
+        prompt_tokens_details=protocol.PromptTokensDetails(
+            image_tokens=9, text_tokens=1, cached_tokens=9
+        ),
     )  # fmt: skip
     whole = protocol.ChatCompletion(
         id="a", created=1, model="m3-auto", usage=usage, routing=routing,
         choices=[
-            protocol.Choice(message=protocol.AnswerMessage(content="x"), finish_reason="stop")
+            protocol.Choice(
+                index=0, message=protocol.AnswerMessage(content="x"), finish_reason="stop"
+            )
         ],
     )  # fmt: skip
     assert SDKCompletion.model_validate_json(whole.model_dump_json()).usage is not None
     assert "explain" not in whole.model_dump_json()
     chunk = protocol.ChatChunk(
         id="a", created=1, model="m3-auto",
-        choices=[protocol.ChunkChoice(delta=protocol.Delta(content="x"))],
+        choices=[protocol.ChunkChoice(index=0, delta=protocol.Delta(content="x"))],
     )  # fmt: skip
     assert SDKChunk.model_validate_json(chunk.model_dump_json()).choices[0].delta.content == "x"
     assert "usage" not in chunk.model_dump()

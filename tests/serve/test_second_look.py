@@ -158,7 +158,28 @@ def test_a_stream_holds_the_first_answer_back(start: Any, ask_body: Body) -> Non
     assert text == whole["choices"][0]["message"]["content"]
     assert len(chunks) > 4  # the second answer comes in parts
     assert chunks[0]["routing"]["second_look"]["from"] == 1
+    # Both looks of the second request find the pictures of the first one's.
+    both, text_tokens = 144 + 1, whole["usage"]["prompt_tokens_details"]["text_tokens"]
+    details = chunks[-1]["usage"]["prompt_tokens_details"]
+    assert both < details.pop("cached_tokens") < both + text_tokens
+    assert whole["usage"]["prompt_tokens_details"].pop("cached_tokens") == 0
     assert chunks[-1]["usage"] == whole["usage"]
+
+
+@pytest.mark.parametrize(("gate", "scale"), [(ALWAYS, 144), (NEVER, 1)])
+def test_logprobs_are_those_of_the_answer_that_counts(
+    start: Any, ask_body: Body, gate: Gate, scale: int
+) -> None:
+    running = start(gates(gate))
+    wish = {"logprobs": True, "top_logprobs": 2}
+    counting = running.post(ask_body(**wish, routing={"scale": scale})).json()["choices"][0]
+    looked = running.post(ask_body(**wish)).json()["choices"][0]
+    assert looked["message"] == counting["message"]
+    mine, theirs = (choice["logprobs"]["content"] for choice in (looked, counting))
+    assert [token["bytes"] for token in mine] == [token["bytes"] for token in theirs]
+    assert [token["logprob"] for token in mine] == pytest.approx(
+        [token["logprob"] for token in theirs], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -169,8 +190,9 @@ def test_a_sure_answer_is_kept(start: Any, ask_body: Body, stream: bool) -> None
     assert "second_look" not in kept.text
     assert running.counted("m3_second_looks") == {'m3_second_looks_total{outcome="kept"}': 1.0}
     if not stream:
-        for name in ("choices", "usage"):
-            assert kept.json()[name] == pinned.json()[name]
+        assert kept.json()["choices"] == pinned.json()["choices"]
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert kept.json()["usage"][name] == pinned.json()["usage"][name]
         assert kept.json()["routing"]["scale"] == 1
 
 
@@ -183,6 +205,7 @@ def test_who_gets_no_second_look(start: Any, ask_body: Body) -> None:
         {"detail": "low"},
         {"routing": {"max_visual_tokens": 9}},  # caps the sum: nothing finer is left
         {"temperature": 0.7},
+        {"n": 2},
         {"seeds": (0, 1)},
         {"seeds": ()},
     ):

@@ -15,6 +15,7 @@ import pytest
 
 from serve.client import APIConnectionError, AsyncM3Client, M3Client
 from serve.client.connection import is_this_machine, proxy_for
+from serve.client.errors import InternalServerError, Tries
 
 ELSEWHERE = "http://m3.example"
 DEAD = "http://127.0.0.1:9"
@@ -175,3 +176,10 @@ def test_a_key_that_no_header_can_hold_is_refused_at_once(key: str, command: Any
         assert key not in str(caught.value)
     done = command("m3-serve", "status", "--api-key", key)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_a_reply_that_forbids_another_try_gets_none() -> None:
+    tries = Tries(max_retries=2)
+    assert tries.after_reply(503, b"", {"retry-after": "3"}) == 3.0
+    with pytest.raises(InternalServerError):
+        tries.after_reply(503, b"", {"retry-after": "3", "x-should-retry": "false"})

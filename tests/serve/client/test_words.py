@@ -26,6 +26,10 @@ def looked(first: int, second: int, confidence: float) -> dict[str, Any]:
         (Route(1, 1, "predicted", P), "1 of 576 visual tokens, 99 % saved (predicted)"),
         (Route(576, 576, "predicted", P), "576 of 576 visual tokens, none saved (predicted)"),
         (Route(36, 72, "budget_cap", P), "72 of 1152 visual tokens, 94 % saved (budget_cap)"),
+        (
+            Route(144, 153, "predicted", P, scales=(144, 9)),
+            "153 of 1152 visual tokens, 87 % saved (predicted)",
+        ),
         (Route(9, 9, "pinned"), "9 visual tokens (pinned)"),
         (Route(1, 1, "detail"), "1 visual token (detail)"),
         (Route(576, 576, "fallback"), "576 visual tokens (fallback)"),

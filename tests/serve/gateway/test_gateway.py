@@ -56,8 +56,9 @@ class PlainEncoder:
             raise ReplicaDied()
         n = len(request.pictures)
         decision = RoutingDecision(
-            36, 36 * n, Reason.predicted, dict.fromkeys(SCALES, 0.5), router_version="v"
-        )
+            36, 36 * n, Reason.predicted, dict.fromkeys(SCALES, 0.5), router_version="v",
+            scales=(36,) * n,
+        )  # fmt: skip
         tokens = tuple(np.zeros((36, 4), np.float16) for _ in range(n))
         return Encoded(tuple(f"id{i}" for i in range(n)), tokens, decision, 1.0)
 
@@ -422,13 +423,22 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused_by_name(
     assert [record.status for record in log.records] == ["invalid_value"]
 
 
+def test_route_needs_no_generator(ask_body: Body) -> None:
+    class NoGenerator:
+        """Any use of it is an error."""
+
+    gateway, _ = make(generator=NoGenerator())
+    reply = asyncio.run(gateway.route(ChatRequest.model_validate(ask_body(n=3)), Call("r")))
+    assert reply.usage.prompt_tokens_details.image_tokens == reply.routing.visual_tokens == 36
+
+
 def test_every_request_leaves_a_record_and_no_words(ask_body: Body) -> None:
     gateway, log = make()
 
     async def run() -> None:
         async with client(gateway) as http:
             await http.post("/v1/chat/completions", json=ask_body("secret?"))
-            await http.post("/v1/chat/completions", json=ask_body("secret?", n=2))
+            await http.post("/v1/chat/completions", json=ask_body("secret?", store=True))
             json_type = {"content-type": "application/json"}
             await http.post("/v1/chat/completions", content=b"secret", headers=json_type)
 

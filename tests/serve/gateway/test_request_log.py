@@ -43,17 +43,20 @@ class ListLog:
         return True
 
 
-def write(body: dict[str, Any], **settings: Any) -> ListLog:
+def write(body: dict[str, Any], others: tuple[AnswerPart, ...] = (), **settings: Any) -> ListLog:
     """Returns the log after one answered request about the body's pictures."""
     log, wanted = ListLog(), ServeSettings(**settings)
     request = ChatRequest.model_validate(body)
     parsed = parse_request(request, SCALES, wanted)
     n = len(parsed.pictures)
-    decision = RoutingDecision(9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES})
+    decision = RoutingDecision(
+        9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES}, scales=(9,) * n
+    )
     trace = Trace(Call("r"), "chat", request, parsed=parsed, status="ok")
     trace.encoded = Encoded(tuple("ab"[:n]), (), decision, 2.0)
     trace.add(AnswerPart("a red", 2, -0.5, 7))
-    trace.add(AnswerPart(" bar", 1, -0.5, 7, "stop"))
+    for part in (*others, AnswerPart(" bar", 1, -0.5, 7, "stop")):
+        trace.add(part)
 
     async def run() -> None:
         request_log = RequestLog(log, wanted, SCALES)  # type: ignore[arg-type]
@@ -64,10 +67,20 @@ def write(body: dict[str, Any], **settings: Any) -> ListLog:
     return log
 
 
+def test_of_several_answers_the_first_is_told_and_all_are_counted(
+    ask_body: Callable[..., dict[str, Any]],
+) -> None:
+    others = (AnswerPart("blue", 4, -9.0, 7, "length", index=1),)
+    (record,) = write(ask_body("what?", n=2), others, log_prompts=True).records
+    assert (record.answer, record.prompt_tokens, record.completion_tokens) == ("a red bar", 16, 7)
+    assert record.confidence == pytest.approx(0.36788, abs=1e-4)  # exp(-1)
+
+
 def test_a_record_counts_and_does_not_quote(ask_body: Callable[..., dict[str, Any]]) -> None:
     log = write(ask_body("secret?", seeds=(1, 2)))
     record = log.records[0]
     assert (record.scale, record.visual_tokens, record.reason) == (9, 18, "predicted")
+    assert record.scales == (9, 9)
     assert (record.prompt_tokens, record.completion_tokens) == (25, 3)
     assert record.p_suffices == pytest.approx((1 / 576, 9 / 576, 36 / 576, 0.25, 1.0))
     assert record.confidence == pytest.approx(0.36788, abs=1e-4)  # exp(-1)

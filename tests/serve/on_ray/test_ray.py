@@ -195,12 +195,20 @@ def test_routers_are_exchanged_without_a_failed_request(
 
 
 def test_user_config_exchanges_the_router_and_never_raises(
-    http: Any, ray_service: Any, make_router: Any, tmp_path: Path, ask_body: Body
+    http: Any, ray_service: Any, make_router: Any, promote: Any, tmp_path: Path, ask_body: Body
 ) -> None:
     from ray import serve
 
     version = make_router(tmp_path / "r144", 144)
+    promoted = make_router(ray_service.registry / "r1", 1)
+    promote(ray_service.registry, ray_service.registry / "r1")
     encoder = serve.get_deployment_handle("encoder", "m3")
+    time.sleep(2.5)  # the pointer is looked at every second
+    encoder.broadcast("reconfigure", {"router": str(tmp_path / "r144")}).results(timeout_s=30)
+    routing = http.post("/v1/chat/completions", json=ask_body()).json()["routing"]
+    assert routing["router_version"] == promoted  # the registry's counts, and it is told
+    assert http.get("/health").json()["router_ok"] is False
+    (ray_service.registry / "current").unlink()
     for config in ("nonsense", {"router": str(tmp_path / "nothing")}, {"router": 5}):
         encoder.broadcast("reconfigure", config).results(timeout_s=30)
     encoder.broadcast("reconfigure", {"router": str(tmp_path / "r144")}).results(timeout_s=30)

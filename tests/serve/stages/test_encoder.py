@@ -204,7 +204,7 @@ def test_the_cache_forgets_the_oldest(
     assert not off._cache
 
 
-def test_several_pictures_share_a_scale(
+def test_several_pictures_have_their_own_scales(
     make_encoder: Callable[..., Encoder], make_router: Any, picture_bytes: Picture, tmp_path: Path
 ) -> None:
     make_router(tmp_path / "r", 36)
@@ -220,8 +220,10 @@ def test_several_pictures_share_a_scale(
         picture_bytes(1),
         max_visual_tokens=50,
     )
-    # Nothing affordable suffices, so the cheapest of what is equally bad.
-    assert (capped.decision.scale, capped.decision.reason) == (1, Reason.budget_cap)
+    # One that suffices is affordable, two are not: the other gets the cheapest of what is as bad.
+    assert (capped.decision.scales, capped.decision.reason) == ((36, 1), Reason.budget_cap)
+    assert (capped.decision.scale, capped.decision.visual_tokens) == (36, 37)
+    assert [tokens.shape[0] for tokens in capped.visual_tokens] == [36, 1]
 
 
 def test_a_dead_router_costs_tokens_not_answers(
@@ -295,6 +297,45 @@ def test_the_registry_is_followed_and_bad_routers_change_nothing(
     assert encoder._router.ok
     promote(registry, registry / "a")  # a rollback
     wait_for(lambda: encoder._router.version == first)
+
+
+def test_a_registrys_router_is_not_exchanged_by_another_source(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    version = {name: make_router(registry / name, n) for name, n in (("a", 9), ("b", 144))}
+    chosen = make_router(tmp_path / "chosen", 36)
+    encoder = make_encoder(registry=registry)
+
+    def choose(folder: Path | None) -> bool:
+        return asyncio.run(encoder.choose_router(folder))
+
+    def gauge() -> str:
+        text = asyncio.run(encoder._metrics.text())
+        return next(x for x in text.splitlines() if x.startswith("m3_router_stale ")).split()[1]
+
+    assert choose(tmp_path / "chosen")  # the registry points to nothing: one source
+    assert (encoder._router.version, encoder._router.ok) == (chosen, True)
+    promote(registry, registry / "a")  # it counts as soon as it is there, and not in silence
+    for _ in range(200):
+        if encoder._router.version == version["a"]:
+            break
+        time.sleep(0.02)
+    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["a"], False, "1.0")
+    assert not choose(tmp_path / "chosen")
+    promote(registry, registry / "b")
+    for _ in range(200):
+        if encoder._router.version == version["b"]:
+            break
+        time.sleep(0.02)
+    # A new router of the registry mends nothing: user_config still says something else.
+    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], False, "1.0")
+    assert choose(None)
+    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], True, "0.0")
+    (registry / "current").unlink()
+    assert choose(tmp_path / "chosen")
+    time.sleep(0.1)
+    assert encoder._router.version == chosen
 
 
 def test_an_explicit_router_must_fit(

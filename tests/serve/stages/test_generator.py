@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from m3model import LocalEngine, M3Processor
-from m3model.engine.interface import Sampling
+from m3model.engine.interface import Sampling, TokenEvent
 from m3model.processing import Message
 from router.decision import Constraints
-from serve.errors import BadRequest, TimedOut
+from serve.errors import BadRequest, QueueFull, ServiceError, TimedOut
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import Checkpoint, load_checkpoint
 from serve.stages.encoder import Encoder
-from serve.stages.generator import MOST_CHARACTERS_AT_ONCE, Generator
-from serve.stages.messages import EncodeRequest, GenerateRequest
+from serve.stages.generator import Generator, choice_seed
+from serve.stages.messages import AnswerPart, EncodeRequest, GenerateRequest
+from serve.stages.prompts import MOST_CHARACTERS_AT_ONCE, context_tokens
 
 
 class Noting(M3Processor):
@@ -156,3 +160,140 @@ def test_an_answer_that_would_come_too_late_is_not_worked_on(
     for left_s in (0.0, 1e-9):
         with pytest.raises(TimedOut):
             asyncio.run(ask(left_s))
+
+
+def several(n: int, **more: Any) -> GenerateRequest:
+    messages = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what"}]},)
+    tokens = np.random.default_rng(n).standard_normal((144, 64)).astype(np.float16)
+    wanted = {"max_tokens": 8, "temperature": 1.0, "seed": 1} | more
+    return GenerateRequest("r", messages, (tokens,), n=n, **wanted)
+
+
+async def idle(engine: LocalEngine) -> bool:
+    """Whether the engine has nothing left to do within some seconds."""
+    deadline = time.monotonic() + 5
+    while (stats := engine.stats()).running + stats.waiting and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return not stats.running + stats.waiting
+
+
+class Listening:
+    """An engine that notes how many prompt tokens of each request were cached."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine, self.cached = engine, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def submit(self, *request: Any) -> AsyncIterator[TokenEvent]:
+        async with aclosing(cast(Any, self._engine.submit(*request))) as events:
+            opening = await anext(events)
+            self.cached.append(opening.cached_tokens)
+            yield opening
+            async for event in events:
+                yield event
+
+
+@pytest.mark.parametrize("tokens_per_part", [None, 1])
+def test_the_picture_is_read_once_for_all_answers(
+    engine: LocalEngine, noting: Noting, tokens_per_part: int | None
+) -> None:
+    request = several(4 if tokens_per_part else 3, tokens_per_part=tokens_per_part)
+    listening = Listening(engine)
+    generator = Generator(cast(Any, listening), noting, ServeSettings(), LocalMetrics())
+
+    async def run() -> list[AnswerPart]:
+        parts = []
+        async for part in generator.generate(request):
+            if tokens_per_part is None:  # all at once: nothing is said by who may still die
+                assert await idle(engine)
+            parts.append(part)
+        return parts
+
+    parts = asyncio.run(run())
+    first, *others = listening.cached
+    assert first == 0
+    assert set(others) == {1 + 144}  # up to the end of the picture
+    assert {part.cached_tokens for part in parts} == {0}
+    assert sorted({part.index for part in parts}) == list(range(request.n))
+    assert sum(part.finish_reason is not None for part in parts) == request.n
+    if tokens_per_part is None:
+        assert len(parts) == request.n
+
+
+@pytest.mark.parametrize("after_parts", [0, 1, 5])
+def test_all_answers_end_with_their_reader(
+    generator: Generator, engine: LocalEngine, after_parts: int
+) -> None:
+    async def run() -> None:
+        parts = generator.generate(several(6, max_tokens=1500, tokens_per_part=1))
+        reading = asyncio.ensure_future(anext(parts))
+        if after_parts == 0:  # while the prompt is being read
+            await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait({reading})
+        else:
+            await reading
+            for _ in range(after_parts - 1):
+                await anext(parts)
+        await parts.aclose()  # type: ignore[attr-defined]
+        assert await idle(engine)
+
+    asyncio.run(run())
+
+
+def test_answers_that_find_no_room_are_refused_together(checkpoint: Checkpoint) -> None:
+    engine = LocalEngine(checkpoint.model, checkpoint.processor, max_running=1, max_waiting=2)
+    generator = Generator(engine, checkpoint.processor, ServeSettings(), LocalMetrics())
+
+    async def run() -> None:
+        with pytest.raises(QueueFull):  # before anything is said
+            await anext(generator.generate(several(4, max_tokens=500, tokens_per_part=1)))
+        assert await idle(engine)
+        whole = [part async for part in generator.generate(several(3))]
+        assert [part.index for part in whole] == [0, 1, 2]
+
+    try:
+        asyncio.run(run())
+    finally:
+        generator.close()
+
+
+def test_one_failing_answer_fails_the_request(
+    generator: Generator, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [0], engine.model.embed_prompt
+
+    def broken(*prompt: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise RuntimeError("out of memory")
+        return real(*prompt)
+
+    monkeypatch.setattr(engine.model, "embed_prompt", broken)
+
+    async def run() -> None:
+        with pytest.raises(ServiceError, match="failed"):
+            [part async for part in generator.generate(several(4, max_tokens=1000))]
+        assert await idle(engine)
+
+    asyncio.run(run())
+
+
+def test_seeds_of_choices() -> None:
+    assert choice_seed(None, 3) is None
+    assert [choice_seed(seed, 0) for seed in (5, -(2**63))] == [5, -(2**63)]
+    seeds = {choice_seed(seed, index) for seed in range(-8, 8) for index in range(16)}
+    assert len(seeds) == 16 * 16
+    for seed in seeds:
+        Sampling(seed=seed)  # one that torch takes
+
+
+@pytest.mark.parametrize("kv_tokens", [None, 1, 100, 2048, 4096])
+def test_encoders_know_the_context_of_engines(
+    checkpoint: Checkpoint, kv_tokens: int | None
+) -> None:
+    engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=kv_tokens)
+    engine.close()
+    assert context_tokens(checkpoint.model.config, kv_tokens) == engine.max_length

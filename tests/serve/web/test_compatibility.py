@@ -107,7 +107,8 @@ def test_what_a_turn_says_besides_text_is_refused_by_name(
     "extra",
     [
         {"tools": [], "tool_choice": "auto"}, {"tools": None, "tool_choice": "none"},
-        {"stream": None, "n": None, "store": None}, {"stream": False, "stream_options": None},
+        {"stream": None, "n": None, "store": None, "logprobs": False, "top_logprobs": 0},
+        {"stream": False, "stream_options": None},
         {"stream": True, "stream_options": {"include_usage": None, "continuous_usage_stats": None}},
         {"verbosity": "medium", "reasoning_effort": "none", "stop": [], "logit_bias": {}},
         {"model": None, "routing": {"explain": None, "scale": None}},
@@ -120,7 +121,8 @@ def test_what_asks_for_nothing_is_accepted(http: httpx2.Client, extra: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("tool_choice", "required"), ("verbosity", "high"), ("n", 2)]
+    ("field", "value"),
+    [("tool_choice", "required"), ("verbosity", "high"), ("logit_bias", {"5": 1})],
 )
 def test_what_would_change_an_answer_is_refused_by_name(
     http: httpx2.Client, ask_body: Body, field: str, value: Any
