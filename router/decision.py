@@ -30,6 +30,8 @@ class Reason(StrEnum):
     """The policy wanted another scale for some picture; the cap on visual tokens forbade it."""
     no_image = "no_image"
     """The request carries no picture: scale 0, no visual tokens."""
+    degraded = "degraded"
+    """The service was overloaded: the raised price took another scale, or no second look."""
     fallback = "fallback"
     """Routing failed: the finest scale that the caller's constraints allow."""
 
@@ -46,6 +48,7 @@ class Constraints:
         explain: whether the decision should carry its explanation, which takes milliseconds.
         max_harm: bound on the share of right answers lost against the finest scale, or None.
         second_look: whether the answer's confidence may later ask for a finer scale.
+        price_floor: least price the policy decides at, without a second look; 0: its own price.
         pins: for each of several pictures the scale that its detail fixes, None where the policy
             chooses; empty where ``pinned`` or nothing says it for all.
     """
@@ -56,6 +59,7 @@ class Constraints:
     explain: bool = False
     max_harm: float | None = None
     second_look: bool = False
+    price_floor: float = 0.0
     pins: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:

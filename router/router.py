@@ -174,6 +174,11 @@ class Router:
             scales, reason = self._choose(policy, values, pins, limits.max_visual_tokens)
             if reason is Reason.budget_cap:
                 bound = None  # the cap has overruled the choice that was certified
+            if limits.price_floor > 0.0 and limits.max_harm is None:
+                policy = replace(self.policy, price=max(self.policy.price, limits.price_floor))
+                coarser, _ = self._choose(policy, values, pins, limits.max_visual_tokens)
+                if look is not None or coarser != scales:
+                    scales, reason, look = coarser, Reason.degraded, None
         explanation = None
         if limits.explain and rows is not None and values is not None:
             explanation = self._explain(policy, rows, values, limits, pins, scales)

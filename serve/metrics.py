@@ -72,6 +72,10 @@ METRICS: dict[str, Spec] = {
     "m3_log_dropped": Spec("counter", "Records and pictures that the decision log dropped."),
     "m3_ready": Spec("gauge", "1 if a request would be answered, at the last probe or scrape."),
     "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
+    "m3_overload_pressure": Spec(
+        "gauge", "How far a gateway lets the price rise: 0 not at all, 1 to the dearest certified."
+    ),
+    "m3_price_floor": Spec("gauge", "Price of the last degraded decision; 0 without pressure."),
     "m3_engine_running": Spec("gauge", "Requests that an engine answers together."),
     "m3_engine_waiting": Spec("gauge", "Requests that wait for an engine's memory or batch."),
     "m3_engine_kv_share": Spec("gauge", "Share of an engine's key-value cache in use."),

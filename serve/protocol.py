@@ -195,7 +195,8 @@ class Routing(BaseModel):
     """Read in all; after a second look by both."""
     reason: str
     """predicted, pinned (scale or model id), detail (of every picture), budget_cap (another scale
-    was wanted), no_image, or fallback (routing failed: the finest scales allowed)."""
+    was wanted), no_image, degraded (overload: a raised price, no second look), or fallback (routing
+    failed: the finest scales allowed)."""
     p_suffices: dict[str, float] | None
     """Scale -> probability that its answer suffices, the mean over pictures; null where nothing was
     predicted. Each picture's own are in ``explain``."""
@@ -209,6 +210,8 @@ class Routing(BaseModel):
     """The bound that is kept, where ``max_harm`` asked for one."""
     second_look: SecondLooked | None = Field(None, exclude_if=_is_none)
     """The first answer, where there were two."""
+    price: float | None = Field(None, exclude_if=_is_none)
+    """The price in force, where it was raised and changed the choice: ``reason`` degraded."""
 
 
 class CountedTokens(BaseModel):

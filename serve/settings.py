@@ -82,6 +82,26 @@ class RemotePictureSettings(BaseModel):
     max_bytes: int = Field(10_000_000, ge=1024, description="Largest file.")
 
 
+class OverloadSettings(BaseModel):
+    """What gives way when there is more to do than can be done; see docs/operations.md."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    max_harm: float | None = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="While overloaded, second looks go and the price rises, as far as the router's "
+        "certificate bounds the answers lost by this share; None, or no such certificate: never.",
+    )
+    max_wait_s: float = Field(
+        30.0,
+        gt=0,
+        description="Expected time to an answer's first token above which requests are refused: "
+        "429. The price begins to rise at half of it, or of max_inflight_requests.",
+    )
+
+
 class AutoscalingSettings(BaseModel):
     """Between which numbers of replicas Ray moves, by the tokens that they have to do.
 
@@ -221,6 +241,9 @@ class ServeSettings(BaseModel):
     )
     max_inflight_bytes: int = Field(
         512_000_000, ge=1024, description="Body bytes a gateway holds at once; beyond them: 429."
+    )
+    overload: OverloadSettings = Field(
+        default_factory=OverloadSettings, description="Prices and waits when there is too much."
     )
     default_max_tokens: int = Field(
         64, ge=1, description="Answer tokens when the request is silent."

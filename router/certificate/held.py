@@ -44,6 +44,20 @@ class HeldCertificate:
         reason = None if self.certificate is None else self.certificate.why_not_for(**facts)
         return self if reason is None else HeldCertificate(None, reason)
 
+    def dearer_prices(self, policy: Policy, max_harm: float) -> tuple[float, ...]:
+        """Return the tested prices above the policy's that keep the bound, ascending; often none.
+
+        Every price of the family up to the rung's was shown to keep it (see `price_below`), so a
+        price may rise through these and the promise is kept at each.
+        """
+        found = self.certificate
+        if found is None or found.loss != "harm" or policy.finest_only:
+            return ()
+        tops = [rung.price for rung in found.ladder if rung.bound <= max_harm]
+        if not tops or tops[-1] is None:
+            return ()
+        return tuple(price for price in found.prices if policy.price < price <= tops[-1])
+
     def policy(
         self, policy: Policy, max_harm: float, n_pictures: int = 1
     ) -> tuple[Policy, AppliedBound]:

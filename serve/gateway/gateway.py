@@ -12,13 +12,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.decision import Reason
 from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.gateway import replies
 from serve.gateway.admission import Admission
@@ -32,6 +33,7 @@ from serve.metrics import Metrics
 from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, FeedbackRequest, RouteReply
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard
+from serve.stages.in_time import in_time
 from serve.stages.messages import (
     AnswerPart,
     Encoded,
@@ -77,7 +79,8 @@ class Gateway:
     @contextmanager
     def _worked_on(self, trace: Trace) -> Iterator[None]:
         """Count a request in and write it down; see `Admission.admitted` and `_recorded`."""
-        with self._recorded(trace), self.admission.admitted(trace.call.n_bytes):
+        with self._recorded(trace), self.admission.admitted(trace.call.n_bytes) as n:
+            trace.together = n
             if trace.endpoint == "chat":
                 trace.signed_id = self.log.reply_id(trace.call)
                 if trace.call.budget is not None:
@@ -198,6 +201,7 @@ class Gateway:
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
             needs_second_look=needs_second_look(trace.body),
             prompt=parsed.messages if decide_only else (), traceparent=trace.span.traceparent,
+            pressure=self.admission.pressure, time_left_s=self._left_s(trace),
         )  # fmt: skip
         encoded = trace.encoded = await self._of_encoder(
             trace, lambda: self._encoder.encode_and_route(request)
@@ -205,6 +209,8 @@ class Gateway:
         decision = encoded.decision
         for scale in decision.scales or (0,):
             self.metrics.count("m3_decisions", scale=str(scale), reason=decision.reason.value)
+        if decision.reason is Reason.degraded:
+            self.metrics.gauge("m3_price_floor", decision.price or 0.0)
         if not decide_only:
             trace.charge(decision.visual_tokens)
             finest = self.card.scales[-1] * len(parsed.pictures)
@@ -267,9 +273,13 @@ class Gateway:
         begun, attempt = False, 0
         while True:
             try:
+                request = replace(request, time_left_s=self._left_s(trace))
                 async with aclosing(cast(Any, self._generator.generate(request))) as parts:
                     while (part := await self._in_time(trace, anext(parts, None))) is not None:
-                        begun = True
+                        if not (begun or trace.begun or attempt):
+                            waited_s = (trace.elapsed_ms - part.since_first_ms) / 1000.0
+                            self.admission.begun(waited_s, trace.together)
+                        begun = trace.begun = True
                         yield part
                 return
             except NotReady as error:
@@ -278,16 +288,21 @@ class Gateway:
                 await self._before_another(trace, error, attempt, "m3_generator_retries")
                 attempt += 1
 
+    def _left_s(self, trace: Trace) -> float:
+        ours = self.settings.request_timeout_s - trace.elapsed_ms / 1000.0
+        return min(ours, trace.call.left_s)
+
     async def _in_time(self, trace: Trace, work: Awaitable[Result]) -> Result:
-        left_s = self.settings.request_timeout_s - trace.elapsed_ms / 1000.0
-        try:
-            async with asyncio.timeout(left_s):
-                return await work
-        except TimeoutError as error:
-            raise TimedOut(
-                f"The request took longer than {self.settings.request_timeout_s:g} s. "
-                "Ask for fewer tokens, or try again when the service is less busy."
-            ) from error
+        limit_s, theirs = self.settings.request_timeout_s, trace.call.timeout_s
+        what = f"{limit_s:g} s"
+        if theirs is not None and theirs < limit_s:
+            what = f"the {theirs:g} s of its timeout header"
+        return await in_time(
+            work,
+            self._left_s(trace),
+            f"The request took longer than {what}. Ask for fewer tokens, or try again when the "
+            "service is less busy.",
+        )
 
     @contextmanager
     def _recorded(self, trace: Trace) -> Iterator[None]:

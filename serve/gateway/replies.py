@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from router.decision import Reason
 from serve.protocol import (
     AnswerMessage,
     Certified,
@@ -162,6 +163,7 @@ def _routing(trace: Trace) -> Routing:
         latency_ms=round(decision.latency_ms, 3),
         explain=decision.explanation,
         certified=decision.certified and Certified(**asdict(decision.certified)),
+        price=decision.price if decision.reason is Reason.degraded else None,
         second_look=trace.first and _second_look(trace.first, decision.visual_tokens),
     )
 

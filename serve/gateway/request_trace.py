@@ -68,6 +68,8 @@ class Trace:
     completion_tokens: int = 0  # of all choices
     status: str = "cancelled"
     deaths: int = 0  # replicas that died while they worked on it
+    together: int = 1  # requests in flight when it was admitted, itself among them
+    begun: bool = False  # an answer has
     refused: bool = True  # nothing was done for it: its time is no latency
     charged: int = 0  # visual tokens taken off its tenant's budget
     span: spans.Span = spans.OFF

@@ -30,7 +30,7 @@ class DrainBatcher(Generic[Item, Result]):
         self, work: Callable[[list[Item]], Sequence[Result]], max_items: int, name: str
     ) -> None:
         self._work, self._max_items = work, max_items
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[tuple[Item, asyncio.Future[Result], Callable[[], bool]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._drain: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
@@ -44,14 +44,18 @@ class DrainBatcher(Generic[Item, Result]):
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    async def submit(self, item: Item) -> Result:
+    async def submit(self, item: Item, wanted: Callable[[], bool] = lambda: True) -> Result:
         """Return the result for one item; a cancelled wait takes the item out of the queue.
+
+        Args:
+            item: waits for its turn.
+            wanted: asked when that has come; if not, the wait is cancelled.
 
         Raises:
             Exception: what ``work`` raised for the item's batch.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append((item, future, wanted))
         if self._drain is None or self._drain.done():
             self._drain = asyncio.create_task(self._run())
         return await future
@@ -84,7 +88,11 @@ class DrainBatcher(Generic[Item, Result]):
     def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._max_items:
-            item, future = self._waiting.popleft()
-            if not future.done():  # its caller is still there
+            item, future, wanted = self._waiting.popleft()
+            if future.done():  # its caller has left
+                continue
+            if wanted():
                 batch.append((item, future))
+            else:
+                future.cancel()
         return batch

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,6 +34,8 @@ from serve.settings import ServeSettings
 from serve.stages.batcher import DrainBatcher
 from serve.stages.checkpoint import Checkpoint
 from serve.stages.decoding import Decoder, SharedWork
+from serve.stages.degrading import under_pressure
+from serve.stages.in_time import in_time
 from serve.stages.live_router import LiveRouter
 from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
 from serve.stages.prompts import Prompts, context_tokens
@@ -76,6 +78,7 @@ class Encoder:
         self._cache: OrderedDict[str, EncodedPicture] = OrderedDict()
         self._cache_bytes = 0
         self._encoding: dict[str, asyncio.Task[EncodedPicture]] = {}
+        self._callers: Counter[str] = Counter()  # of each picture that is being encoded
         self._routing_failed = ""
         self._router = LiveRouter(
             self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
@@ -89,7 +92,11 @@ class Encoder:
         Raises:
             BadRequest: a picture cannot be decoded, the question or the prompt that is to be
                 counted cannot fit the model's context, or no scale fits the cap.
+            TimedOut: the request's time was over before.
         """
+        return await in_time(self._encode_and_route(request), request.time_left_s)
+
+    async def _encode_and_route(self, request: EncodeRequest) -> Encoded:
         if len(request.question) > self._vision.most_characters:
             raise too_much_text(len(request.question), self._vision.most_characters)
         text_tokens = 0
@@ -186,7 +193,7 @@ class Encoder:
                 self._encoding[key] = task
                 task.add_done_callback(lambda done: self._forget_task(key, done))
                 with spans.span("m3.vision", parent, cache="miss"):
-                    return await asyncio.shield(task)
+                    return await self._shared(key)
         self._note_id(digest, key)
         if (known := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
@@ -194,9 +201,24 @@ class Encoder:
             with spans.span("m3.vision", parent, cache="hit"):
                 return known
         self._metrics.count("m3_picture_cache", outcome="shared")
-        # One caller's disconnect must not take the pass from the others.
         with spans.span("m3.vision", parent, cache="shared"):
+            return await self._shared(key)
+
+    async def _shared(self, key: str) -> EncodedPicture:
+        self._callers[key] += 1
+        try:
+            # One caller's disconnect must not take the pass from the others.
             return await asyncio.shield(self._encoding[key])
+        finally:
+            self._callers[key] -= 1
+            if not self._callers[key]:
+                del self._callers[key]
+
+    def _is_wanted(self, key: str) -> bool:
+        if self._callers[key]:
+            return True
+        self._encoding.pop(key, None)  # its turn has come, and all who waited for it have left
+        return False
 
     def _is_at_hand(self, key: str) -> bool:
         return key in self._cache or key in self._encoding
@@ -208,12 +230,14 @@ class Encoder:
             self._ids.popitem(last=False)
 
     async def _encode_new(self, prepared: PreparedPicture) -> EncodedPicture:
-        encoded = await self._batcher.submit(prepared)
+        wanted = partial(self._is_wanted, prepared.picture_id)
+        encoded = await self._batcher.submit(prepared, wanted)
         self._remember(encoded)
         return encoded
 
     def _forget_task(self, key: str, done: asyncio.Task[EncodedPicture]) -> None:
-        self._encoding.pop(key, None)
+        if self._encoding.get(key) is done:
+            del self._encoding[key]
         if not done.cancelled():
             done.exception()  # marked as seen: its callers got it, if any are left
 
@@ -256,6 +280,10 @@ class Encoder:
             features, maps = self._vision.features(
                 pictures, request.question, router.schema.relevance
             )
+            if n_pictures == 1 and not request.needs_second_look:  # as certificates are
+                constraints = under_pressure(
+                    constraints, router, request.pressure, self._settings.overload.max_harm
+                )
             decision = router.route(features, constraints)
             if (told := decision.explanation) is not None:
                 told = replace(told, relevance=tuple(map(relevance_map, maps)))

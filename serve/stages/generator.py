@@ -21,6 +21,7 @@ from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFaile
 from serve.errors import BadRequest, NotReady, QueueFull, ServiceError
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
+from serve.stages.in_time import in_time
 from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus, TokenLogprob
 from serve.stages.prompts import Prompts, as_sentence, too_long
 from serve.telemetry import spans
@@ -64,7 +65,7 @@ class Generator:
 
         Raises:
             BadRequest: the prompt does not fit the context.
-            QueueFull, NotReady, ServiceError: as they say.
+            QueueFull, NotReady, TimedOut, ServiceError: as they say.
         """
         with spans.span("m3.generate", request.traceparent) as work:
             async with aclosing(cast(Any, self._generate(request, work))) as parts:
@@ -85,7 +86,9 @@ class Generator:
         work.set(text_tokens=text_tokens, visual_tokens=sum(map(len, tokens)))
         try:
             async with aclosing(self._events(request, prompt, tokens, times)) as events:
-                async for index, event, cached in events:
+                said = await in_time(anext(events, None), request.time_left_s)
+                while said is not None:
+                    index, event, cached = said
                     times[index].token(event.queued_s)
                     pending[index].add(event, cached)
                     if self._is_due(pending[index], request.tokens_per_part):
@@ -93,8 +96,9 @@ class Generator:
                             whole.append(pending[index].take())
                         else:
                             yield pending[index].take()
-            for part in whole:
-                yield part
+                    said = await anext(events, None)
+            for part in whole:  # some have waited for others
+                yield replace(part, since_first_ms=pending[part.index].since_first_ms)
         except PromptTooLong as error:
             raise too_long(error) from error
         except EngineRefusal as error:
@@ -222,6 +226,7 @@ class _Pending:
     def __init__(self, index: int, text_tokens: int, pieces: Pieces | None) -> None:
         self._index, self._text_tokens, self._cached = index, text_tokens, 0
         self._pieces, self.is_first = pieces, True
+        self._first_at: float | None = None
         self._untold: deque[TokenEvent] = deque()
         self._n_told = 0
         self._before: int | None = None  # the last told token that is text
@@ -233,8 +238,15 @@ class _Pending:
         self.finish_reason: str | None = None
         self.since = time.monotonic()
 
+    @property
+    def since_first_ms(self) -> float:
+        """Milliseconds since its first token came."""
+        return 0.0 if self._first_at is None else (time.monotonic() - self._first_at) * 1000.0
+
     def add(self, event: TokenEvent, cached: int) -> None:
         self._cached = cached
+        if self._first_at is None:
+            self._first_at = time.monotonic()
         self.text += event.text_delta
         self.n_tokens += 1
         self.logprob += event.logprob
@@ -256,7 +268,7 @@ class _Pending:
     def take(self) -> AnswerPart:
         part = AnswerPart(
             self.text, self.n_tokens, self.logprob, self._text_tokens, self.finish_reason,
-            self._cached, self._index, tuple(self._logprobs),
+            self._cached, self._index, tuple(self._logprobs), self.since_first_ms,
         )  # fmt: skip
         self.is_first = False
         self._reset()

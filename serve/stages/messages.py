@@ -21,8 +21,9 @@ class EncodeRequest:
     """Pictures as they came (PNG, JPEG, ...), the question, and what binds the decision.
 
     ``decide_only``: the caller wants the decision, so no visual tokens are sent back.
-    ``needs_second_look``: a router without one is to be refused. ``traceparent``, here and below:
-    the span that the work is part of (`serve.telemetry.spans`), None: none.
+    ``needs_second_look``: a router without one is to be refused. ``pressure``: from 0 to 1, how far
+    the price should rise within what is certified. ``time_left_s``: None has no end.
+    ``traceparent``, here and below: the span that the work is part of (`serve.telemetry.spans`).
     """
 
     pictures: tuple[bytes, ...]
@@ -33,6 +34,8 @@ class EncodeRequest:
     # The conversation, where the caller wants to know how many tokens it has.
     prompt: tuple[dict[str, Any], ...] = ()
     traceparent: str | None = None
+    pressure: float = 0.0
+    time_left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class GenerateRequest:
 
     ``max_tokens`` None: the service's default, as far as the context allows. ``tokens_per_part``
     None: the whole answer comes as one part. ``n`` answers are given to the one prompt;
-    ``top_logprobs`` None: no log-probabilities of tokens.
+    ``top_logprobs`` None: no log-probabilities of tokens. ``time_left_s``: for its first token to
+    come.
     """
 
     request_id: str
@@ -77,6 +81,7 @@ class GenerateRequest:
     n: int = 1
     top_logprobs: int | None = None
     traceparent: str | None = None
+    time_left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ class AnswerPart:
 
     ``finish_reason`` is set on the last part only. ``text_tokens`` counts the prompt without
     visual tokens; ``cached_tokens``, of all of the prompt, what the engine had read before. Both
-    are the same in every part. ``index``: which of the answers it is part of.
+    are the same in every part. ``index``: which of the answers it is part of. ``since_first_ms`` is
+    the time from the answer's first token to this part: what was spent on answering, not on
+    waiting.
     """
 
     text: str
@@ -109,6 +116,7 @@ class AnswerPart:
     cached_tokens: int = 0
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    since_first_ms: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from serve.errors import NotReady, ServiceError, UnknownModel
-from serve.gateway.call import Call
+from serve.gateway.call import Call, timeout_of
 from serve.gateway.gateway import Gateway
 from serve.protocol import (
     ChatChunk,
@@ -101,9 +101,11 @@ async def _body_of(
     """
     settings = gateway.settings
     try:
+        call = replace(call, timeout_s=timeout_of(request.headers.get("timeout")))
         check_headers(request.headers)
         # Reserved before a byte is read: half a body held back costs its sender's share, no more.
-        with gateway.admission.reading(announced_bytes(request.headers, settings.max_body_bytes)):
+        announced = announced_bytes(request.headers, settings.max_body_bytes)
+        with gateway.admission.reading(announced, is_work=kind is ChatRequest):
             raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
             return await parse_body(raw, kind), replace(call, n_bytes=len(raw))
     except ServiceError as error:

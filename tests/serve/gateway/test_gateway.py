@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from router.decision import Reason, RoutingDecision
 from router.records import DecisionRecord
-from serve.errors import BadRequest, DiedAgain, NotReady, QueueFull, ReplicaDied
+from serve.errors import BadRequest, DiedAgain, NotReady, QueueFull, ReplicaDied, TimedOut
 from serve.gateway.call import Call
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
@@ -373,6 +374,55 @@ def test_slow_requests_end_with_a_sentence(ask_body: Body) -> None:
     reply = asyncio.run(run())
     assert (reply.status_code, reply.json()["error"]["code"]) == (408, "timeout")
     assert log.records[0].status == "timeout"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "ours_s", "says"),
+    [("0.1", 60.0, "0.1 s of its timeout header"), ("60", 0.1, "than 0.1 s. Ask")],
+)
+def test_the_shorter_limit_holds_and_is_named(
+    ask_body: Body, stream: bool, theirs: str, ours_s: float, says: str
+) -> None:
+    generator = PlainGenerator(wait_s=5)
+    gateway, log = make(generator=generator, request_timeout_s=ours_s)
+
+    async def run() -> httpx2.Response:
+        async with client(gateway) as http:
+            said = {"timeout": theirs}
+            url = "/v1/chat/completions"
+            return await http.post(url, json=ask_body(stream=stream), headers=said)
+
+    reply = asyncio.run(run())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "timeout")
+    assert says in reply.json()["error"]["message"]
+    assert log.records[0].status == "timeout"
+    assert generator.closed == 1
+
+
+def test_what_is_late_already_is_not_begun(ask_body: Body) -> None:
+    encoder, generator = PlainEncoder(), PlainGenerator()
+    gateway, _ = make(encoder, generator)
+    call = Call("r", timeout_s=1.0, arrived=time.perf_counter() - 2.0)
+    with pytest.raises(TimedOut):
+        asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), call))
+    assert (encoder.calls, generator.calls) == (0, 0)
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "nan", "inf", "5s", "", "1,2"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused_by_name(
+    ask_body: Body, said: str
+) -> None:
+    gateway, log = make()
+
+    async def run() -> httpx2.Response:
+        async with client(gateway) as http:
+            headers = {"timeout": said}
+            return await http.post("/v1/chat/completions", json=ask_body(), headers=headers)
+
+    reply = asyncio.run(run())
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "timeout")
+    assert [record.status for record in log.records] == ["invalid_value"]
 
 
 def test_route_needs_no_generator(ask_body: Body) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from router.decision import Constraints, Reason
-from serve.errors import BadRequest, ServeSetupError
+from serve.errors import BadRequest, ServeSetupError, TimedOut
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
 from serve.stages.batcher import DrainBatcher
@@ -140,6 +140,53 @@ def test_a_picture_is_encoded_once(
 
     asyncio.run(run())
     assert sum(passes) == 1
+
+
+def test_pictures_that_nobody_waits_for_any_more_are_not_encoded(
+    make_encoder: Callable[..., Encoder], picture_bytes: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = make_encoder(encoder_batch=1)
+    passes: list[int] = []
+    goes_on = threading.Event()
+    encode = encoder._vision.encode
+
+    def counted(pictures: Any) -> Any:
+        passes.append(len(pictures))
+        goes_on.wait(20)
+        return encode(pictures)
+
+    monkeypatch.setattr(encoder._batcher, "_work", counted)
+    requests = [
+        EncodeRequest((picture_bytes(seed),), "What is it?", Constraints()) for seed in range(3)
+    ]
+
+    async def run() -> None:
+        first = asyncio.create_task(encoder.encode_and_route(requests[0]))
+        while not passes:
+            await asyncio.sleep(0.001)
+        late, other, again = (
+            asyncio.create_task(encoder.encode_and_route(request))
+            for request in (requests[1], requests[2], requests[2])
+        )
+        while len(encoder._batcher) < 2 or max(encoder._callers.values()) < 2:
+            await asyncio.sleep(0.001)
+        late.cancel()
+        other.cancel()
+        goes_on.set()
+        await asyncio.gather(first, again)
+
+    asyncio.run(run())
+    assert len(passes) == 2  # the first, and the third, for which one of two has waited
+    assert (encoder._encoding, encoder._callers) == ({}, {})
+
+
+def test_who_has_no_time_left_is_refused(
+    make_encoder: Callable[..., Encoder], picture_bytes: Picture
+) -> None:
+    for left_s in (0.0, 1e-9):
+        request = EncodeRequest((picture_bytes(1),), "?", Constraints(), time_left_s=left_s)
+        with pytest.raises(TimedOut):
+            asyncio.run(make_encoder().encode_and_route(request))
 
 
 def test_the_cache_forgets_the_oldest(

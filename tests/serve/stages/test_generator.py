@@ -17,7 +17,7 @@ from m3model import LocalEngine, M3Processor
 from m3model.engine.interface import Sampling, TokenEvent
 from m3model.processing import Message
 from router.decision import Constraints
-from serve.errors import BadRequest, QueueFull, ServiceError
+from serve.errors import BadRequest, QueueFull, ServiceError, TimedOut
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import Checkpoint, load_checkpoint
@@ -141,6 +141,25 @@ def test_routing_refuses_a_question_that_cannot_fit(
     assert noting.threads == []
     assert not encoder._cache
     encoder.close()
+
+
+def test_an_answer_that_would_come_too_late_is_not_worked_on(
+    checkpoint: Checkpoint, engine: LocalEngine
+) -> None:
+    generator = Generator(engine, checkpoint.processor, ServeSettings(), LocalMetrics())
+    messages = ({"role": "user", "content": "what is it?"},)
+
+    async def ask(left_s: float | None) -> int:
+        request = GenerateRequest("r", messages, (), max_tokens=3, time_left_s=left_s)
+        parts = [part async for part in generator.generate(request)]
+        while (stats := engine.stats()).running + stats.waiting:
+            await asyncio.sleep(0.001)
+        return sum(part.n_tokens for part in parts)
+
+    assert asyncio.run(ask(None)) == asyncio.run(ask(60.0)) > 0
+    for left_s in (0.0, 1e-9):
+        with pytest.raises(TimedOut):
+            asyncio.run(ask(left_s))
 
 
 def several(n: int, **more: Any) -> GenerateRequest:

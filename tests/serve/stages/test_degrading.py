@@ -1,0 +1,65 @@
+"""What the shipped router's certificate lets an overloaded service take, by its own table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router import Router, default_router_path
+from router.decision import Constraints, Reason
+from serve.stages.degrading import under_pressure
+
+ONCE, TWICE = Constraints(), Constraints(second_look=True)
+
+
+@pytest.fixture(scope="module")
+def router() -> Router:
+    return Router.from_pretrained(default_router_path())
+
+
+@pytest.mark.parametrize(
+    ("constraints", "pressure", "max_harm", "floor"),
+    [  # prices to four digits, from router/pretrained/m3-mini/certificate.json; its own is 0.0382
+        (ONCE, 0.0, 0.1, 0.0),
+        (ONCE, 0.01, 0.1, 0.0388),
+        (ONCE, 1.0, 0.1, 0.9516),
+        (ONCE, 1.0, 0.05, 0.1780),
+        (ONCE, 1.0, 0.02, 0.0526),
+        (ONCE, 1.0, 0.01, 0.0),  # below its own
+        (ONCE, 1.0, 0.001, 0.0),
+        (ONCE, 1.0, None, 0.0),
+        (TWICE, 0.0, 0.1, 0.0),
+        (TWICE, 0.01, 0.1, 0.1780),  # 116 tokens, where two looks read 171
+        (TWICE, 1.0, 0.1, 0.8171),  # the last below 0.8314, where its first look starts
+        (TWICE, 1.0, 0.05, 0.1780),
+        (Constraints(pinned=9, reason=Reason.pinned), 1.0, 0.1, 0.0),
+        (Constraints(max_visual_tokens=144), 1.0, 0.1, 0.0),
+        (Constraints(max_harm=0.02), 1.0, 0.1, 0.0),
+    ],
+)
+def test_the_floor_of_the_price(
+    router: Router, constraints: Constraints, pressure: float, max_harm: Any, floor: float
+) -> None:
+    found = under_pressure(constraints, router, pressure, max_harm)
+    assert found.price_floor == pytest.approx(floor, abs=5e-5)
+
+
+@given(
+    pressures=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)), max_harm=st.floats(0.001, 0.9)
+)
+def test_more_pressure_is_never_cheaper_and_never_beyond_the_bound(
+    router: Router, pressures: tuple[float, float], max_harm: float
+) -> None:
+    held = router.held.certificate
+    assert held is not None
+    bounded = [rung.price for rung in held.ladder if rung.bound <= max_harm and rung.price]
+    for constraints in (ONCE, TWICE):
+        less, more = (
+            under_pressure(constraints, router, pressure, max_harm).price_floor
+            for pressure in sorted(pressures)
+        )
+        assert 0.0 <= less <= more <= max([0.0, *bounded])
+        assert more in {0.0, *held.prices}
