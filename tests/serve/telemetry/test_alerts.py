@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.metrics import METRICS
+from serve.web.api import create_api
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = yaml.safe_load((ROOT / "deploy/alerts/m3-router.yaml").read_text("utf-8"))
@@ -50,12 +52,24 @@ def scraped(running: Any, ask_body: Callable[..., dict[str, Any]]) -> dict[str, 
     with httpx2.Client(base_url=running.url, timeout=60) as http:
         for body in (ask_body(), ask_body(stream=True), ask_body(model="nothing")):
             http.post("/v1/chat/completions", json=body)
+        asyncio.run(asked_by_a_tenant(running.service.gateway, ask_body()))
         text = http.get("/metrics").text
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
+
+
+async def asked_by_a_tenant(gateway: Any, body: dict[str, Any]) -> None:
+    """Asks the same service where it wants keys."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M3_API_KEYS", "secret")
+        transport = httpx2.ASGITransport(app=create_api(gateway))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        key = {"authorization": "Bearer secret"}
+        reply = await http.post("/v1/chat/completions", json=body, headers=key)
+        assert reply.status_code == 200, reply.text
 
 
 def test_names_are_found_in_expressions() -> None:
