@@ -68,7 +68,10 @@ class LocalEngine:
         self.max_running = max_running
         self.max_waiting = max_waiting
         longest = max_length or int(model.config.text_config.max_position_embeddings)
-        self._packed = PackedModel(model, kv_tokens=kv_tokens, longest=longest)
+        self._beat = time.monotonic()
+        self._packed = PackedModel(
+            model, kv_tokens=kv_tokens, longest=longest, beat=self._give_sign_of_life
+        )
         self._pool = self._packed.pool
         self.max_length = min(longest, self._pool.tokens)
         self._end_ids = end_ids(model)
@@ -76,7 +79,6 @@ class LocalEngine:
         self._waiting: deque[EngineRequest] = deque()
         self._rows: list[Row] = []
         self._closing = False
-        self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
         self._thread.start()
 
@@ -142,6 +144,9 @@ class LocalEngine:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
+    def _give_sign_of_life(self) -> None:
+        self._beat = time.monotonic()
+
     def _in_flight(self) -> list[EngineRequest]:
         return [*self._waiting, *(row.job for row in self._rows)]
 
@@ -189,7 +194,7 @@ class LocalEngine:
         """What the next pass reads, waiting for work; None when closing."""
         with self._wake:
             while True:
-                self._beat = time.monotonic()
+                self._give_sign_of_life()
                 if self._closing:
                     return None
                 gone = [row for row in self._rows if row.job.cancelled.is_set()]

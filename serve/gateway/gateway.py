@@ -23,6 +23,7 @@ from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceErr
 from serve.gateway import replies
 from serve.gateway.admission import Admission
 from serve.gateway.call import Call
+from serve.gateway.ending import Ending
 from serve.gateway.escalation import looked_again
 from serve.gateway.health import Health
 from serve.gateway.question import ParsedRequest, needs_second_look, parse_request
@@ -45,6 +46,7 @@ from serve.stages.messages import (
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 RETRY_WAIT_S = 0.2
+LAST_WORDS_S = 3.0  # for what is ended by force to say so
 
 
 class Gateway:
@@ -69,7 +71,7 @@ class Gateway:
     ) -> None:
         self.card, self.settings, self.metrics = card, settings, metrics
         self._encoder, self._generator, self.log = encoder, generator, log
-        self.admission = Admission(settings, metrics)
+        self.admission, self._ending = Admission(settings, metrics), Ending()
         self._health = Health(encoder, generator, settings)
         self.started_at = int(time.time())
 
@@ -173,8 +175,14 @@ class Gateway:
         return not self.admission.draining and await self._health.ready()
 
     async def drain(self) -> bool:
-        """Take no further requests; return whether all in flight ended in time."""
+        """Take no further requests; return whether all in flight ended in time.
+
+        The others are ended then: with an error, as an event where the answer has begun.
+        """
         ended = await self.admission.drain()
+        if not ended:
+            self._ending.come()
+            await self.admission.emptied(LAST_WORDS_S)
         await self.log.settle()
         return ended
 
@@ -221,7 +229,7 @@ class Gateway:
         trace.deaths += isinstance(error, ReplicaDied)
         if trace.deaths > 1:
             raise DiedAgain() from error
-        if attempt >= self.settings.retries:
+        if attempt >= self.settings.retries or self._ending.has_come:
             raise error
         self.metrics.count(counter)
         await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
@@ -265,9 +273,13 @@ class Gateway:
     async def _in_time(self, trace: Trace, work: Awaitable[Result]) -> Result:
         left_s = self.settings.request_timeout_s - trace.elapsed_ms / 1000.0
         try:
-            async with asyncio.timeout(left_s):
+            async with self._ending.or_after(left_s):
                 return await work
         except TimeoutError as error:
+            if self._ending.has_come:
+                raise NotReady(
+                    "The service stopped before the answer was complete. Ask again after a while."
+                ) from error
             raise TimedOut(
                 f"The request took longer than {self.settings.request_timeout_s:g} s. "
                 "Ask for fewer tokens, or try again when the service is less busy."

@@ -31,6 +31,10 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A replica that is unwell ends nothing whole: the time for long answers is for healthy ones.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # A proxy that is gone is everybody's outage: looked for every second, and one that is hung is
+    # replaced after 15 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "4",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
 }
 LOG = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from serve.settings import ServeSettings
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 POLL_S = 0.2
 HASTY_DRAIN_S = 3.0
+LAST_BYTES_S = 0.5  # for the proxy to send on what the gateways have said
 
 
 class _Stopped(BaseException):
@@ -87,6 +89,17 @@ def take_away() -> None:
     # Ray waits for a minute, and goes on removing when this process has ended.
     with contextlib.suppress(TimeoutError):
         serve.delete(APP_NAME)
+
+
+def close_the_door() -> None:
+    """End the proxies of a cluster that ends: who comes now is refused, not let in and cut off."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    details = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
+    for proxy in details["proxies"].values():
+        with contextlib.suppress(ValueError):  # it is gone
+            ray.kill(ray.get_actor(proxy["actor_name"], namespace="serve"))
 
 
 def run(
@@ -168,4 +181,7 @@ def _serve(
         progress(f"a gateway did not drain: {type(error).__name__}")
         return
     if not ended:
-        progress(f"requests were still running after {settings.drain_s:g} s")
+        progress(f"requests were still running after {settings.drain_s:g} s and were ended")
+    if os.environ.get("RAY_ADDRESS") is None:
+        time.sleep(LAST_BYTES_S)
+        close_the_door()

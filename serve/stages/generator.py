@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from m3model.engine.interface import Engine, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
-from serve.errors import BadRequest, NotReady, QueueFull, ServiceError, too_much_text
+from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied, ServiceError, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus
@@ -55,6 +55,7 @@ class Generator:
 
         Raises:
             BadRequest: the prompt does not fit the context.
+            ReplicaDied: the engine took the request and died, perhaps of it.
             QueueFull, NotReady, ServiceError: as they say.
         """
         import torch
@@ -62,10 +63,11 @@ class Generator:
         prompt = await self._prompt_ids(request.messages)
         text_tokens = len(prompt) - len(request.visual_tokens)
         tokens = [torch.from_numpy(array.copy()) for array in request.visual_tokens]
-        pending = _Pending(text_tokens)
+        pending, taken = _Pending(text_tokens), False
         try:
             # The engine's id is our own: callers may repeat theirs.
             events = self._engine.submit(uuid.uuid4().hex, prompt, tokens, self._sampling(request))
+            taken = True
             self._note_load()
             async with aclosing(cast(Any, events)) as stream:
                 async for event in stream:
@@ -79,7 +81,7 @@ class Generator:
         except EngineBusy as error:
             raise QueueFull() from error
         except EngineClosed as error:
-            raise NotReady() from error
+            raise (ReplicaDied() if taken else NotReady()) from error
         except RequestFailed as error:
             raise ServiceError("The model failed on this request. Try again.") from error
         finally:

@@ -317,6 +317,42 @@ def test_draining_waits_for_requests_and_takes_no_more(ask_body: Body) -> None:
     assert [record.status for record in log.records] == ["not_ready", "ok"]
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_outlasts_the_drain_is_told_so(ask_body: Body, begun: bool) -> None:
+    """Half a minute a word, and no time: a stream ends with an event, the others with a 503."""
+
+    class Slow(PlainGenerator):
+        async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+            if begun and request.tokens_per_part is not None:
+                yield AnswerPart("a", 1, -0.1, 7)
+            async for part in super().generate(request):
+                yield part
+
+    generator = Slow(wait_s=30.0)
+    gateway, log = make(generator=generator, drain_s=0.1)
+
+    async def run() -> list[httpx2.Response]:
+        async with client(gateway) as http:
+            bodies = [ask_body(stream=stream) for stream in (True, True, False)]
+            url = "/v1/chat/completions"
+            asked = [asyncio.create_task(http.post(url, json=body)) for body in bodies]
+            while generator.calls < 3:
+                await asyncio.sleep(0.005)
+            assert not await gateway.drain()
+            assert gateway.admission.inflight == 0
+            return [await each for each in asked]
+
+    *streams, whole = asyncio.run(run())
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "not_ready")
+    assert int(whole.headers["retry-after"]) > 0
+    for stream in streams:
+        assert stream.status_code == (200 if begun else 503)
+        last = stream.text.removesuffix("\n\n").split("\n\n")[-1].removeprefix("data: ")
+        assert "stopped" in json.loads(last)["error"]["message"]
+    assert generator.closed == generator.calls == 3  # nothing was tried again
+    assert {record.status for record in log.records} == {"not_ready"}
+
+
 def test_a_caller_who_leaves_stops_the_generation(ask_body: Body) -> None:
     generator = PlainGenerator(wait_s=0.01)
     gateway, log = make(generator=generator)
