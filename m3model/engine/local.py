@@ -242,6 +242,7 @@ class LocalEngine:
                 self._pool.copy(ready, row.extent, prefix.tokens)
                 row.read = prefix.tokens
         except Exception as error:
+            self._check_device()
             self._fail([row], error)
 
     def _ready(self, wanted: Prefix) -> Extent | None:
@@ -257,6 +258,7 @@ class LocalEngine:
         try:
             said = self._packed.run(chunks)
         except Exception as error:
+            self._check_device()
             LOG.warning("a step of %d requests failed: %s", len(chunks), error)
             self._fail([row for row, _ in chunks], error)
             return False
@@ -277,6 +279,18 @@ class LocalEngine:
             self._leave(done)
         deliver_all(events)
         return True
+
+    def _check_device(self) -> None:
+        """Returns if the cache can still be read: else no request is to blame for its failure.
+
+        Raises:
+            RuntimeError: the device is lost, and the engine with it.
+        """
+        keys = self._pool.keys
+        try:
+            keys[(0,) * keys.dim()].item()
+        except Exception as error:
+            raise RuntimeError(f"the device does not answer: {error}") from error
 
     def _leave(self, gone: Iterable[Row]) -> None:
         """Takes rows out; a prefix that was read whole stays for the next question."""

@@ -1,0 +1,120 @@
+"""Replicas, the controller and the proxy, hurt while clients ask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import ray
+from _faults import inside
+from _faults.cluster import LONGEST_RECOVERY_S, LOOK_S, Cluster, Strike
+from _faults.load import Ended, Load, body_of, counts, outcome, picture_of
+
+WARM_REQUESTS = 20
+SDK_RETRIES = 2  # the openai SDK's own default
+
+
+def found(ended: list[Ended], strike: Strike, recovered: float, **more: Any) -> dict[str, Any]:
+    """Return a fault's entry of the report."""
+    hit = [each.seconds for each in ended if each.started < recovered and each.ended > strike.at]
+    return {
+        "requests": sum(not each.stream for each in ended),
+        "failed": sum(each.failed for each in ended),
+        "in_flight_on_victim": strike.in_flight,
+        "recovered_s": round(recovered - strike.at, 1),
+        **more,
+        "slowest_meanwhile_s": round(max(hit, default=0.0), 1),
+        "ended": counts(ended),
+    }
+
+
+def replica_fault(deployment: str, kind: str, retries: int | None = None) -> Any:
+    """Return the fault that hurts one of two replicas of a deployment."""
+
+    def fault(cluster: Cluster, requests: int) -> dict[str, Any]:
+        with Load(cluster.url, retries) as load:
+            load.until(WARM_REQUESTS)
+            victim, *others = cluster.replicas(deployment)
+            strike = cluster.strike(victim, kind)
+            out, recovered = cluster.until_without(deployment, victim, 1 + len(others))
+            load.until(requests)
+        return found(load.ended, strike, recovered, out_s=round(out - strike.at, 1))
+
+    return fault
+
+
+gateway_kill: Callable[[Cluster, int], dict[str, Any]] = replica_fault(
+    "gateway", "kill", SDK_RETRIES
+)
+
+
+def controller_kill(cluster: Cluster, requests: int) -> dict[str, Any]:
+    """Kill Ray Serve's controller; it works on no request, so those of the service count."""
+    with Load(cluster.url) as load:
+        load.until(WARM_REQUESTS)
+        in_flight = cluster.in_hand("gateway")
+        strike = Strike(in_flight, time.time())
+        old = cluster.kill(cluster.controller)
+        recovered = until_there(lambda: ray.get(_pid(cluster.controller), timeout=5) != old)
+        load.until(requests)
+    return found(load.ended, strike, recovered)
+
+
+def proxy_kill(cluster: Cluster, requests: int) -> dict[str, Any]:
+    """Kill the only proxy: nobody answers until Ray has started another."""
+    with Load(cluster.url, SDK_RETRIES) as load:
+        load.until(WARM_REQUESTS)
+        (proxy,) = cluster.details()["proxies"].values()
+        in_flight = cluster.in_hand("gateway")
+        strike = Strike(in_flight, time.time())
+        cluster.kill(ray.get_actor(proxy["actor_name"], namespace="serve"))
+        recovered = until_there(lambda: answers(cluster))
+        load.until(requests)
+    return found(load.ended, strike, recovered)
+
+
+def poison_picture(cluster: Cluster, requests: int) -> dict[str, Any]:
+    """Send one picture of which every encoder dies, while others ask."""
+    seed = 2**50
+    before = cluster.replicas("encoder")
+    with Load(cluster.url) as load:
+        load.until(WARM_REQUESTS)
+        for each in before:
+            ray.get(each.actor.__ray_call__.remote(inside.poison, picture_of(seed)))
+        strike = Strike(cluster.in_hand("encoder"), time.time())
+        reply = httpx2.post(
+            f"{cluster.url}/v1/chat/completions", json=body_of(seed), timeout=120, trust_env=False
+        )
+        names = {each.name for each in before}
+        cost = len(names - {each.name for each in cluster.replicas("encoder")})
+        recovered = until_there(lambda: len(cluster.replicas("encoder")) == len(before))
+        load.until(requests // 2)
+    return found(
+        load.ended, strike, recovered, replicas_lost=cost, told=outcome(reply, stream=False),
+        may_repeat=reply.headers.get("x-should-retry", "true"),
+    )  # fmt: skip
+
+
+def answers(cluster: Cluster) -> bool:
+    """Return whether the service is ready."""
+    url = f"{cluster.url}/health/ready"
+    return httpx2.get(url, timeout=5, trust_env=False).status_code == 200
+
+
+def until_there(is_there: Callable[[], bool]) -> float:
+    """Return the time at which it is there; whatever is raised, it is not yet."""
+    limit = time.time() + LONGEST_RECOVERY_S
+    while time.time() < limit:
+        try:
+            if is_there():
+                return time.time()
+        except Exception:
+            pass
+        time.sleep(LOOK_S)
+    raise TimeoutError(f"not there within {LONGEST_RECOVERY_S:g} s")
+
+
+def _pid(actor: Any) -> Any:
+    return actor.__ray_call__.remote(inside.pid)
