@@ -34,7 +34,7 @@ def poison(actor: Any, picture: bytes) -> None:
 
     def deadly(data: bytes) -> Any:
         if data == picture:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGKILL)
         return prepare(data)
 
     part_of(actor)._decoder._decode = deadly

@@ -83,13 +83,14 @@ def poison_picture(cluster: Cluster, requests: int) -> dict[str, Any]:
         load.until(WARM_REQUESTS)
         for each in before:
             ray.get(each.actor.__ray_call__.remote(inside.poison, picture_of(seed)))
-        strike = Strike(cluster.in_hand("encoder"), time.time())
+        strike = Strike(1, time.time())  # the picture itself; others besides
         reply = httpx2.post(
             f"{cluster.url}/v1/chat/completions", json=body_of(seed), timeout=120, trust_env=False
         )
+        until_there(lambda: len(cluster.replicas("encoder")) < len(before))
+        recovered = until_there(lambda: len(cluster.replicas("encoder")) == len(before))
         names = {each.name for each in before}
         cost = len(names - {each.name for each in cluster.replicas("encoder")})
-        recovered = until_there(lambda: len(cluster.replicas("encoder")) == len(before))
         load.until(requests // 2)
     return found(
         load.ended, strike, recovered, replicas_lost=cost, told=outcome(reply, stream=False),

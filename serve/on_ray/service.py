@@ -23,7 +23,7 @@ from serve.settings import ServeSettings
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 POLL_S = 0.2
 HASTY_DRAIN_S = 3.0
-LAST_BYTES_S = 0.5  # for the proxy to send on what the gateways have said
+LAST_BYTES_S = 5.0  # for the proxy to send on what the gateways have said
 
 
 class _Stopped(BaseException):
@@ -92,14 +92,31 @@ def take_away() -> None:
 
 
 def close_the_door() -> None:
-    """End the proxies of a cluster that ends: who comes now is refused, not let in and cut off."""
+    """Have a cluster that ends listen no more: who comes now is refused, not let in and cut off.
+
+    Ray's proxies know no such wish, so their server is told itself; it sends what it has to send.
+    """
     import ray
     from ray.serve.context import _get_global_client
 
     details = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
-    for proxy in details["proxies"].values():
-        with contextlib.suppress(ValueError):  # it is gone
-            ray.kill(ray.get_actor(proxy["actor_name"], namespace="serve"))
+    names = [proxy["actor_name"] for proxy in details["proxies"].values()]
+    proxies = [ray.get_actor(name, namespace="serve") for name in names]
+    deadline = time.monotonic() + LAST_BYTES_S
+    while time.monotonic() < deadline:
+        closed = ray.get(
+            [proxy.__ray_call__.remote(_closed) for proxy in proxies], timeout=LAST_BYTES_S
+        )
+        if all(closed):
+            return
+        time.sleep(POLL_S)
+
+
+def _closed(proxy: Any) -> bool:
+    """Tell a proxy's server to end; return whether it has. Runs in the proxy."""
+    running, server = proxy._start_http_server_task.result()
+    server.should_exit = True
+    return bool(running.done())
 
 
 def run(
@@ -183,5 +200,7 @@ def _serve(
     if not ended:
         progress(f"requests were still running after {settings.drain_s:g} s and were ended")
     if os.environ.get("RAY_ADDRESS") is None:
-        time.sleep(LAST_BYTES_S)
-        close_the_door()
+        try:
+            close_the_door()
+        except Exception as error:  # of another Ray, perhaps: then they are cut off
+            progress(f"the proxy did not close: {type(error).__name__}")
