@@ -72,6 +72,7 @@ class Gateway:
         self.card, self.settings, self.metrics = card, settings, metrics
         self._encoder, self._generator, self.log = encoder, generator, log
         self.admission, self._ending = Admission(settings, metrics), Ending()
+        self._suspects = asyncio.Lock()
         self._health = Health(encoder, generator, settings)
         self.started_at = int(time.time())
 
@@ -210,10 +211,18 @@ class Gateway:
         attempt = 0
         while True:
             try:
-                return await self._in_time(trace, call())
+                return await self._in_time(trace, self._alone(call) if trace.deaths else call())
             except NotReady as error:
                 await self._before_another(trace, error, attempt, "m3_encoder_retries")
                 attempt += 1
+
+    async def _alone(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Try again what was with an encoder that died, one request of this gateway at a time.
+
+        One of them may be what kills; together, the others would die with it once more.
+        """
+        async with self._suspects:
+            return await call()
 
     async def _before_another(
         self, trace: Trace, error: NotReady, attempt: int, counter: str

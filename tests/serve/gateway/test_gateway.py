@@ -20,7 +20,7 @@ from serve.gateway.call import Call
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import LocalMetrics
-from serve.protocol import ChatRequest
+from serve.protocol import ChatCompletion, ChatRequest
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.generator import Generator
@@ -248,6 +248,45 @@ def test_retries_end(ask_body: Body) -> None:
     reply = asyncio.run(gateway.complete(ChatRequest.model_validate(ask_body()), Call("r")))
     assert reply.routing.scale == 36
     assert log.records[0].status == "replica_died"
+
+
+def test_who_was_with_a_poisoned_picture_does_not_die_with_it(ask_body: Body) -> None:
+    """All that an encoder works on dies with it: the others must not be there both times."""
+
+    class Mortal(PlainEncoder):
+        """Dies of what is asked with a pinned scale, and starts anew at once."""
+
+        lost = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.life = asyncio.Event()
+
+        async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+            life = self.life
+            await asyncio.sleep(0.01)
+            if request.constraints.pinned is not None:
+                life.set()
+                self.life, self.lost = asyncio.Event(), self.lost + 1
+            if life.is_set():
+                raise ReplicaDied()
+            return await super().encode_and_route(request)
+
+    async def run() -> tuple[list[Any], int]:
+        encoder = Mortal()
+        gateway, _ = make(encoder)
+        bodies = [ask_body(), ask_body(), ask_body(model="m3-9"), ask_body(), ask_body()]
+        asked = [
+            gateway.complete(ChatRequest.model_validate(body), Call(f"r{i}"))
+            for i, body in enumerate(bodies)
+        ]
+        return list(await asyncio.gather(*asked, return_exceptions=True)), encoder.lost
+
+    ends, lost = asyncio.run(run())
+    assert [type(end) for end in ends] == [
+        ChatCompletion, ChatCompletion, DiedAgain, ChatCompletion, ChatCompletion,
+    ]  # fmt: skip
+    assert lost == 2
 
 
 def test_a_full_service_says_when_to_come_back(ask_body: Body) -> None:
