@@ -26,6 +26,7 @@ from typing import Any
 from _faults.changes import router_swap, scaling
 from _faults.cluster import Cluster, running
 from _faults.replicas import (
+    callers_leave,
     controller_kill,
     gateway_kill,
     poison_picture,
@@ -49,6 +50,7 @@ ON_THE_CLUSTER: dict[str, Fault] = {
     "stopped_encoder": replica_fault("encoder", "stop"),
     "proxy_kill": proxy_kill,
     "poison_picture": poison_picture,
+    "callers_leave": callers_leave,
 }
 COLUMNS = ("requests", "failed", "in_flight_on_victim", "recovered_s")
 

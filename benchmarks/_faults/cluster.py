@@ -33,6 +33,7 @@ from serve.on_ray.service import QUIET, http_options, wait_until_running
 from serve.settings import DeploymentSettings, ServeSettings
 from serve.web.listening import bind
 
+cloudpickle.register_pickle_by_value(inside)  # the replicas do not know this folder
 SCALES = (1, 9, 36, 144, 576)
 LOOK_S = 0.05
 LONGEST_RECOVERY_S = 120.0
@@ -164,7 +165,6 @@ def promote(registry: Path, name: str) -> None:
 @contextmanager
 def running(folder: Path, replicas: int = 2) -> Iterator[Cluster]:
     """The service with so many replicas of each part, on a cluster of its own."""
-    cloudpickle.register_pickle_by_value(inside)
     model = write_tiny_checkpoint(folder / "model")
     registry = folder / "registry"
     make_routers(registry, model)

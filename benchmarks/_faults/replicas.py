@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import ray
 from _faults import inside
 from _faults.cluster import LONGEST_RECOVERY_S, LOOK_S, Cluster, Strike
-from _faults.load import Ended, Load, body_of, counts, outcome, picture_of
+from _faults.load import CLIENTS, Ended, Load, body_of, counts, outcome, picture_of
 
 WARM_REQUESTS = 20
+LONG_ANSWER, LEAVE_AFTER_S, FREE_WITHIN_S = 1400, 1.5, 1.0
 SDK_RETRIES = 2  # the openai SDK's own default
 
 
@@ -96,6 +98,36 @@ def poison_picture(cluster: Cluster, requests: int) -> dict[str, Any]:
         load.ended, strike, recovered, replicas_lost=cost, told=outcome(reply, stream=False),
         may_repeat=reply.headers.get("x-should-retry", "true"),
     )  # fmt: skip
+
+
+def callers_leave(cluster: Cluster, requests: int) -> dict[str, Any]:
+    """Ask for long answers and leave: the engines must have nothing left a second later."""
+    url, bodies = f"{cluster.url}/v1/chat/completions", [
+        body_of(2**51 + n, stream=n % 2 == 0, max_tokens=LONG_ANSWER) for n in range(CLIENTS)
+    ]  # fmt: skip
+    limits = httpx2.Timeout(60, read=LEAVE_AFTER_S)
+
+    def leave(body: dict[str, Any]) -> None:
+        with httpx2.Client(timeout=limits, trust_env=False) as http:
+            try:
+                with http.stream("POST", url, json=body) as reply:
+                    next(reply.iter_lines())
+                    time.sleep(LEAVE_AFTER_S)
+            except httpx2.ReadTimeout:
+                pass
+
+    with ThreadPoolExecutor(CLIENTS) as callers:
+        left = [callers.submit(leave, body) for body in bodies]
+        in_flight = 0
+        while not all(each.done() for each in left):
+            in_flight = max(in_flight, cluster.in_hand("generator"))
+    at = time.time()
+    free = until_there(lambda: cluster.in_hand("generator") == 0)
+    failed = 0 if free - at <= FREE_WITHIN_S else len(bodies)
+    return {
+        "requests": len(bodies), "failed": failed, "in_flight_on_victim": in_flight,
+        "recovered_s": round(free - at, 1),
+    }  # fmt: skip
 
 
 def answers(cluster: Cluster) -> bool:
