@@ -26,6 +26,8 @@ def router_swap(cluster: Cluster, requests: int) -> dict[str, Any]:
         for name in SWAPS:
             time.sleep(WINDOW_S)
             before = versions(cluster)
+            while not load.open:
+                pass
             in_flight.append(load.open)
             at = time.time()
             promote(registry, name)
@@ -75,7 +77,9 @@ def scaling(cluster: Cluster, requests: int) -> dict[str, Any]:
         cluster.scale("generator", 3)
         up = time.time()
         load.until(requests // 2)
-        strike = Strike(cluster.in_hand("generator"), time.time())
+        while not (in_flight := cluster.in_hand("generator")):
+            pass
+        strike = Strike(in_flight, time.time())
         cluster.scale("generator", 1)
         down = time.time()
         load.until(requests)

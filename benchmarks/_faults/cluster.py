@@ -91,11 +91,11 @@ class Cluster:
             if str(each["state"].value) == "RUNNING"
         ]
 
-    def strike(self, replica: Replica, kind: str) -> Strike:
-        """Hurt a replica when it is busy; see `inside.hurt`."""
+    def strike(self, victim: ActorHandle[Any], kind: str) -> Strike:
+        """Hurt a replica or a proxy when it is busy; see `inside.hurt`."""
         self._notes += 1
         note = self.folder / f"note-{self._notes}.json"
-        ray.get(replica.actor.__ray_call__.remote(inside.hurt, kind, str(note)))
+        ray.get(victim.__ray_call__.remote(inside.hurt, kind, str(note)))
         while not note.exists():
             time.sleep(0.002)
         found = json.loads(note.read_text("utf-8"))

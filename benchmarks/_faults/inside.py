@@ -23,7 +23,7 @@ def pid(actor: Any) -> int:
 
 
 def hurt(actor: Any, kind: str, note: str) -> None:
-    """Hurt the replica as soon as it is busy; ``note`` gets what was in flight, and when."""
+    """Hurt the actor as soon as it is busy; ``note`` gets what was in flight, and when."""
     threading.Thread(target=_hurt, args=(actor, kind, Path(note)), daemon=True).start()
 
 
@@ -51,7 +51,9 @@ def router_version(actor: Any) -> str:
 
 
 def in_flight(actor: Any) -> int:
-    """Return how many requests the replica has in its hands; a generator, its engine."""
+    """Return how many requests a proxy or a replica has in its hands; a generator, its engine."""
+    if hasattr(actor, "http_proxy"):
+        return int(actor.http_proxy._ongoing_requests)
     part = part_of(actor)
     if hasattr(part, "_engine"):
         stats = part._engine.stats()

@@ -39,7 +39,7 @@ def replica_fault(deployment: str, kind: str, retries: int | None = None) -> Any
         with Load(cluster.url, retries) as load:
             load.until(WARM_REQUESTS)
             victim, *others = cluster.replicas(deployment)
-            strike = cluster.strike(victim, kind)
+            strike = cluster.strike(victim.actor, kind)
             out, recovered = cluster.until_without(deployment, victim, 1 + len(others))
             load.until(requests)
         return found(load.ended, strike, recovered, out_s=round(out - strike.at, 1))
@@ -56,7 +56,8 @@ def controller_kill(cluster: Cluster, requests: int) -> dict[str, Any]:
     """Kill Ray Serve's controller; it works on no request, so those of the service count."""
     with Load(cluster.url) as load:
         load.until(WARM_REQUESTS)
-        in_flight = cluster.in_hand("gateway")
+        while not (in_flight := cluster.in_hand("gateway")):
+            pass
         strike = Strike(in_flight, time.time())
         old = cluster.kill(cluster.controller)
         recovered = until_there(lambda: ray.get(_pid(cluster.controller), timeout=5) != old)
@@ -69,9 +70,8 @@ def proxy_kill(cluster: Cluster, requests: int) -> dict[str, Any]:
     with Load(cluster.url, SDK_RETRIES) as load:
         load.until(WARM_REQUESTS)
         (proxy,) = cluster.details()["proxies"].values()
-        in_flight = cluster.in_hand("gateway")
-        strike = Strike(in_flight, time.time())
-        cluster.kill(ray.get_actor(proxy["actor_name"], namespace="serve"))
+        actor = ray.get_actor(proxy["actor_name"], namespace="serve")
+        strike = cluster.strike(actor, "kill")
         recovered = until_there(lambda: answers(cluster))
         load.until(requests)
     return found(load.ended, strike, recovered)

@@ -183,7 +183,7 @@ def test_a_generator_that_hangs_is_replaced_and_costs_no_request(
 
     def hang() -> None:
         time.sleep(0.5)
-        in_hand.append(cluster.strike(victim, kind).in_flight)
+        in_hand.append(cluster.strike(victim.actor, kind).in_flight)
         cluster.until_without("generator", victim, wanted=2)
 
     replies = under_load(http, ask_body, hang)
