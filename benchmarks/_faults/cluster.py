@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import ray
 from _faults import inside
 from ray import cloudpickle, serve
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.serve._private.common import DeploymentID
 from ray.serve.context import _get_global_client
 
@@ -95,7 +96,8 @@ class Cluster:
         """Hurt a replica or a proxy when it is busy; see `inside.hurt`."""
         self._notes += 1
         note = self.folder / f"note-{self._notes}.json"
-        ray.get(victim.__ray_call__.remote(inside.hurt, kind, str(note)))
+        with suppress(RayActorError):  # it may be gone before it can say so; the note is there
+            ray.get(victim.__ray_call__.remote(inside.hurt, kind, str(note)))
         while not note.exists():
             time.sleep(0.002)
         found = json.loads(note.read_text("utf-8"))

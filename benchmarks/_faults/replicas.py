@@ -93,7 +93,7 @@ def poison_picture(cluster: Cluster, requests: int) -> dict[str, Any]:
         recovered = until_there(lambda: len(cluster.replicas("encoder")) == len(before))
         names = {each.name for each in before}
         cost = len(names - {each.name for each in cluster.replicas("encoder")})
-        load.until(requests // 2)
+        load.until(requests // 5)
     return found(
         load.ended, strike, recovered, replicas_lost=cost, told=outcome(reply, stream=False),
         may_repeat=reply.headers.get("x-should-retry", "true"),

@@ -48,11 +48,11 @@ def sigterm(requests: int) -> dict[str, Any]:
         up = [*COMMAND, "--model", model, "--registry", str(folder / "none")]
         up += ["--log-dir", str(folder / "log")]
         parts = {
-            "on_ray": _stopped([*up, *REPLICAS], requests // 2, STREAM_TOKENS),
+            "on_ray": _stopped([*up, *REPLICAS], requests // 4, STREAM_TOKENS),
             "on_ray_without_time": _stopped(
                 [sys.executable, "-c", WITHOUT_TIME, model], requests // 10, LONG_STREAM_TOKENS
             ),
-            "in_process": _stopped([*up, "--in-process"], requests // 2, STREAM_TOKENS),
+            "in_process": _stopped([*up, "--in-process"], requests // 4, STREAM_TOKENS),
         }
     added = ("requests", "failed", "in_flight_on_victim")
     both = {key: sum(part[key] for part in parts.values()) for key in added}
