@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from serve.gateway.gateway import Gateway
+from serve.gateway.gateway import LAST_WORDS_S, Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
@@ -83,7 +84,8 @@ def server_config(api: FastAPI, settings: ServeSettings) -> uvicorn.Config:
 
     return uvicorn.Config(
         api, log_level="warning", log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        # The gateway itself ends what is left after drain_s; cutting connections comes after that.
+        timeout_graceful_shutdown=math.ceil(settings.drain_s + LAST_WORDS_S) + 1,
         timeout_keep_alive=settings.keep_alive_s,
     )  # fmt: skip
 
@@ -122,7 +124,12 @@ def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], N
             await asyncio.sleep(0.02)
         if server.started:
             ready()
+        while not server.should_exit and not running.done():
+            await asyncio.sleep(0.02)
+        # uvicorn waits for answers under way; the gateway ends them in time.
+        draining = asyncio.create_task(service.gateway.drain())
         await running
+        draining.cancel()
 
     with listening:
         asyncio.run(serve())

@@ -276,7 +276,11 @@ class ServeSettings(BaseModel):
     )
     request_timeout_s: float = Field(120.0, gt=0, description="End-to-end limit of one request.")
     heartbeat_limit_s: float = Field(
-        30.0, gt=0, description="A worker silent for longer while it has work is unhealthy."
+        5.0,
+        gt=0,
+        description="A worker that is silent for longer while it has work is unhealthy, and on Ray "
+        "replaced about 3 s later; it gives a sign of life before each layer of a pass, so this is "
+        "above what one layer may take: milliseconds, but seconds for a 7B model on a CPU.",
     )
     drain_s: float = Field(20.0, ge=0, description="Time for requests in flight when stopping.")
     keep_alive_s: int = Field(

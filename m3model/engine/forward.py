@@ -8,7 +8,7 @@ queues.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,15 +30,23 @@ class PackedModel:
         model: shared with other readers; nothing is kept on it.
         kv_tokens: capacity of the pool; None: what memory allows (`pool_for`).
         longest: longest prompt plus answer.
+        beat: called before each layer of a pass: a slow pass is no silence.
     """
 
     def __init__(
-        self, model: M3ForConditionalGeneration, *, kv_tokens: int | None, longest: int
+        self,
+        model: M3ForConditionalGeneration,
+        *,
+        kv_tokens: int | None,
+        longest: int,
+        beat: Callable[[], None],
     ) -> None:
         text = model.config.text_config
         self.model = model
         self.pool = pool_for(model.model.language_model, text, tokens=kv_tokens, longest=longest)
         self._language = packed_language_model(model.model.language_model)
+        for layer in self._language.layers:  # type: ignore[union-attr]
+            layer.register_forward_pre_hook(lambda *_: beat())
         self._step = best_step(self.pool, int(text.num_attention_heads))
 
     @torch.no_grad()

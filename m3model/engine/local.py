@@ -68,7 +68,10 @@ class LocalEngine:
         self.max_running = max_running
         self.max_waiting = max_waiting
         longest = max_length or int(model.config.text_config.max_position_embeddings)
-        self._packed = PackedModel(model, kv_tokens=kv_tokens, longest=longest)
+        self._beat = time.monotonic()
+        self._packed = PackedModel(
+            model, kv_tokens=kv_tokens, longest=longest, beat=self._give_sign_of_life
+        )
         self._pool = self._packed.pool
         self.max_length = min(longest, self._pool.tokens)
         self._end_ids = end_ids(model)
@@ -76,7 +79,6 @@ class LocalEngine:
         self._waiting: deque[EngineRequest] = deque()
         self._rows: list[Row] = []
         self._closing = False
-        self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
         self._thread.start()
 
@@ -142,6 +144,9 @@ class LocalEngine:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
+    def _give_sign_of_life(self) -> None:
+        self._beat = time.monotonic()
+
     def _in_flight(self) -> list[EngineRequest]:
         return [*self._waiting, *(row.job for row in self._rows)]
 
@@ -189,7 +194,7 @@ class LocalEngine:
         """What the next pass reads, waiting for work; None when closing."""
         with self._wake:
             while True:
-                self._beat = time.monotonic()
+                self._give_sign_of_life()
                 if self._closing:
                     return None
                 gone = [row for row in self._rows if row.job.cancelled.is_set()]
@@ -237,6 +242,7 @@ class LocalEngine:
                 self._pool.copy(ready, row.extent, prefix.tokens)
                 row.read = row.cached = prefix.tokens
         except Exception as error:
+            self._check_device()
             self._fail([row], error)
 
     def _ready(self, wanted: Prefix) -> Extent | None:
@@ -252,6 +258,7 @@ class LocalEngine:
         try:
             said = self._packed.run(chunks)
         except Exception as error:
+            self._check_device()
             LOG.warning("a step of %d requests failed: %s", len(chunks), error)
             self._fail([row for row, _ in chunks], error)
             return False
@@ -272,6 +279,18 @@ class LocalEngine:
             self._leave(done)
         deliver_all(events)
         return True
+
+    def _check_device(self) -> None:
+        """Returns if the cache can still be read: else no request is to blame for its failure.
+
+        Raises:
+            RuntimeError: the device is lost, and the engine with it.
+        """
+        keys = self._pool.keys
+        try:
+            keys[(0,) * keys.dim()].item()
+        except Exception as error:
+            raise RuntimeError(f"the device does not answer: {error}") from error
 
     def _leave(self, gone: Iterable[Row]) -> None:
         """Takes rows out; a prefix that was read whole stays for the next question."""

@@ -93,7 +93,11 @@ class Admission:
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""
         self.draining = True
-        deadline = time.monotonic() + self._settings.drain_s
+        return await self.emptied(self._settings.drain_s)
+
+    async def emptied(self, seconds: float) -> bool:
+        """Return whether, within so many seconds, no request is here."""
+        deadline = time.monotonic() + seconds
         while self.inflight and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         return self.inflight == 0

@@ -24,6 +24,7 @@ from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceErr
 from serve.gateway import replies
 from serve.gateway.admission import Admission
 from serve.gateway.call import Call
+from serve.gateway.ending import Ending
 from serve.gateway.escalation import looked_again
 from serve.gateway.health import Health
 from serve.gateway.question import ParsedRequest, needs_second_look, parse_request
@@ -33,7 +34,6 @@ from serve.metrics import Metrics
 from serve.protocol import ChatChunk, ChatCompletion, ChatRequest, FeedbackRequest, RouteReply
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard
-from serve.stages.in_time import in_time
 from serve.stages.messages import (
     AnswerPart,
     Encoded,
@@ -48,6 +48,7 @@ from serve.telemetry import logs, spans
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 RETRY_WAIT_S = 0.2
+LAST_WORDS_S = 3.0  # for what is ended by force to say so
 
 
 class Gateway:
@@ -72,7 +73,8 @@ class Gateway:
     ) -> None:
         self.card, self.settings, self.metrics = card, settings, metrics
         self._encoder, self._generator, self.log = encoder, generator, log
-        self.admission = Admission(settings, metrics)
+        self.admission, self._ending = Admission(settings, metrics), Ending()
+        self._suspects = asyncio.Lock()
         self._health = Health(encoder, generator, settings)
         self.started_at = int(time.time())
 
@@ -186,8 +188,14 @@ class Gateway:
         return ready
 
     async def drain(self) -> bool:
-        """Take no further requests; return whether all in flight ended in time."""
+        """Take no further requests; return whether all in flight ended in time.
+
+        The others are ended then: with an error, as an event where the answer has begun.
+        """
         ended = await self.admission.drain()
+        if not ended:
+            self._ending.come()
+            await self.admission.emptied(LAST_WORDS_S)
         await self.log.settle()
         return ended
 
@@ -222,10 +230,18 @@ class Gateway:
         attempt = 0
         while True:
             try:
-                return await self._in_time(trace, call())
+                return await self._in_time(trace, self._alone(call) if trace.deaths else call())
             except NotReady as error:
                 await self._before_another(trace, error, attempt, "m3_encoder_retries")
                 attempt += 1
+
+    async def _alone(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Try again what was with an encoder that died, one request of this gateway at a time.
+
+        One of them may be what kills; together, the others would die with it once more.
+        """
+        async with self._suspects:
+            return await call()
 
     async def _before_another(
         self, trace: Trace, error: NotReady, attempt: int, counter: str
@@ -243,7 +259,7 @@ class Gateway:
             self.metrics.count("m3_replica_deaths")
         if trace.deaths > 1:
             raise DiedAgain() from error
-        if attempt >= self.settings.retries:
+        if attempt >= self.settings.retries or self._ending.has_come:
             raise error
         self.metrics.count(counter)
         await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
@@ -297,7 +313,7 @@ class Gateway:
         what = f"{limit_s:g} s"
         if theirs is not None and theirs < limit_s:
             what = f"the {theirs:g} s of its timeout header"
-        return await in_time(
+        return await self._ending.or_in_time(
             work,
             self._left_s(trace),
             f"The request took longer than {what}. Ask for fewer tokens, or try again when the "

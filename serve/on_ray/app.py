@@ -49,6 +49,9 @@ from serve.web.api import create_api
 from serve.web.callers import harmless_id, own_request_id
 
 APP_NAME = "m3"
+# Ray ends a replica after three failed checks in a row: 7 s after its loop stops, and about 3 s
+# after its worker has been silent for `heartbeat_limit_s`.
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 1.0, 2.0
 ERROR_SENT_S = 0.1  # time for an error to leave a replica that ends
 LOG = logging.getLogger("ray.serve")
 
@@ -319,8 +322,8 @@ def _deployment(
         max_ongoing_requests=wanted.max_ongoing_requests,
         max_queued_requests=wanted.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        health_check_period_s=5.0,
-        health_check_timeout_s=10.0,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
         # What a replica that is replaced has begun, it ends; it leaves as soon as that is done.
         graceful_shutdown_timeout_s=max(settings.drain_s, settings.request_timeout_s) + 5.0,
         graceful_shutdown_wait_loop_s=0.2,

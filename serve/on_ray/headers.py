@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.on_ray.unfinished import Finished
 from serve.web.callers import harmless_id
 
 IMPORT_PATH = f"{__name__}:middlewares"
@@ -24,7 +25,7 @@ OBEYED = frozenset(
 
 def middlewares() -> list[Middleware]:
     """Return what stands before Ray's proxy, the outermost last."""
-    return [Middleware(Silenced)]
+    return [Middleware(Finished), Middleware(Silenced)]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from serve.settings import ServeSettings
 
 POLL_S = 0.2
 HASTY_DRAIN_S = 3.0
+LAST_BYTES_S = 5.0  # for the proxy to send on what the gateways have said
 
 
 class _Stopped(BaseException):
@@ -87,6 +89,34 @@ def take_away() -> None:
     # Ray waits for a minute, and goes on removing when this process has ended.
     with contextlib.suppress(TimeoutError):
         serve.delete(APP_NAME)
+
+
+def close_the_door() -> None:
+    """Have a cluster that ends listen no more: who comes now is refused, not let in and cut off.
+
+    Ray's proxies know no such wish, so their server is told itself; it sends what it has to send.
+    """
+    import ray
+    from ray.serve.context import _get_global_client
+
+    details = ray.get(_get_global_client()._controller.get_serve_instance_details.remote())
+    names = [proxy["actor_name"] for proxy in details["proxies"].values()]
+    proxies = [ray.get_actor(name, namespace="serve") for name in names]
+    deadline = time.monotonic() + LAST_BYTES_S
+    while time.monotonic() < deadline:
+        closed = ray.get(
+            [proxy.__ray_call__.remote(_closed) for proxy in proxies], timeout=LAST_BYTES_S
+        )
+        if all(closed):
+            return
+        time.sleep(POLL_S)
+
+
+def _closed(proxy: Any) -> bool:
+    """Tell a proxy's server to end; return whether it has. Runs in the proxy."""
+    running, server = proxy._start_http_server_task.result()
+    server.should_exit = True
+    return bool(running.done())
 
 
 def run(
@@ -168,4 +198,9 @@ def _serve(
         progress(f"a gateway did not drain: {type(error).__name__}")
         return
     if not ended:
-        progress(f"requests were still running after {settings.drain_s:g} s")
+        progress(f"requests were still running after {settings.drain_s:g} s and were ended")
+    if os.environ.get("RAY_ADDRESS") is None:
+        try:
+            close_the_door()
+        except Exception as error:  # of another Ray, perhaps: then they are cut off
+            progress(f"the proxy did not close: {type(error).__name__}")

@@ -34,6 +34,7 @@ class DrainBatcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._drain: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
+        self._beat = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -42,7 +43,11 @@ class DrainBatcher(Generic[Item, Result]):
     def heartbeat_s(self) -> float:
         """Seconds the worker has been silent on the batch in its hands; 0 when it has none."""
         since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else time.monotonic() - max(since, self._beat)
+
+    def beat(self) -> None:
+        """Note that the worker gets on with its batch; called by ``work``."""
+        self._beat = time.monotonic()
 
     async def submit(self, item: Item, wanted: Callable[[], bool] = lambda: True) -> Result:
         """Return the result for one item; a cancelled wait takes the item out of the queue.

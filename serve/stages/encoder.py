@@ -68,6 +68,7 @@ class Encoder:
         self._batcher: DrainBatcher[PreparedPicture, EncodedPicture] = DrainBatcher(
             self._vision.encode, settings.encoder_batch, "m3-vision"
         )
+        self._vision.tell_progress(self._batcher.beat)
         self._decoder = Decoder(
             self._vision.count_pixels, self._vision.prepare, settings.max_decoding_pixels
         )

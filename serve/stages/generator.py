@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from m3model.engine.interface import Engine, EngineStats, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
-from serve.errors import BadRequest, NotReady, QueueFull, ServiceError
+from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied, ServiceError
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.in_time import in_time
@@ -65,6 +65,7 @@ class Generator:
 
         Raises:
             BadRequest: the prompt does not fit the context.
+            ReplicaDied: the engine took the request and died, perhaps of it.
             QueueFull, NotReady, TimedOut, ServiceError: as they say.
         """
         with spans.span("m3.generate", request.traceparent) as work:
@@ -106,7 +107,7 @@ class Generator:
         except EngineBusy as error:
             raise QueueFull() from error
         except EngineClosed as error:
-            raise NotReady() from error
+            raise (ReplicaDied() if times else NotReady()) from error
         except RequestFailed as error:
             raise ServiceError("The model failed on this request. Try again.") from error
         finally:
@@ -157,8 +158,9 @@ class Generator:
 
         def submit(index: int) -> AsyncIterator[TokenEvent]:
             sampling = self._sampling(request, index)
+            events = self._engine.submit(names[index], prompt, visual, sampling)
             times[index] = AnswerTimes()
-            return self._engine.submit(names[index], prompt, visual, sampling)
+            return events
 
         first = submit(0)
         self._note_load()

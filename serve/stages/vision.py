@@ -7,13 +7,14 @@ Notation: N patches of the grid, D their width, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from m3model import pool_visual_tokens
 from m3model.relevance.source import encode_with_tower
@@ -69,6 +70,12 @@ class Vision:
         )
         self._sizes = (config.grid_side, config.hidden_size)
         self._grid_shape = (config.grid_side**2, config.hidden_size)
+
+    def tell_progress(self, beat: Callable[[], None]) -> None:
+        """Have ``beat`` called before each layer of a pass of the vision tower."""
+        for stack in self._model.model.vision_tower.modules():
+            for layer in stack if isinstance(stack, nn.ModuleList) else ():
+                layer.register_forward_pre_hook(lambda *_: beat())
 
     def count_pixels(self, data: bytes) -> int:
         """Return how many pixels the picture's header promises.

@@ -157,6 +157,8 @@ def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> Failed:
         if told.retry_after_s is not None:
             # Those who were refused together must not all come back together.
             sent |= {"retry-after": str(told.retry_after_s + CHANCE.randrange(SPREAD_S))}
+        if gateway.admission.draining:
+            sent |= {"connection": "close"}  # the next request must not meet a closing door
         if not told.should_retry:
             sent |= {"x-should-retry": "false"}
         if told.status == 401:

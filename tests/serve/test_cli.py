@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -105,6 +106,49 @@ def test_in_process_serves_and_ends(
         end(process, number)
     assert not (tmp_path / "of").exists()  # the folders of flags stand above the file's
     assert list((tmp_path / "log" / "decisions").glob("*.parquet"))
+
+
+HASTY = """
+import sys
+from pathlib import Path
+from serve.in_process import run
+from serve.settings import ServeSettings
+from serve.web.listening import bind, url_of
+settings = ServeSettings(model=Path(sys.argv[1]), registry=None, log_dir=None, drain_s=0.2)
+listening = bind("127.0.0.1", 0)
+run(settings, listening, lambda: print(url_of("127.0.0.1", listening), flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_what_outlasts_the_drain_ends_with_an_event_or_a_503(
+    tiny_model: Path, ask_body: Any
+) -> None:
+    body = ask_body(model="m3-576", max_tokens=1400)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HASTY, tiny_model], env=_environment(), text=True,
+            stdout=subprocess.PIPE,
+        ) as process,
+        httpx2.Client(timeout=60) as http,
+        ThreadPoolExecutor(16) as callers,
+    ):  # fmt: skip
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        asked = [
+            callers.submit(http.post, f"{url}/v1/chat/completions", json=body | {"stream": i < 8})
+            for i in range(16)
+        ]
+        while httpx2.get(f"{url}/health").json()["engine"]["running"] < 16:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        replies = [each.result() for each in asked]
+    assert process.returncode == 0
+    assert {reply.status_code for reply in replies[:8]} <= {200, 503}
+    for stream in replies[:8]:
+        assert "The service stopped before the answer was complete" in stream.text
+    assert {reply.status_code for reply in replies[8:]} == {503}
+    assert all(int(reply.headers["retry-after"]) > 0 for reply in replies[8:])
 
 
 @pytest.mark.ray

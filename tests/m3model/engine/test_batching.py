@@ -358,6 +358,25 @@ def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
     asyncio.run(run())
 
 
+def test_a_lost_device_is_nobodys_fault_and_ends_the_engine(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    engine = start(max_running=2)
+    asked = questions(model, 4)
+    long = Question(asked[0].ids, asked[0].grid, 36, 800)
+
+    async def run() -> None:
+        first = ask(engine, "1", long)
+        await anext(first)
+        engine._pool.keys = engine._pool.keys.to("meta")  # as memory that cannot be read any more
+        others = [collect(ask(engine, f"w{i}", each)) for i, each in enumerate(asked)]
+        ends = await asyncio.gather(collect(first), *others, return_exceptions=True)
+        assert {type(end) for end in ends} == {EngineClosed}, ends
+        assert not engine.stats().alive
+
+    asyncio.run(run())
+
+
 def test_an_answer_whose_text_fails_fails_alone(
     model: M3ForConditionalGeneration,
     start: Callable[..., LocalEngine],

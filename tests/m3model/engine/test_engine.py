@@ -350,3 +350,26 @@ def test_refusals(
 def test_sampling_is_checked(options: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         Sampling(**options)
+
+
+def test_every_layer_of_a_pass_is_a_sign_of_life(
+    engine: LocalEngine, prompt: list[int], grid: torch.Tensor
+) -> None:
+    """A pass may be slow, so what counts as silence is the time between two of its layers."""
+    silences: list[float] = []
+    layers = engine._packed._language.layers
+    for layer in layers:  # type: ignore[union-attr]
+
+        def late(*_: Any) -> None:
+            engine._beat -= 100.0  # as if this layer took so long
+
+        layer.register_forward_hook(late)
+        layer.register_forward_pre_hook(lambda *_: silences.append(engine.stats().heartbeat_s))
+
+    async def run() -> None:
+        async for _ in engine.submit("r", prompt, grid, Sampling(max_new_tokens=2)):
+            pass
+
+    asyncio.run(run())
+    assert len(silences) >= 2 * len(layers)  # type: ignore[arg-type]
+    assert max(silences) < 100.0

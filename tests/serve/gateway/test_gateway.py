@@ -22,7 +22,7 @@ from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.log.decisions import LogCounts
 from serve.metrics import LocalMetrics
-from serve.protocol import ChatRequest
+from serve.protocol import ChatCompletion, ChatRequest
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint
 from serve.stages.generator import Generator
@@ -256,6 +256,45 @@ def test_retries_end(ask_body: Body) -> None:
     assert log.records[0].status == "replica_died"
 
 
+def test_who_was_with_a_poisoned_picture_does_not_die_with_it(ask_body: Body) -> None:
+    """All that an encoder works on dies with it: the others must not be there both times."""
+
+    class Mortal(PlainEncoder):
+        """Dies of what is asked with a pinned scale, and starts anew at once."""
+
+        lost = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.life = asyncio.Event()
+
+        async def encode_and_route(self, request: EncodeRequest) -> Encoded:
+            life = self.life
+            await asyncio.sleep(0.01)
+            if request.constraints.pinned is not None:
+                life.set()
+                self.life, self.lost = asyncio.Event(), self.lost + 1
+            if life.is_set():
+                raise ReplicaDied()
+            return await super().encode_and_route(request)
+
+    async def run() -> tuple[list[Any], int]:
+        encoder = Mortal()
+        gateway, _ = make(encoder)
+        bodies = [ask_body(), ask_body(), ask_body(model="m3-9"), ask_body(), ask_body()]
+        asked = [
+            gateway.complete(ChatRequest.model_validate(body), Call(f"r{i}"))
+            for i, body in enumerate(bodies)
+        ]
+        return list(await asyncio.gather(*asked, return_exceptions=True)), encoder.lost
+
+    ends, lost = asyncio.run(run())
+    assert [type(end) for end in ends] == [
+        ChatCompletion, ChatCompletion, DiedAgain, ChatCompletion, ChatCompletion,
+    ]  # fmt: skip
+    assert lost == 2
+
+
 def test_a_full_service_says_when_to_come_back(ask_body: Body) -> None:
     gateway, _ = make(generator=PlainGenerator(wait_s=0.05), max_inflight_requests=2)
 
@@ -321,6 +360,42 @@ def test_draining_waits_for_requests_and_takes_no_more(ask_body: Body) -> None:
 
     asyncio.run(run())
     assert [record.status for record in log.records] == ["not_ready", "ok"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_outlasts_the_drain_is_told_so(ask_body: Body, begun: bool) -> None:
+    """Half a minute a word, and no time: a stream ends with an event, the others with a 503."""
+
+    class Slow(PlainGenerator):
+        async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+            if begun and request.tokens_per_part is not None:
+                yield AnswerPart("a", 1, -0.1, 7)
+            async for part in super().generate(request):
+                yield part
+
+    generator = Slow(wait_s=30.0)
+    gateway, log = make(generator=generator, drain_s=0.1)
+
+    async def run() -> list[httpx2.Response]:
+        async with client(gateway) as http:
+            bodies = [ask_body(stream=stream) for stream in (True, True, False)]
+            url = "/v1/chat/completions"
+            asked = [asyncio.create_task(http.post(url, json=body)) for body in bodies]
+            while generator.calls < 3:
+                await asyncio.sleep(0.005)
+            assert not await gateway.drain()
+            assert gateway.admission.inflight == 0
+            return [await each for each in asked]
+
+    *streams, whole = asyncio.run(run())
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "not_ready")
+    assert int(whole.headers["retry-after"]) > 0
+    for stream in streams:
+        assert stream.status_code == (200 if begun else 503)
+        last = stream.text.removesuffix("\n\n").split("\n\n")[-1].removeprefix("data: ")
+        assert "stopped" in json.loads(last)["error"]["message"]
+    assert generator.closed == generator.calls == 3  # nothing was tried again
+    assert {record.status for record in log.records} == {"not_ready"}
 
 
 def test_a_caller_who_leaves_stops_the_generation(ask_body: Body) -> None:

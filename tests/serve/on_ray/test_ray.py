@@ -15,6 +15,7 @@ import httpx2
 import openai
 import psutil
 import pytest
+from _faults.cluster import Cluster
 
 from router import Router, SecondLook
 from router.second_look import Gate
@@ -52,6 +53,13 @@ def under_load(
     for thread in threads:
         thread.join()
     return replies
+
+
+def until(is_there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_there():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def generators() -> list[psutil.Process]:
@@ -165,6 +173,28 @@ def test_a_dead_engine_costs_no_request(http: Any, ask_body: Body) -> None:
     while len(generators()) < 2:
         assert time.monotonic() < deadline, "no replacement"
         time.sleep(0.5)
+
+
+@pytest.mark.parametrize("kind", ["blocked_loop", "hung_worker"])
+def test_a_generator_that_hangs_is_replaced_and_costs_no_request(
+    http: Any, ray_service: Any, tmp_path: Path, ask_body: Body, kind: str
+) -> None:
+    cluster = Cluster(ray_service.url, tmp_path)
+    until(lambda: len(cluster.replicas("generator")) == 2)  # those of earlier tests are replaced
+    victim, _ = cluster.replicas("generator")
+    in_hand = []
+
+    def hang() -> None:
+        time.sleep(0.5)
+        in_hand.append(cluster.strike(victim.actor, kind).in_flight)
+        cluster.until_without("generator", victim, wanted=2)
+
+    replies = under_load(http, ask_body, hang)
+    assert in_hand[0] > 0
+    assert {reply.status_code for reply in replies} == {200}, [reply.text for reply in replies]
+    for reply in replies:
+        if "event-stream" in reply.headers["content-type"]:
+            assert reply.text.endswith("data: [DONE]\n\n") or "replica_died" in reply.text
 
 
 def test_routers_are_exchanged_without_a_failed_request(

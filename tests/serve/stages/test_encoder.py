@@ -20,6 +20,7 @@ from serve.stages.batcher import DrainBatcher
 from serve.stages.checkpoint import Checkpoint, ModelCard, load_checkpoint
 from serve.stages.encoder import Encoder
 from serve.stages.messages import Encoded, EncodeRequest
+from serve.stages.vision import Vision
 
 Picture = Callable[..., bytes]
 
@@ -359,3 +360,13 @@ def test_a_model_card_needs_scales(tmp_path: Path, tiny_model: Path) -> None:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ServeSetupError):
             ModelCard.read(tmp_path)
+
+
+def test_every_layer_of_the_tower_is_a_sign_of_life(
+    checkpoint: Checkpoint, picture_bytes: Any
+) -> None:
+    beats: list[int] = []
+    vision = Vision(checkpoint, ServeSettings().pictures)
+    vision.tell_progress(lambda: beats.append(1))
+    vision.encode([vision.prepare(picture_bytes(0)), vision.prepare(picture_bytes(1))])
+    assert len(beats) == checkpoint.model.config.vision_config.num_hidden_layers

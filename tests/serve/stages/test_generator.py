@@ -17,7 +17,7 @@ from m3model import LocalEngine, M3Processor
 from m3model.engine.interface import Sampling, TokenEvent
 from m3model.processing import Message
 from router.decision import Constraints
-from serve.errors import BadRequest, QueueFull, ServiceError, TimedOut
+from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import Checkpoint, load_checkpoint
@@ -297,3 +297,22 @@ def test_encoders_know_the_context_of_engines(
     engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=kv_tokens)
     engine.close()
     assert context_tokens(checkpoint.model.config, kv_tokens) == engine.max_length
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_engine_that_ends_with_a_request_in_hand_died_of_it_perhaps(
+    checkpoint: Checkpoint, noting: Noting, begun: bool
+) -> None:
+    engine = LocalEngine(checkpoint.model, noting, kv_tokens=4096)
+    generator = Generator(engine, noting, ServeSettings(), LocalMetrics())
+    if not begun:
+        engine.close()
+
+    async def run() -> None:
+        request = GenerateRequest("r", said("What is it?"), (), max_tokens=900, tokens_per_part=1)
+        async for _ in generator.generate(request):
+            engine.close()
+
+    with pytest.raises(NotReady) as told:
+        asyncio.run(run())
+    assert isinstance(told.value, ReplicaDied) == begun

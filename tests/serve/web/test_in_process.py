@@ -289,3 +289,24 @@ def test_feedback_is_recorded(running: Any, ask_body: Body) -> None:
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_answer")
         for bad in ({"request_id": "abc"}, {"score": 1}, {"request_id": "a", "score": 2}):
             assert http.post("/v1/feedback", json=bad).status_code == 400
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_caller_who_leaves_frees_the_engine(running: Any, ask_body: Body, stream: bool) -> None:
+    body = ask_body(model="m3-576", max_tokens=1400, stream=stream)
+    engine = running.service.generator._engine
+
+    def leave() -> None:
+        with httpx2.Client(base_url=running.url, timeout=httpx2.Timeout(30, read=0.3)) as http:
+            if stream:
+                with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+                    next(reply.iter_lines())
+            else:
+                with pytest.raises(httpx2.ReadTimeout):
+                    http.post("/v1/chat/completions", json=body)
+
+    leave()
+    limit = time.monotonic() + 20
+    while engine.stats().running or engine.stats().kv_pages_used:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
