@@ -262,6 +262,10 @@ class Gateway:
         if attempt >= self.settings.retries or self._ending.has_come:
             raise error
         self.metrics.count(counter)
+        LOG.warning(
+            "request %s is tried again, attempt %d failed: %s (%s)", trace.call.request_id,
+            attempt + 1, type(error).__name__, type(error.__cause__).__name__,
+        )  # fmt: skip
         await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
 
     async def _answer(
