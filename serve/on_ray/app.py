@@ -276,7 +276,9 @@ def logging_config(settings: ServeSettings) -> dict[str, Any]:
 
 def build_app(settings: ServeSettings) -> Application:
     """Return the application for `serve.run` or a Ray Serve YAML."""
-    finest = ModelCard.read(settings.model_path()).scales[-1]
+    scales = ModelCard.read(settings.model_path()).scales
+    settings.check_details(scales)
+    finest = scales[-1]
     expected = settings.default_max_tokens
     encoder = _deployment(
         EncoderReplica, "encoder", settings.encoder, settings, finest,
