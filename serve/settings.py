@@ -97,7 +97,7 @@ class RemotePictureSettings(BaseModel):
 class OverloadSettings(BaseModel):
     """What gives way when there is more to do than can be done; see docs/operations.md."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = STRICT
 
     max_harm: float | None = Field(
         0.1,
