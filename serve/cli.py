@@ -110,7 +110,7 @@ def up(
     from serve.configuration.settings_file import absolute, in_force
     from serve.telemetry import logs
     from serve.tenants.keys import given_keys
-    from serve.web.listening import bind, url_of
+    from serve.web.listening import bind, check_exposure, url_of
 
     if config is not None:
         from serve.configuration.kinds import refuse_other_kinds
@@ -126,7 +126,7 @@ def up(
         settings = in_force(config, {**flags, "allowed_hosts": hosts})
     settings = absolute(settings)  # replicas may work in other folders
     settings.model_path()
-    _check_exposure(host, has_keys=has_keys)
+    check_exposure(host, has_keys=has_keys)
     if settings.router is not None and not settings.router.is_dir():
         raise ServeSetupError(f"router folder {settings.router} does not exist")
     listening = bind(host, port)
@@ -213,13 +213,15 @@ def ask(
 def status(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Show the state of a running service.
 
-    A service that is not well is an error.
+    The exit status is 1 where it is not well.
     """
     from serve.client import M3Client
 
     with _client_errors(url), M3Client(url, api_key=api_key, max_retries=0) as client:
         state = client.health()
     print(*described(state), sep="\n")
+    if state.get("status") != "ok":
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=SERVICE, short_help="Make an API key.")
@@ -342,20 +344,6 @@ def _hosts(host: str, *, has_keys: bool) -> list[str] | None:
     if has_keys or own in LOOPBACK_NAMES:
         return None
     return [*sorted(LOOPBACK_NAMES), own]
-
-
-def _check_exposure(host: str, *, has_keys: bool) -> None:
-    """Return if only this machine reaches the address, or callers need a key."""
-    from serve.errors import ServeSetupError
-    from serve.settings import API_KEYS_VARIABLE
-    from serve.web.listening import is_loopback
-
-    if is_loopback(host) is False and not has_keys:
-        raise ServeSetupError(
-            f"{host} can be reached from other machines, and no API keys are set: set "
-            f"{API_KEYS_VARIABLE} to one or several, separated by commas, give a file of them with "
-            "--api-keys-file, or listen on 127.0.0.1"
-        )
 
 
 def _progress(what: str) -> None:

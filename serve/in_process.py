@@ -60,6 +60,7 @@ def compose(settings: ServeSettings) -> Service:
     spans.start()
     folder = settings.model_path()
     card = ModelCard.read(folder)
+    settings.check_details(card.scales)
     log = None
     if settings.log_dir is not None:
         log = DecisionLog(

@@ -9,6 +9,7 @@ environment variable M3_API_KEYS, or as digests from a file that a setting names
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,9 +26,14 @@ from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
 
 API_KEYS_VARIABLE = "M3_API_KEYS"
+DETAILS = ("low", "high", "original")
+# No infinity either: times become buckets and Ray's limits, which end.
+STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _as_path(value: Any) -> Any:
+    if value == "":  # which Path takes for the folder that one happens to be in
+        raise ValueError("empty; give a folder, . for this one, or null for none")
     return Path(value).expanduser() if isinstance(value, str) else value
 
 
@@ -52,6 +58,12 @@ def _as_picture_host(name: str) -> str:
     return name.lower()
 
 
+def _as_detail(detail: str) -> str:
+    if detail not in DETAILS:
+        raise ValueError(f"{detail!r} is no image detail with a scale: {', '.join(DETAILS)} are")
+    return detail
+
+
 def _as_origin(origin: str) -> str:
     """Return an origin as browsers write it."""
     if not re.fullmatch(r"\*|https?://[^/\s]+/?", origin):
@@ -62,7 +74,7 @@ def _as_origin(origin: str) -> str:
 class PictureLimits(BaseModel):
     """What a picture may be before it is decoded."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = STRICT
 
     max_pixels: int = Field(
         50_000_000, ge=1, description="Width times height, read from the header."
@@ -73,7 +85,7 @@ class PictureLimits(BaseModel):
 class RemotePictureSettings(BaseModel):
     """Pictures that requests name by address; none are fetched while no host is named."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = STRICT
 
     hosts: list[Annotated[str, AfterValidator(_as_picture_host)]] = Field(
         [], description="Hosts they are fetched from, by https: img.example, or *.img.example."
@@ -85,7 +97,7 @@ class RemotePictureSettings(BaseModel):
 class OverloadSettings(BaseModel):
     """What gives way when there is more to do than can be done; see docs/operations.md."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = STRICT
 
     max_harm: float | None = Field(
         0.1,
@@ -109,7 +121,7 @@ class AutoscalingSettings(BaseModel):
     most); an encoder's are those of every picture at the finest scale.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = STRICT
 
     min_replicas: int = Field(1, ge=1, description="Replicas that are always there.")
     max_replicas: int = Field(ge=1, description="Replicas at most.")
@@ -135,7 +147,7 @@ class AutoscalingSettings(BaseModel):
 class DeploymentSettings(BaseModel):
     """How one of the three parts is spread over Ray; unused in one process."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = STRICT
 
     replicas: int = Field(1, ge=1, description="Replicas of this part.")
     autoscaling: AutoscalingSettings | None = Field(
@@ -163,7 +175,7 @@ class DeploymentSettings(BaseModel):
 class RouterChoice(BaseModel):
     """What `user_config` of the encoder may hold on Ray, where no registry is followed."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = STRICT
 
     router: FolderPath = Field(description="Router folder; exchanged without a restart.")
 
@@ -171,7 +183,7 @@ class RouterChoice(BaseModel):
 class ServeSettings(BaseModel):
     """One running service."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(**STRICT, protected_namespaces=())
 
     model: FolderPath | None = Field(None, description="Model folder; None: the embedded m3-mini.")
     router: FolderPath | None = Field(
@@ -210,6 +222,7 @@ class ServeSettings(BaseModel):
     )
     allowed_hosts: list[Annotated[str, AfterValidator(_as_host)]] | None = Field(
         None,
+        min_length=1,
         description="Names in the Host header that are answered, ['*'] for all; None: all where "
         "API keys are set, else those of this machine's loopback.",
     )
@@ -248,7 +261,7 @@ class ServeSettings(BaseModel):
     default_max_tokens: int = Field(
         64, ge=1, description="Answer tokens when the request is silent."
     )
-    detail_scales: dict[str, int] | None = Field(
+    detail_scales: dict[Annotated[str, AfterValidator(_as_detail)], int] | None = Field(
         None, description="Scale of image details low, high, original; None: 9, 144, the finest."
     )
 
@@ -326,6 +339,19 @@ class ServeSettings(BaseModel):
         if not (folder / "config.json").is_file():
             raise ServeSetupError(f"model folder {folder} has no config.json; {advice}")
         return folder
+
+    def check_details(self, scales: Sequence[int]) -> None:
+        """Return if every image detail has a scale of the model.
+
+        Raises:
+            ServeSetupError: one has another.
+        """
+        for detail, scale in (self.detail_scales or {}).items():
+            if scale not in scales:
+                raise ServeSetupError(
+                    f"detail_scales.{detail}: {scale} is no scale of the model, which has "
+                    f"{', '.join(map(str, scales))}"
+                )
 
     def is_embedded_model(self) -> bool:
         """Return whether the model is the one the shipped router was fitted for."""

@@ -34,6 +34,7 @@ DEPLOYMENTS = [
     for name, field in ServeSettings.model_fields.items()
     if field.annotation is DeploymentSettings
 ]
+BY_TOKENS = ("encoder", "generator")
 # Mappings that Ray's schemas leave open although their keys are known.
 RUNTIME_ENV_KEYS = sorted(key for key in RuntimeEnv.known_fields if not key.startswith("_"))
 
@@ -104,16 +105,35 @@ def _wrong_for_us(config: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(place, f"no application is {BUILDER}")
     for number, application in enumerate(config["applications"]):
         if application["import_path"] == BUILDER:  # others may run beside it
-            yield from (
-                fault.below(("applications", number)) for fault in _application_faults(application)
-            )
+            faults = list(_application_faults(application))
+            yield from (fault.below(("applications", number)) for fault in faults)
+            if not faults:
+                settings = ServeSettings(**application.get("args") or {})
+                yield from _listening_faults(config.get("http_options") or {}, settings)
+
+
+def _listening_faults(options: Mapping[str, Any], settings: ServeSettings) -> Iterator[Fault]:
+    """Yield where Ray's proxy, which reads none of our settings, would act against them."""
+    limit_s, idle_s = options.get("request_timeout_s"), options.get("keep_alive_timeout_s")
+    place: Place = ("http_options",)
+    if limit_s is not None and limit_s <= settings.request_timeout_s:
+        yield Fault(
+            (*place, "request_timeout_s"),
+            f"{limit_s:g} s cuts requests off before request_timeout_s of args, "
+            f"{settings.request_timeout_s:g} s, lets them end with a sentence; say more",
+        )
+    if "keep_alive_s" in settings.model_fields_set and idle_s != settings.keep_alive_s:
+        yield Fault(
+            (*place, "keep_alive_timeout_s"),
+            f"Ray's proxy reads this, not keep_alive_s of args: say {settings.keep_alive_s} here",
+        )
 
 
 def _application_faults(application: Mapping[str, Any]) -> Iterator[Fault]:
     arguments = application.get("args") or {}
     wrong = settings_file.faults_of(arguments)
     yield from (fault.below(("args",)) for fault in wrong)
-    follows_registry = not wrong and ServeSettings(**arguments).registry is not None
+    settings = None if wrong else ServeSettings(**arguments)
     names: set[str] = set()
     for number, deployment in enumerate(application.get("deployments") or []):
         name, place = deployment["name"], ("deployments", number)
@@ -126,7 +146,42 @@ def _application_faults(application: Mapping[str, Any]) -> Iterator[Fault]:
         names.add(name)
         if (told := deployment.get("user_config")) is not None:
             here = (*place, "user_config")
+            follows_registry = settings is not None and settings.registry is not None
             yield from _user_config_faults(name, told, here, follows_registry)
+        yield from (fault.below(place) for fault in _override_faults(deployment, settings))
+
+
+def _override_faults(
+    deployment: Mapping[str, Any], settings: ServeSettings | None
+) -> Iterator[Fault]:
+    """Yield what would put Ray's ways in the place of ours: a mapping that Ray finds here takes
+    that of the code away as a whole, and a number where autoscaling sets one is ignored.
+    """
+    name, number = deployment["name"], deployment.get("num_replicas")
+    part = getattr(settings, name, None)
+    scaled = part.autoscaling if isinstance(part, DeploymentSettings) else None
+    if isinstance(number, int) and scaled is not None:
+        yield Fault(
+            ("num_replicas",),
+            f"args.{name}.autoscaling sets their number, Ray ignores this one; leave one out",
+        )
+    if name not in BY_TOKENS:
+        return
+    scaling, routing = (
+        deployment.get(f"{each}_config") for each in ("autoscaling", "request_router")
+    )
+    if "policy" not in scaling if scaling else number == "auto" and scaled is None:
+        yield Fault(
+            ("autoscaling_config" if scaling else "num_replicas",),
+            f"Ray would scale by requests: give args.{name}.autoscaling instead, which counts "
+            "tokens, or name a policy here",
+        )
+    if routing and "request_router_class" not in routing:
+        yield Fault(
+            ("request_router_config",),
+            "Ray's router would choose replicas by queue instead of by tokens: leave this out, or "
+            "name a request_router_class",
+        )
 
 
 def _user_config_faults(

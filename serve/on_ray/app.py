@@ -13,13 +13,14 @@ from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
 import numpy as np
+import ray
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
-from ray.serve.context import _get_serve_request_context
+from ray.serve.context import _get_global_client, _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import NotReady, ServiceError
@@ -47,6 +48,7 @@ from serve.tenants.keys import Key, given_keys
 from serve.tenants.live_keys import LiveKeys
 from serve.web.api import create_api
 from serve.web.callers import harmless_id, own_request_id
+from serve.web.listening import check_exposure
 
 APP_NAME = "m3"
 # Ray ends a replica after three failed checks in a row: 7 s after its loop stops, and about 3 s
@@ -275,8 +277,18 @@ def logging_config(settings: ServeSettings) -> dict[str, Any]:
 
 
 def build_app(settings: ServeSettings) -> Application:
-    """Return the application for `serve.run` or a Ray Serve YAML."""
-    finest = ModelCard.read(settings.model_path()).scales[-1]
+    """Return the application for `serve.run` or a Ray Serve YAML.
+
+    Raises:
+        ServeSetupError: of what the settings name something is missing or does not fit, or Ray's
+            proxies listen where others reach them, and no keys are asked for.
+    """
+    keys = given_keys(settings.api_keys_file)
+    if (host := proxy_host()) is not None:
+        check_exposure(host, has_keys=keys is not None)
+    scales = ModelCard.read(settings.model_path()).scales
+    settings.check_details(scales)
+    finest = scales[-1]
     expected = settings.default_max_tokens
     encoder = _deployment(
         EncoderReplica, "encoder", settings.encoder, settings, finest,
@@ -288,8 +300,16 @@ def build_app(settings: ServeSettings) -> Application:
     ).bind(settings)  # fmt: skip
     ingress = serve.ingress()(GatewayReplica)
     return _deployment(ingress, "gateway", settings.gateway, settings).bind(
-        settings, given_keys(settings.api_keys_file), encoder, generator
+        settings, keys, encoder, generator
     )
+
+
+def proxy_host() -> str | None:
+    """Return where Ray's proxies listen, None where there are none; whoever came first said it."""
+    if not ray.is_initialized():
+        return None
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else client.http_config.host
 
 
 def _routed_by(router: type, **kwargs: int) -> RequestRouterConfig:

@@ -72,7 +72,7 @@ def ours(error: BaseException) -> BaseException | None:
         # Ours only if somebody cancels us; else the replica gave up, and the caller waits.
         if _is_being_cancelled():
             return asyncio.CancelledError()
-        return NotReady("The request was cancelled on its way. Try again.", code="cancelled")
+        return NotReady("The request was given up on its way. Try again.")
     if isinstance(error, BackPressureError | PendingCallsLimitExceeded):
         return QueueFull()
     if isinstance(error, DeploymentUnavailableError | ReplicaUnavailableError):

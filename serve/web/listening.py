@@ -1,6 +1,6 @@
 """The port: taken before anything slow starts, so that a port in use is known at once.
 
-Knows sockets only.
+Knows sockets, and that an address others reach asks for keys.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import socket
 from ipaddress import ip_address
 
 from serve.errors import ServeSetupError
+from serve.settings import API_KEYS_VARIABLE
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -39,6 +40,20 @@ def is_loopback(host: str) -> bool | None:
     except OSError:
         return None
     return bool(found) and all(ip_address(each[4][0]).is_loopback for each in found)
+
+
+def check_exposure(host: str, *, has_keys: bool) -> None:
+    """Return if only this machine reaches an address, or callers need a key.
+
+    Raises:
+        ServeSetupError: others reach it, and need none.
+    """
+    if not has_keys and is_loopback(host) is False:
+        raise ServeSetupError(
+            f"{host} can be reached from other machines, and no API keys are set: set "
+            f"{API_KEYS_VARIABLE} to one or several, separated by commas, give a file of them with "
+            "--api-keys-file (the setting api_keys_file), or listen on 127.0.0.1"
+        )
 
 
 def url_of(host: str, listening: socket.socket) -> str:

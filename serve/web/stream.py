@@ -40,7 +40,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Reply]
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.cancelled():  # by whoever worked on it: the caller is still here and is told
-            raise NotReady("The request was cancelled. Try again.", code="cancelled")
+            raise NotReady("The request was given up. Try again.")
         if task.done():
             return task.result()
         task.cancel()

@@ -151,6 +151,16 @@ def test_what_outlasts_the_drain_ends_with_an_event_or_a_503(
     assert all(int(reply.headers["retry-after"]) > 0 for reply in replies[8:])
 
 
+def test_a_service_that_is_not_well_has_its_state_and_exit_status_1(
+    running: Any, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.service.gateway.admission, "draining", True)
+    state = command("m3-serve", "status", "--url", running.url)
+    assert state.returncode == 1
+    assert "status          stopping" in state.stdout
+    assert "  alive          yes" in state.stdout
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_serves_answers_the_cli_and_leaves_nothing(

@@ -26,6 +26,7 @@ from serve.configuration.faults import unknown_keys
 from serve.configuration.ray_files import DEPLOYMENTS, config_faults
 from serve.configuration.settings_file import absolute, faults_of, in_force, schema, shown
 from serve.errors import ServeSetupError
+from serve.in_process import compose
 from serve.on_ray.app import build_app
 from serve.settings import ServeSettings
 
@@ -53,7 +54,9 @@ applications:
           max_replicas: 3
           policy: {policy_function: "ray.serve.autoscaling_policy:default_autoscaling_policy"}
         ray_actor_options: {num_cpus: 1, resources: {a_resource: 1}, runtime_env: {env_vars: {}}}
-        request_router_config: {request_routing_stats_period_s: 1.0}
+        request_router_config:
+          request_router_class: serve.on_ray.replica_routing:TokenRouter
+          request_routing_stats_period_s: 1.0
         backpressure_config: {status_code: 429}
   - name: another
     import_path: somebody.else:app
@@ -131,6 +134,12 @@ def test_what_is_shown_may_be_given_back(tmp_path: Path, command: Any) -> None:
         ("pictures: [1]", "pictures", "dictionary"),
         ("audit_rate: 1\npictures: {}\naudit_rate: 0", "audit_rate", "line 3"),
         ("encoder: {replicas: 1, replicas: 2}", "encoder.replicas", "twice"),
+        ("pictures: {max_side_px: .inf}", "pictures.max_side_px", "not inf"),
+        ("request_timeout_s: .inf", "request_timeout_s", "finite"),
+        ("encoder: {num_gpus: .nan}", "encoder.num_gpus", ""),
+        ("detail_scales: {lo: 9}", "detail_scales.lo", "low, high, original"),
+        ("log_dir: ''", "log_dir", "null for none"),
+        ("allowed_hosts: []", "allowed_hosts", "at least 1"),
         ("- 1", "", "mapping"),
         ("a: [", "line 1", ""),
         ("a: 1\n---\nb: 2", "", "2 documents"),
@@ -204,6 +213,25 @@ def test_every_key_of_a_serve_config_is_read_to_its_last_letter() -> None:
         ("stats_period_s: 1.0", "stats_period_s: 0", "request_routing_stats_period_s: "),
         ("port: 8000", "port: many", "http_options.port: "),
         ("app:build_app", "app:build", "applications.0.import_path: no application is serve."),
+        ("s: 125", "s: 120", "http_options.request_timeout_s: 120 s cuts requests off before"),
+        ("registry: null", "registry: null\n      keep_alive_s: 90", "http_options.keep_alive_ti"),
+        (
+            "policy: {",
+            "target_ongoing_requests: 1 #",
+            "1.autoscaling_config: Ray would scale by req",
+        ),
+        (
+            "- name: encoder",
+            "- name: encoder\n        num_replicas: auto",
+            "0.num_replicas: Ray would",
+        ),
+        (
+            "replicas: 2, num_cpus: 1}\n    deployments:",
+            "autoscaling: {max_replicas: 2, target_tokens: 1}}\n    deployments:\n"
+            "      - {name: generator, num_replicas: 2}\n      - {name: gateway}\n  - import_path: "
+            "a.b:c\n    name: c\n    route_prefix: /c\n    deployments:",
+            "deployments.0.num_replicas: args.generator.autoscaling sets their number",
+        ),
     ],
 )
 def test_a_wrong_value_of_a_serve_config_has_its_path(before: str, after: str, says: str) -> None:
@@ -251,6 +279,13 @@ def test_the_three_kinds_are_told_apart(tmp_path: Path, command: Any) -> None:
 def test_the_deployments_are_those_of_the_application(tiny_model: Path) -> None:
     bound = call_user_app_builder_with_args_if_necessary(build_app, {"model": str(tiny_model)})
     assert {each.name for each in unfold(bound, name="m3").deployments} == set(DEPLOYMENTS)
+
+
+def test_a_detail_has_a_scale_of_the_model(tiny_model: Path) -> None:
+    settings = ServeSettings(model=tiny_model, detail_scales={"low": 7}, log_dir=None)
+    for start in (build_app, compose):
+        with pytest.raises(ServeSetupError, match=r"detail_scales\.low: 7 is no scale"):
+            start(settings)
 
 
 class Inner(BaseModel):

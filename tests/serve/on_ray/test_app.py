@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -82,3 +84,42 @@ def test_digests_and_names_travel_and_a_file_must_be_right(
 def test_a_misspelt_argument_is_an_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         deployments(**wrong)
+
+
+OPEN_DOOR = """
+import os, sys
+from ray import serve
+from serve.errors import ServeSetupError
+from serve.on_ray.app import build_app, proxy_host
+from serve.on_ray.cluster import local_cluster
+from serve.settings import ServeSettings
+
+os.environ.pop("M3_API_KEYS", None)
+settings = ServeSettings(model=sys.argv[1], registry=None, log_dir=None)
+with local_cluster():
+    assert proxy_host() is None
+    build_app(settings)
+    serve.start(http_options={"host": "0.0.0.0", "port": int(sys.argv[2])})
+    try:
+        build_app(settings)
+    except ServeSetupError as error:
+        print(error)
+    os.environ["M3_API_KEYS"] = "a-key"
+    build_app(settings)
+print("built with keys")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_proxy_that_others_reach_asks_for_keys_whoever_started_it(
+    tiny_model: Path, python: Any
+) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    done = python("-c", OPEN_DOOR, tiny_model, port)
+    assert done.returncode == 0, done.stderr
+    refusal, built = done.stdout.splitlines()
+    assert "0.0.0.0 can be reached from other machines, and no API keys are set" in refusal
+    assert built == "built with keys"

@@ -194,3 +194,28 @@ def test_what_cannot_be_exported_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
         spans.start()
         assert spans.span("a") is spans.OFF
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name"),
+    [
+        ("OTEL_SERVICE_NAME", "", "m3-router"),
+        ("OTEL_SERVICE_NAME", "mine", "mine"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "service.name=ours,deployment.environment=test", "ours"),
+    ],
+)
+def test_the_environment_names_the_service(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, name: str
+) -> None:
+    for each in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv(spans.EXPORTER, "console")
+    spans.start()
+    try:
+        assert spans._provider is not None
+        assert spans._provider.resource.attributes["service.name"] == name
+    finally:
+        assert spans._provider is not None
+        spans._provider.shutdown()
+        spans.use(None)
