@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from m3model.errors import BadPicture, PictureTooLarge
+from m3model.pictures.files import PNG, only_pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMAT_NAMES = "PNG, JPEG, WebP or GIF"
@@ -76,9 +77,9 @@ def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArr
 
 def _open(data: bytes, limits: PictureLimits) -> Image.Image:
     try:
-        is_png = data.startswith(_PNG)
-        file = io.BytesIO(_only_pixels(data) if is_png else data)
-        picture = Image.open(file, formats=FORMATS)
+        picture = Image.open(io.BytesIO(only_pixels(data)), formats=FORMATS)
+    except BadPicture:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large("The picture has far too many pixels.", limits) from error
     except Exception as error:
@@ -89,7 +90,7 @@ def _open(data: bytes, limits: PictureLimits) -> Image.Image:
     if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
         picture.close()
         raise _too_large(f"The picture has {width} x {height} pixels.", limits)
-    if is_png:
+    if data.startswith(PNG):
         _mend_transparency(picture, depth=data[_DEPTH_AT])
     return picture
 
@@ -104,32 +105,7 @@ def _too_large(what: str, limits: PictureLimits) -> PictureTooLarge:
     )
 
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT = 24  # signature, length and name of the first chunk, width, height
-_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"})
-# Older programs hide the orientation in text: as hexadecimal EXIF, or as XMP, which is not
-# compressed in a PNG.
-_TURNING_TEXT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0\0")
-
-
-def _only_pixels(data: bytes) -> bytes:
-    """Return a PNG without the chunks that say nothing about the pixels of its first frame.
-
-    Pillow refuses a picture for its text or colour profile (over a megabyte unfolded, a wrong
-    checksum), and lifting that would change its limits for the whole process.
-    """
-    view, kept = memoryview(data), bytearray()
-    begin, start, name = 0, len(_PNG), b""
-    while start < len(data) and name != b"IEND":
-        name = data[start + 4 : start + 8]
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        wanted = name in _PIXEL_CHUNKS or data.startswith(_TURNING_TEXT, start + 8)
-        # A chunk that is cut off stays, so that the file is refused as one that is.
-        if not wanted and end <= len(data):
-            kept += view[begin:start]
-            begin = end
-        start = end
-    return bytes(kept + view[begin:]) if begin else data
 
 
 def _mend_transparency(picture: Image.Image, depth: int) -> None:

@@ -1,0 +1,20 @@
+"""Pictures from strangers: `decoding` makes a file's bytes pixels, of what `files` leaves of it.
+
+Knows Pillow, formats and limits; knows nothing of models, folders or HTTP.
+"""
+
+from m3model.pictures.decoding import (
+    CHECKED_BEFORE,
+    DEFAULT_LIMITS,
+    PictureLimits,
+    check_header,
+    decode_picture,
+)
+
+__all__ = [
+    "CHECKED_BEFORE",
+    "DEFAULT_LIMITS",
+    "PictureLimits",
+    "check_header",
+    "decode_picture",
+]
