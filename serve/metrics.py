@@ -56,6 +56,9 @@ METRICS: dict[str, Spec] = {
         "counter", "Answer tokens generated for the name of a key.", ("tenant",)
     ),
     "m3_api_keys_stale": Spec("gauge", "1 while the file of keys cannot be used."),
+    "m3_pictures_not_logged": Spec(
+        "counter", "Pictures of audited requests that are not kept, because too many wait."
+    ),
     "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
     "m3_engine_running": Spec("gauge", "Requests that an engine answers together."),
     "m3_engine_waiting": Spec("gauge", "Requests that wait for an engine's memory or batch."),

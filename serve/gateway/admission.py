@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serve.errors import NotReady, QueueFull
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
+
+# Bodies that are being read, of each request that may be admitted: one costs its connection and
+# the bytes that have come, which are counted by themselves. Slow senders must not shut others out.
+READERS = 8
 
 
 class Admission:
@@ -29,20 +33,35 @@ class Admission:
         self.inflight, self.draining = 0, False
 
     @contextmanager
-    def reading(self, n_bytes: int) -> Iterator[None]:
+    def reading(self, n_bytes: int, announced: int = 0) -> Iterator[Callable[[int], None]]:
         """Count a body in while it is being read; the request itself is admitted afterwards.
 
+        Args:
+            n_bytes: that are here already, or will be.
+            announced: that the sender says will follow: there must be room for them now, but they
+                count as they come, by calls of what the context gives. Who sends nothing holds
+                nothing.
+
         Raises:
-            QueueFull: as many bodies are being read, or bytes here, as the settings allow.
+            QueueFull: as many bodies are being read, or bytes here, as the settings allow; also by
+                what the context gives.
         """
-        self._refuse_if_full(self._reading, n_bytes)
+        self._refuse_if_full(self._reading // READERS, n_bytes + announced)
+        held = 0
+
+        def take(n_more: int) -> None:  # or give back, where it is negative
+            nonlocal held
+            self._refuse_if_full(0, n_more)
+            self._bytes += n_more
+            held += n_more
+
+        take(n_bytes)
         self._reading += 1
-        self._bytes += n_bytes
         try:
-            yield
+            yield take
         finally:
             self._reading -= 1
-            self._bytes -= n_bytes
+            self._bytes -= held
 
     @contextmanager
     def admitted(self, n_bytes: int) -> Iterator[None]:

@@ -307,8 +307,8 @@ class Gateway:
             self._count_for_tenant(trace.call, trace.status, trace.charged, trace.completion_tokens)
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
-            if trace.endpoint == "chat":
-                self.log.write(trace)
+            if trace.endpoint == "chat" and (lost := self.log.write(trace)):
+                self.metrics.count("m3_pictures_not_logged", lost)
 
     def _count_for_tenant(
         self, call: Call, status: str, visual_tokens: int = 0, completion_tokens: int = 0

@@ -102,9 +102,10 @@ async def _body_of(
     settings = gateway.settings
     try:
         check_headers(request.headers)
-        # Reserved before a byte is read: half a body held back costs its sender's share, no more.
-        with gateway.admission.reading(announced_bytes(request.headers, settings.max_body_bytes)):
-            raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+        # Counted as they come: half a body held back costs what has arrived of it, no more.
+        announced = announced_bytes(request.headers, settings.max_body_bytes)
+        with gateway.admission.reading(0, announced) as take:
+            raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, take)
             return await parse_body(raw, kind), replace(call, n_bytes=len(raw))
     except ServiceError as error:
         gateway.refused(call, error)

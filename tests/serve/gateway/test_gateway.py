@@ -107,8 +107,9 @@ class ListLog:
     def __init__(self) -> None:
         self.records: list[DecisionRecord] = []
 
-    def append(self, record: DecisionRecord, pictures: Any = ()) -> None:
+    def append(self, record: DecisionRecord, pictures: Any = ()) -> int:
         self.records.append(record)
+        return 0
 
     def flush(self) -> bool:
         return True
