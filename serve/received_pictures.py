@@ -67,6 +67,16 @@ def check_header(data: bytes, limits: PictureLimits, param: str | None = None) -
         return pictures.check_header(data, _limits(limits))
 
 
+def pixels_in_memory(data: bytes, limits: PictureLimits) -> int:
+    """Return how many pixels are decoded, those of costly formats counted as often as they cost.
+
+    Raises:
+        BadRequest: as `check_header`.
+    """
+    width, height = check_header(data, limits)
+    return width * height * pictures.cost_of_format(data)
+
+
 def decode_picture(
     data: bytes, limits: PictureLimits, param: str | None = None
 ) -> NDArray[np.uint8]:

@@ -1,5 +1,7 @@
 """Pictures from strangers: `decoding` makes a file's bytes pixels, of what `files` leaves of it.
 
+`apart` does so in another process for a format that would hold up all threads.
+
 Knows Pillow, formats and limits; knows nothing of models, folders or HTTP.
 """
 
@@ -8,6 +10,7 @@ from m3model.pictures.decoding import (
     DEFAULT_LIMITS,
     PictureLimits,
     check_header,
+    cost_of_format,
     decode_picture,
 )
 
@@ -16,5 +19,6 @@ __all__ = [
     "DEFAULT_LIMITS",
     "PictureLimits",
     "check_header",
+    "cost_of_format",
     "decode_picture",
 ]

@@ -18,11 +18,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from m3model.errors import BadPicture, PictureTooLarge
+from m3model.pictures.apart import decode_apart
 from m3model.pictures.files import PNG, only_pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMAT_NAMES = "PNG, JPEG, WebP or GIF"
 _ROWS_AT_ONCE = 256
+# WebP is unfolded twice as far in memory as other formats, and holds up other threads meanwhile:
+# a large one, which takes more than some ten milliseconds, is decoded in a process of its own.
+COST_OF_WEBP = 2
+APART_PIXELS = 2_500_000
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class PictureLimits:
     number belongs to the whole process, so it is left as it is.
 
     Attributes:
-        max_pixels: width times height.
+        max_pixels: width times height; of a WebP half as many.
         max_side_px: the longer side.
     """
 
@@ -53,8 +58,13 @@ def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> tuple[i
         BadPicture: not an accepted format.
         PictureTooLarge: too many pixels.
     """
-    with _open(data, limits) as picture:
+    with opened(data, limits) as picture:
         return picture.size
+
+
+def cost_of_format(data: bytes) -> int:
+    """Return how much memory a pixel takes to decode, against that of most formats."""
+    return COST_OF_WEBP if _is_webp(data) else 1
 
 
 def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
@@ -64,18 +74,35 @@ def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArr
         BadPicture: as `check_header`, or the file is cut off or damaged.
         PictureTooLarge: as `check_header`.
     """
-    with _open(data, limits) as picture:
+    size = check_header(data, limits)
+    if _is_webp(data) and size[0] * size[1] > APART_PIXELS:
+        try:
+            return decode_apart(data, size)
+        except ValueError as error:
+            raise _damaged() from error
+    return decode_here(data, limits)
+
+
+def decode_here(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
+    """Return what `decode_picture` does, in this process whatever the format.
+
+    Raises:
+        BadPicture: as `decode_picture`.
+    """
+    with opened(data, limits) as picture:
         try:
             picture.load()
             return _pixels(_turned(picture))
         except Exception as error:  # whatever a decoder makes of hostile bytes is the sender's
-            raise BadPicture(
-                "The picture is cut off or damaged and cannot be decoded. "
-                f"Save it again as {FORMAT_NAMES}."
-            ) from error
+            raise _damaged() from error
 
 
-def _open(data: bytes, limits: PictureLimits) -> Image.Image:
+def opened(data: bytes, limits: PictureLimits) -> Image.Image:
+    """Return the picture, its header read and within the limits.
+
+    Raises:
+        BadPicture: as `check_header`.
+    """
     try:
         picture = Image.open(io.BytesIO(only_pixels(data)), formats=FORMATS)
     except BadPicture:
@@ -87,16 +114,27 @@ def _open(data: bytes, limits: PictureLimits) -> Image.Image:
             f"The bytes are not a picture in an accepted format. Save it as {FORMAT_NAMES}."
         ) from error
     width, height = picture.size
-    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+    most = limits.max_pixels // cost_of_format(data)
+    if width * height > most or max(width, height) > limits.max_side_px:
         picture.close()
-        raise _too_large(f"The picture has {width} x {height} pixels.", limits)
+        raise _too_large(f"The picture has {width} x {height} pixels.", limits, most)
     if data.startswith(PNG):
         _mend_transparency(picture, depth=data[_DEPTH_AT])
     return picture
 
 
-def _too_large(what: str, limits: PictureLimits) -> PictureTooLarge:
-    most = limits.max_pixels
+def _is_webp(data: bytes) -> bool:
+    return data[8:12] == b"WEBP"
+
+
+def _damaged() -> BadPicture:
+    return BadPicture(
+        f"The picture is cut off or damaged and cannot be decoded. Save it again as {FORMAT_NAMES}."
+    )
+
+
+def _too_large(what: str, limits: PictureLimits, most: int | None = None) -> PictureTooLarge:
+    most = limits.max_pixels if most is None else most
     if Image.MAX_IMAGE_PIXELS is not None:
         most = min(most, 2 * Image.MAX_IMAGE_PIXELS)
     return PictureTooLarge(

@@ -22,7 +22,7 @@ from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
 from router.records import picture_id
 from router.router import Router
-from serve.received_pictures import check_header, decode_picture
+from serve.received_pictures import decode_picture, pixels_in_memory
 from serve.settings import PictureLimits
 from serve.stages.checkpoint import Checkpoint
 
@@ -71,13 +71,12 @@ class Vision:
         self._grid_shape = (config.grid_side**2, config.hidden_size)
 
     def count_pixels(self, data: bytes) -> int:
-        """Return how many pixels the picture's header promises.
+        """Return how many pixels the picture's header promises, as memory counts them.
 
         Raises:
             BadRequest: no picture, or a picture that is too large.
         """
-        width, height = check_header(data, self._limits)
-        return width * height
+        return pixels_in_memory(data, self._limits)
 
     def prepare(self, data: bytes) -> PreparedPicture:
         """Return the decoded picture.

@@ -6,7 +6,7 @@ Knows the gateway's methods and what each path takes and returns; who may call i
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel
@@ -37,6 +37,24 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/route": ChatRequest,
     "/v1/feedback": FeedbackRequest,
 }
+_PICTURE = (  # one pixel
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4IScHAAK2AQ"
+    "U0pnWqAAAAAElFTkSuQmCC"
+)
+_QUESTION = [
+    {"type": "image_url", "image_url": {"url": _PICTURE}},
+    {"type": "text", "text": "what colour is it?"},
+]
+_ASKED = {"messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 8}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "asked": _ASKED, "streamed": _ASKED | {"stream": True},
+        "pinned": _ASKED | {"model": "m3-auto", "routing": {"scale": 9}},
+    },
+    "/v1/route": {"asked": _ASKED, "explained": _ASKED | {"routing": {"explain": True}}},
+    "/v1/feedback": {"scored": {"request_id": "chatcmpl-abc", "score": 1.0}},
+}  # fmt: skip
+STREAMED = "/v1/chat/completions"
 
 
 def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:

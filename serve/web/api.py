@@ -13,6 +13,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
@@ -22,7 +23,7 @@ from serve.gateway.gateway import Gateway
 from serve.tenants.budgets import Budgets
 from serve.tenants.keys import given_keys
 from serve.tenants.live_keys import LiveKeys
-from serve.web.answers import BODIES, add_answers, add_models
+from serve.web.answers import BODIES, EXAMPLES, STREAMED, add_answers, add_models
 from serve.web.body import describe_bodies
 from serve.web.callers import Callers, own_request_id
 from serve.web.front import EXPOSED_HEADERS, Front, hosts_of
@@ -76,7 +77,7 @@ def create_api(
     add_console(app)
     add_errors(app, gateway, callers)
     add_front(app, gateway, has_keys=keys.are_asked_for)
-    describe_bodies(app, BODIES)
+    describe_bodies(app, BODIES, EXAMPLES, STREAMED)
     return app
 
 
@@ -154,6 +155,11 @@ def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
         if told.status == 401:
             gateway.turned_away(told)
             sent |= {"www-authenticate": "Bearer"}
+        if told.status == 405 and isinstance(error, HTTPException) and error.headers:
+            allowed = Headers(error.headers)["allow"].split(", ")
+            # The front answers HEAD wherever GET is.
+            allowed += ["HEAD"] if "GET" in allowed and "HEAD" not in allowed else []
+            sent |= {"allow": ", ".join(sorted(allowed))}
         if told.status == 415:
             sent |= {"accept-encoding": "identity"}
         return JSONResponse(envelope(told).model_dump(), told.status, sent)

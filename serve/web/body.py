@@ -208,8 +208,20 @@ def _readings(
         yield reached, length, place
 
 
-def describe_bodies(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None:
-    """Make the OpenAPI description name the body of each POST path, and the errors."""
+def describe_bodies(
+    app: FastAPI,
+    bodies: Mapping[str, type[BaseModel]],
+    examples: Mapping[str, Mapping[str, Any]],
+    streamed: str,
+) -> None:
+    """Make the OpenAPI description name the body of each POST path, and the errors.
+
+    Args:
+        app: the application.
+        bodies: what each path takes.
+        examples: of each, by name.
+        streamed: the path that also answers in events.
+    """
     plain = app.openapi
 
     def described() -> dict[str, Any]:
@@ -223,13 +235,18 @@ def describe_bodies(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None
             schemas |= own.pop("$defs", {})
             schemas[kind.__name__] = own
         for path, kind in bodies.items():
-            content = {"application/json": {"schema": {"$ref": REF.format(model=kind.__name__)}}}
+            shown = {name: {"value": value} for name, value in examples[path].items()}
+            told = {"schema": {"$ref": REF.format(model=kind.__name__)}, "examples": shown}
+            content = {"application/json": told}
             schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        answered = schema["paths"][streamed]["post"]["responses"]["200"]["content"]
+        answered["text/event-stream"] = {"schema": {"type": "string"}}
         error = {"application/json": {"schema": {"$ref": REF.format(model=ErrorReply.__name__)}}}
         for methods in schema["paths"].values():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
                 operation["responses"]["4XX"] = {"description": "What to do", "content": error}
+                operation["responses"]["5XX"] = {"description": "Try again", "content": error}
         app.openapi_schema = schema
         return schema
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from m3model.errors import BadPicture, PictureTooLarge
-from m3model.pictures import CHECKED_BEFORE, PictureLimits, check_header, decode_picture
+from m3model.pictures import CHECKED_BEFORE, PictureLimits, check_header, decode_picture, decoding
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = PictureLimits(max_pixels=10_000, max_side_px=200)
@@ -478,3 +478,26 @@ assert state() == before, state()
 assert not {"torch", "transformers"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_large_webp_is_decoded_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    small = Image.fromarray(random.integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    plain = saved(small, "WEBP", lossless=True)
+    turned = saved(small, "WEBP", lossless=True, exif=exif(6))
+    here = [decode_picture(data) for data in (plain, turned)]
+    monkeypatch.setattr(decoding, "APART_PIXELS", 100)
+    monkeypatch.setattr(decoding, "decode_here", None)  # here it is not done
+    for data, expected in zip((plain, turned), here, strict=True):
+        assert np.array_equal(decode_picture(data), expected)
+    for data in (plain[: len(plain) // 2], plain[:30] + b"\xff" * 60 + plain[90:]):
+        with pytest.raises(BadPicture, match="Save it"):
+            decode_picture(data)
+
+
+def test_a_webp_may_have_half_the_pixels() -> None:
+    limits = PictureLimits(max_pixels=100, max_side_px=100)
+    assert decode_picture(saved(Image.new("L", (10, 5)), "WEBP"), limits).shape == (5, 10, 3)
+    with pytest.raises(PictureTooLarge, match="At most 50 pixels"):
+        decode_picture(saved(Image.new("L", (51, 1)), "WEBP"), limits)
+    assert decode_picture(saved(Image.new("L", (10, 10)), "PNG"), limits).shape == (10, 10, 3)
