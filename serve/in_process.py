@@ -79,8 +79,10 @@ def server_config(api: FastAPI, settings: ServeSettings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     import uvicorn
 
+    from serve.web.heads import PROTOCOL
+
     return uvicorn.Config(
-        api, log_level="warning", access_log=False, server_header=False,
+        api, http=PROTOCOL, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         timeout_keep_alive=settings.keep_alive_s,
     )  # fmt: skip

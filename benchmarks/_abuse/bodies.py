@@ -122,7 +122,8 @@ def odd_text(random: Random) -> Request:
     text = random.choice(
         [
             b"\xff\xfe\xfa", b"\xc0\xaf", b"\xed\xa0\x80", b"\0", b"\\u0000", b"\\ud800",
-            b"\\udfff", b"\\ud83d\\ude00" * 1_000, b"\\u0000" * 1_000, "\u202e\u0301".encode() * 5_000,
+            b"\\udfff", b"\\ud83d\\ude00" * 1_000, b"\\u0000" * 1_000,
+            "\u202e\u0301".encode() * 5_000,
             b"<image>" * 500, b"</s><s>[INST]", b"a" * 1_000_000, b"a b " * 1_000_000,
             "\U0010ffff".encode() * 100_000, b"\\u00e9" * 900_000, b"\\x41", b"\n\t",
             random.randbytes(200),
@@ -231,6 +232,16 @@ def many_headers(random: Random) -> Request:
     return Request([head("POST", CHAT, JSON | odd, len(body)), body], is_http=False)
 
 
+def endless_head(random: Random) -> Request:
+    """Forty megabytes before the body: one header, many, or an address."""
+    body = random.choice([b"x: " + b"a" * 40_000_000, b"a: b\r\n" * 6_000_000])
+    start = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n"
+    if random.random() < 0.3:
+        start, body = b"GET /", b"a" * 40_000_000
+    return Request([start, *(body[at : at + 65_536] for at in range(0, len(body), 65_536))],
+                   is_http=False)  # fmt: skip
+
+
 def long_path(random: Random) -> Request:
     """Paths that are long, lead upwards, or say no character."""
     path = random.choice(
@@ -268,5 +279,6 @@ BODIES: dict[str, Make] = {
     "base64": base64_of_all_kinds, "validation_bomb": validation_bomb, "deep_nesting": deep_nesting,
     "huge_number": huge_number, "odd_text": odd_text, "any_json": any_json, "half_sent": half_sent,
     "slow_body": slow_body, "large_body": large_body, "wrong_length": wrong_length,
-    "many_headers": many_headers, "long_path": long_path, "packed": packed, "no_http": no_http,
+    "many_headers": many_headers, "endless_head": endless_head, "long_path": long_path,
+    "packed": packed, "no_http": no_http,
 }  # fmt: skip

@@ -15,7 +15,8 @@ from random import Random
 from _abuse.pictures import chunk, chunks, good, png, saved, segment, tiff, with_segments
 from PIL import Image
 
-LARGEST = (10_000, 4_900)  # the service decodes so much, and no more
+# The service decodes so much, and no more.
+LARGEST, LARGEST_WEBP = (10_000, 4_900), (10_000, 2_490)
 
 
 def promised(random: Random) -> bytes:
@@ -47,7 +48,8 @@ def _largest(number: int) -> bytes:
         ("JPEG", "L", {"progressive": True}), ("JPEG", "RGB", {"progressive": True}),
         ("WEBP", "RGB", {"lossless": True, "quality": 0, "method": 0}), ("GIF", "L", {}),
     ][number]  # fmt: skip
-    return saved(Image.new(mode, LARGEST), kind, **options)  # type: ignore[arg-type]
+    size = LARGEST_WEBP if kind == "WEBP" else LARGEST
+    return saved(Image.new(str(mode), size), str(kind), **options)  # type: ignore[arg-type]
 
 
 def unfolded(random: Random) -> bytes:
@@ -69,26 +71,23 @@ def many_parts(random: Random) -> bytes:
     grey = saved(Image.new("L", (1600, 1500), 90), "JPEG", progressive=True)
     scan = grey[grey.rindex(b"\xff\xda") : -2]
     start = b"\x89PNG\r\n\x1a\n" + first
-    return random.choice(
-        [
-            lambda: with_segments(jpeg, b"\xff" * n),
-            lambda: with_segments(jpeg, segment(0xE5, b"") * n),
-            lambda: with_segments(
-                jpeg, *[segment(0xE1, b"Exif\0\0" + bytes(60_000))] * (n // 20_000)
-            ),
-            lambda: grey[:-2] + scan * (n // 20) + grey[-2:],
-            lambda: gif[:frame] + b"!\xfe" + b"\1a" * n + b"\0" + gif[frame:],
-            lambda: gif[:frame] + b"!\1\1a\0" * n + gif[frame:],
-            lambda: start + chunk(b"prVt") * (n // 4) + b"".join(rest),
-            lambda: start + chunk(b"IDAT") * (n // 4) + b"".join(rest),
-            lambda: (
-                start + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000))) + b"".join(rest)
-            ),
-            lambda: start + chunk(b"eXIf", _greedy()) + b"".join(rest),
-            lambda: with_segments(jpeg, segment(0xE1, b"Exif\0\0" + _greedy()[:60_000])),
-            _frames,
-        ]
-    )()
+    ways: list[Callable[[], bytes]] = [
+        lambda: with_segments(jpeg, b"\xff" * n),
+        lambda: with_segments(jpeg, segment(0xE5, b"") * n),
+        lambda: with_segments(jpeg, *[segment(0xE1, b"Exif\0\0" + bytes(60_000))] * (n // 20_000)),
+        lambda: grey[:-2] + scan * (n // 20) + grey[-2:],
+        lambda: gif[:frame] + b"!\xfe" + b"\1a" * n + b"\0" + gif[frame:],
+        lambda: gif[:frame] + b"!\1\1a\0" * n + gif[frame:],
+        lambda: start + chunk(b"prVt") * (n // 4) + b"".join(rest),
+        lambda: start + chunk(b"IDAT") * (n // 4) + b"".join(rest),
+        lambda: (
+            start + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000))) + b"".join(rest)
+        ),
+        lambda: start + chunk(b"eXIf", _greedy()) + b"".join(rest),
+        lambda: with_segments(jpeg, segment(0xE1, b"Exif\0\0" + _greedy()[:60_000])),
+        _frames,
+    ]
+    return random.choice(ways)()
 
 
 def _greedy() -> bytes:

@@ -53,7 +53,7 @@ def check(command: Path, url: str, seed: int, folder: Path, *, quick: bool) -> R
         "--continue-on-failure", "--generation-database", "none", "--request-timeout", 120,
         "--report", "ndjson,json", "--report-ndjson-path", events, "--report-json-path", summary,
     ]  # fmt: skip
-    done = subprocess.run(map(str, run), capture_output=True, text=True, check=False, cwd=folder)
+    done = subprocess.run([*map(str, run)], capture_output=True, text=True, check=False, cwd=folder)
     if not summary.is_file():
         raise RuntimeError(f"schemathesis failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     told = json.loads(summary.read_text(encoding="utf-8"))

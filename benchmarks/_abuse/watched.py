@@ -6,6 +6,7 @@ Knows processes and clocks; knows nothing of the abuse.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +52,11 @@ class Watched:
                 total += int((process / "statm").read_text().split()[1]) * PAGE_BYTES
         return total
 
+    def cached_pictures(self) -> int:
+        """Return how many encoded pictures it keeps."""
+        with urllib.request.urlopen(f"{self.url}/health") as reply:
+            return int(json.load(reply)["encoder"]["cached_pictures"])
+
     def peak_bytes(self, begin: float, end: float) -> int:
         """Return the most it held between two times."""
         return max((n for at, n in self.memory if begin <= at <= end), default=0)
@@ -81,7 +88,7 @@ def watched() -> Iterator[Watched]:
         env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         with folder.joinpath("stderr").open("w", encoding="utf-8") as said:
             process = subprocess.Popen(
-                up, stdout=subprocess.PIPE, stderr=said, text=True, cwd=folder, env=env
+                [*map(str, up)], stdout=subprocess.PIPE, stderr=said, text=True, cwd=folder, env=env
             )
         assert process.stdout is not None
         try:

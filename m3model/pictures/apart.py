@@ -40,7 +40,7 @@ def decode_apart(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
             process.stdin.close()
             turned = process.stdout.read(1) == b"T"
             pixels = np.empty((*(size if turned else size[::-1]), 3), dtype=np.uint8)
-            left = memoryview(pixels).cast("B")
+            left = pixels.data.cast("B")
             while left and (n := process.stdout.readinto(left[: 2**20])):  # type: ignore[attr-defined]
                 left = left[n:]
             process.wait(TIMEOUT_S)
@@ -65,5 +65,5 @@ def main() -> None:
     pixels = decode_here(data, CHECKED_BEFORE)
     same = pixels.shape[1] == width
     sys.stdout.buffer.write(b"S" if same else b"T")
-    sys.stdout.buffer.write(memoryview(pixels).cast("B"))
+    sys.stdout.buffer.write(pixels.data.cast("B"))
     sys.stdout.buffer.flush()

@@ -8,7 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
 import httpx2
@@ -95,6 +95,42 @@ def test_an_upload_that_is_broken_off_is_no_error_of_the_service(
         seen()
     assert written == ["cancelled"]
     assert not [each for each in caplog.records if each.levelname == "ERROR"], caplog.text
+
+
+def test_a_head_without_end_is_refused_and_others_are_as_they_were(running: Any) -> None:
+    import threading
+
+    import uvicorn
+
+    from serve.in_process import server_config
+    from serve.web.heads import MAX_HEAD_BYTES
+    from serve.web.listening import bind
+
+    config = server_config(running.service.api, running.service.gateway.settings)
+    config.lifespan = "off"
+    server, listening = uvicorn.Server(config), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        for line in (b"x: " + b"a" * MAX_HEAD_BYTES, b"a: b\r\n" * (MAX_HEAD_BYTES // 5)):
+            with socket.create_connection(listening.getsockname()) as raw:
+                raw.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n")
+                with suppress(ConnectionError):
+                    raw.sendall(line)
+                    assert raw.recv(100).startswith(b"HTTP/1.1 400")
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with httpx2.Client(base_url=url) as client:  # one connection, heads count anew
+            for _ in range(3):
+                headers = {"x-long": "a" * (MAX_HEAD_BYTES // 2)}
+                assert client.get("/health/live", headers=headers).status_code == 200
+                body = {"messages": "a" * 2 * MAX_HEAD_BYTES}
+                assert client.post(URL, json=body).status_code == 400
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
 
 
 def test_straight_leaves_other_paths_alone() -> None:
