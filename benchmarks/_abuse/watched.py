@@ -49,6 +49,9 @@ class Watched:
         with contextlib.suppress(OSError):  # one that is just ending
             children = [each.read_text().split() for each in own.glob("task/*/children")]
             for process in [own, *(Path("/proc") / pid for found in children for pid in found)]:
+                # One that is just being made is still its parent, whose memory it shares.
+                if process != own and _command(process) == _command(own):
+                    continue
                 total += int((process / "statm").read_text().split()[1]) * PAGE_BYTES
         return total
 
@@ -69,6 +72,10 @@ class Watched:
             if begin <= float(at) <= end:
                 found[what].append((float(ms), int(status)))
         return found
+
+
+def _command(process: Path) -> bytes:
+    return (process / "cmdline").read_bytes()
 
 
 def percentile(probes: list[tuple[float, int]], share: float) -> float:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -208,6 +208,22 @@ def _readings(
         yield reached, length, place
 
 
+def _allow_nulls(schemas: Iterable[dict[str, Any]]) -> None:
+    """Say of each field that may be left out that it may be null, as `serve.protocol.Wire` does."""
+    for schema in schemas:
+        for name, field in schema.get("properties", {}).items():
+            if name not in schema.get("required", []):
+                kinds = field.setdefault("anyOf", [_taken(field)])
+                if {"type": "null"} not in kinds:
+                    kinds.append({"type": "null"})
+
+
+def _taken(field: dict[str, Any]) -> dict[str, Any]:
+    """Return what a field's schema asks of a value, taken out of it."""
+    about = ("default", "description", "title")
+    return {name: field.pop(name) for name in [*field] if name not in about}
+
+
 def describe_bodies(
     app: FastAPI,
     bodies: Mapping[str, type[BaseModel]],
@@ -232,15 +248,17 @@ def describe_bodies(
         kinds: list[type[BaseModel]] = [*bodies.values(), ErrorReply]
         for kind in dict.fromkeys(kinds):  # in one order every time
             own = kind.model_json_schema(ref_template=REF)
-            schemas |= own.pop("$defs", {})
-            schemas[kind.__name__] = own
+            found = own.pop("$defs", {}) | {kind.__name__: own}
+            if kind is not ErrorReply:
+                _allow_nulls(found.values())
+            schemas |= found
         for path, kind in bodies.items():
             shown = {name: {"value": value} for name, value in examples[path].items()}
             told = {"schema": {"$ref": REF.format(model=kind.__name__)}, "examples": shown}
             content = {"application/json": told}
             schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         answered = schema["paths"][streamed]["post"]["responses"]["200"]["content"]
-        answered["text/event-stream"] = {"schema": {"type": "string"}}
+        answered["text/event-stream"] = {}
         error = {"application/json": {"schema": {"$ref": REF.format(model=ErrorReply.__name__)}}}
         for methods in schema["paths"].values():
             for operation in methods.values():

@@ -88,6 +88,16 @@ def test_odd_text(ask_all: Any) -> None:
     ask_all([(path, body) for path, body in bodies if len(body) < 50_000])
 
 
+def test_what_may_be_left_out_may_be_null_in_the_description_too(running: Any) -> None:
+    schemas = running.service.api.openapi()["components"]["schemas"]
+    for name in ("ChatRequest", "RoutingRequest", "StreamOptions", "FeedbackRequest", "ImageURL"):
+        for field, told in schemas[name]["properties"].items():
+            required = field in schemas[name].get("required", [])
+            assert ({"type": "null"} in told.get("anyOf", [])) is not required, (name, field)
+    assert schemas["RoutingRequest"]["properties"]["explain"]["anyOf"][0] == {"type": "boolean"}
+    assert schemas["ChatRequest"]["properties"]["stream"]["default"] is False
+
+
 def test_the_examples_of_the_description_are_answered(running: Any) -> None:
     description = running.service.api.openapi()
     asked_for = []
