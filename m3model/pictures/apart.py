@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TIMEOUT_S = 60.0
-_CODE = "from m3model.pictures.apart import main; main()"
+_CODE = "from m3model.pictures.decoding import decode_stdin; decode_stdin()"
 
 
 def decode_apart(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -53,17 +53,3 @@ def decode_apart(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     if left or process.returncode:
         raise ValueError("the decoder ended early")
     return pixels
-
-
-def main() -> None:
-    """Read a file from stdin, write its pixels to stdout."""
-    from m3model.pictures.decoding import CHECKED_BEFORE, decode_here, opened
-
-    data = sys.stdin.buffer.read()
-    with opened(data, CHECKED_BEFORE) as picture:
-        width = picture.size[0]
-    pixels = decode_here(data, CHECKED_BEFORE)
-    same = pixels.shape[1] == width
-    sys.stdout.buffer.write(b"S" if same else b"T")
-    sys.stdout.buffer.write(pixels.data.cast("B"))
-    sys.stdout.buffer.flush()

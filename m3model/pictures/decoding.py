@@ -11,6 +11,7 @@ into gigabytes costs nothing. Colours are taken as they stand: no profile is app
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,7 @@ def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> tuple[i
         BadPicture: not an accepted format.
         PictureTooLarge: too many pixels.
     """
-    with opened(data, limits) as picture:
+    with _opened(data, limits) as picture:
         return picture.size
 
 
@@ -93,7 +94,7 @@ def decode_here(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
     Raises:
         BadPicture: as `decode_picture`.
     """
-    with opened(data, limits) as picture:
+    with _opened(data, limits) as picture:
         try:
             picture.load()
             return _pixels(_turned(picture))
@@ -101,12 +102,19 @@ def decode_here(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
             raise _damaged() from error
 
 
-def opened(data: bytes, limits: PictureLimits) -> Image.Image:
-    """Return the picture, its header read and within the limits.
-
-    Raises:
-        BadPicture: as `check_header`.
+def decode_stdin() -> None:
+    """Write the pixels of the file on stdin to stdout, as `m3model.pictures.apart` reads them: a
+    letter first, T where width and height are exchanged. The file was checked by who sent it.
     """
+    data = sys.stdin.buffer.read()
+    width, _ = check_header(data, CHECKED_BEFORE)
+    pixels = decode_here(data, CHECKED_BEFORE)
+    sys.stdout.buffer.write(b"S" if pixels.shape[1] == width else b"T")
+    sys.stdout.buffer.write(pixels.data.cast("B"))
+    sys.stdout.buffer.flush()
+
+
+def _opened(data: bytes, limits: PictureLimits) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(only_pixels(data)), formats=FORMATS)
     except BadPicture:
