@@ -83,8 +83,11 @@ def server_config(api: FastAPI, settings: ServeSettings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     import uvicorn
 
+    from serve.web.heads import PROTOCOL
+
     return uvicorn.Config(
-        api, log_level="warning", log_config=None, access_log=False, server_header=False,
+        api, http=PROTOCOL, log_level="warning", log_config=None, access_log=False,
+        server_header=False,
         # The gateway itself ends what is left after drain_s; cutting connections comes after that.
         timeout_graceful_shutdown=math.ceil(settings.drain_s + LAST_WORDS_S) + 1,
         timeout_keep_alive=settings.keep_alive_s,

@@ -69,8 +69,11 @@ METRICS: dict[str, Spec] = {
         "counter", "Answer tokens generated for the name of a key.", ("tenant",)
     ),
     "m3_api_keys_stale": Spec("gauge", "1 while the file of keys cannot be used."),
-    "m3_log_dropped": Spec("counter", "Records and pictures that the decision log dropped."),
+    "m3_log_dropped": Spec("counter", "Records that the decision log dropped."),
     "m3_ready": Spec("gauge", "1 if a request would be answered, at the last probe or scrape."),
+    "m3_pictures_not_logged": Spec(
+        "counter", "Pictures of audited requests that are not kept, because too many wait."
+    ),
     "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
     "m3_overload_pressure": Spec(
         "gauge", "How far a gateway lets the price rise: 0 not at all, 1 to the dearest certified."

@@ -77,7 +77,9 @@ class PictureLimits(BaseModel):
     model_config = STRICT
 
     max_pixels: int = Field(
-        50_000_000, ge=1, description="Width times height, read from the header."
+        50_000_000,
+        ge=1,
+        description="Width times height, read from the header; of a WebP half as many.",
     )
     max_side_px: int = Field(10_000, ge=1, description="Longer side.")
 
@@ -244,10 +246,10 @@ class ServeSettings(BaseModel):
         default_factory=RemotePictureSettings, description="Pictures fetched by address."
     )
     max_decoding_pixels: int = Field(
-        100_000_000,
+        75_000_000,
         ge=1,
-        description="Pixels of large pictures that an encoder decodes at once; others wait for "
-        "their turn.",
+        description="Pixels of large pictures that an encoder decodes at once, those of a WebP "
+        "counted twice; others wait for their turn.",
     )
     max_inflight_requests: int = Field(
         128, ge=1, description="Requests a gateway admits at once; beyond them: 429."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serve.errors import NotReady, QueueFull
@@ -18,6 +18,9 @@ from serve.settings import ServeSettings
 
 LOOK_AGAIN_S = 1.0
 LONGEST_RETRY_S = 30
+# Bodies that are being read, of each request that may be admitted: one costs its connection and
+# the bytes that have come, which are counted by themselves. Slow senders must not shut others out.
+READERS = 8
 
 
 class Admission:
@@ -36,27 +39,41 @@ class Admission:
         self._looks_again = False
 
     @contextmanager
-    def reading(self, n_bytes: int, *, is_work: bool = True) -> Iterator[None]:
+    def reading(
+        self, n_bytes: int, announced: int = 0, *, is_work: bool = True
+    ) -> Iterator[Callable[[int], None]]:
         """Count a body in while it is being read; the request itself is admitted afterwards.
 
         Args:
-            n_bytes: that it announces.
+            n_bytes: that are here already, or will be.
+            announced: that the sender says will follow: there must be room for them now, but they
+                count as they come, by calls of what the context gives. Who sends nothing holds
+                nothing.
             is_work: whether what it asks would have to wait its turn.
 
         Raises:
-            QueueFull: as many bodies are being read, or bytes here, as the settings allow, or the
-                request would not be admitted anyway: under overload reading bodies is what costs.
+            QueueFull: as many bodies are being read, or bytes here, as the settings allow, also by
+                what the context gives; or the request would not be admitted anyway: under overload
+                reading bodies is what costs.
         """
-        self._refuse_if_full(self._reading, n_bytes)
+        self._refuse_if_full(self._reading // READERS, n_bytes + announced)
         if is_work:
             self._refuse_if_long()
+        held = 0
+
+        def take(n_more: int) -> None:  # or give back, where it is negative
+            nonlocal held
+            self._refuse_if_full(0, n_more)
+            self._bytes += n_more
+            held += n_more
+
+        take(n_bytes)
         self._reading += 1
-        self._bytes += n_bytes
         try:
-            yield
+            yield take
         finally:
             self._reading -= 1
-            self._bytes -= n_bytes
+            self._bytes -= held
 
     @contextmanager
     def admitted(self, n_bytes: int) -> Iterator[int]:

@@ -360,7 +360,8 @@ class Gateway:
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
-                self.log.write(trace)
+                if lost := self.log.write(trace):
+                    self.metrics.count("m3_pictures_not_logged", lost)
                 self.metrics.count("m3_log_dropped", self.log.newly_dropped())
             trace.tell_span()
 

@@ -1,8 +1,8 @@
 """The decision log: every decision and all feedback, durable, append-only, as Parquet.
 
 Knows files, threads and what may be stored; knows no HTTP, no Ray and no model. It never slows an
-answer down and never fails one: records wait in a bounded queue for one writer thread, and what
-cannot be kept is counted in `LogCounts`.
+answer down and never fails one: records wait in a bounded queue for one writer thread, pictures,
+which are decoded one at a time, for another, and what cannot be kept is counted in `LogCounts`.
 
     <folder>/decisions/decisions-<utc>-<pid>-<segment>.parquet      router.records.DecisionRecord
     <folder>/feedback/feedback-<utc>-<pid>-<segment>.parquet        router.records.FeedbackRecord
@@ -37,7 +37,7 @@ from serve.log.receipts import shared_secret
 from serve.log.segments import Segments, replace_file
 
 LOG = logging.getLogger(__name__)
-PENDING_PICTURE_BYTES = 256 * 2**20
+PENDING_PICTURE_BYTES = 64 * 2**20
 SEEN_PICTURES = 100_000
 
 
@@ -107,19 +107,25 @@ class DecisionLog:
             ) from error
         self.secret = shared_secret(self.folder)
         self._queue: queue.Queue[object] = queue.Queue(max_waiting)
+        self._pictures: queue.Queue[object] = queue.Queue(max_waiting)
         self._closed = False
         self._lock = threading.Lock()  # of what both sides of the queue count
         self._picture_bytes = 0
         self._seen_pictures: set[str] = set()
         self._failing = False
         self._writer = threading.Thread(target=self._run, name="decision-log", daemon=True)
+        self._painter = threading.Thread(
+            target=self._save_pictures, name="decision-log-pictures", daemon=True
+        )
         self._writer.start()
+        self._painter.start()
         atexit.register(self.close)
 
     def append(
         self, record: DecisionRecord, pictures: Sequence[bytes | NDArray[np.uint8]] = ()
-    ) -> None:
-        """Take a decision over; returns at once whatever the disk does.
+    ) -> int:
+        """Take a decision over, at once whatever the disk does; return how many of its pictures
+        are not kept because too many wait.
 
         Args:
             record: question and answer are removed here unless they may be stored.
@@ -129,9 +135,12 @@ class DecisionLog:
         if not (self.log_prompts or with_pictures):
             record = replace(record, question=None, answer=None)
         self._put(record)
-        if with_pictures:
-            for identity, data in zip(record.picture_ids, pictures, strict=False):
-                self._put_picture(_Picture(identity, data))
+        kept = [
+            self._put_picture(_Picture(identity, data))
+            for identity, data in zip(record.picture_ids, pictures, strict=False)
+            if with_pictures
+        ]
+        return kept.count(False)
 
     def feedback(self, record: FeedbackRecord) -> None:
         """Take feedback over; returns at once."""
@@ -139,43 +148,57 @@ class DecisionLog:
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Return whether everything appended so far was handled within ``timeout_s``."""
-        done = threading.Event()
-        try:
-            self._queue.put(done, timeout=timeout_s)
-        except queue.Full:
-            return False
-        return done.wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        done = []
+        for waiting in (self._queue, self._pictures):
+            done.append(threading.Event())
+            try:
+                waiting.put(done[-1], timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Full:
+                return False
+        return all(each.wait(max(0.0, deadline - time.monotonic())) for each in done)
 
     def close(self) -> None:
-        """Write what waits and stop; later records are dropped and counted."""
+        """Write what waits and stop; later records are dropped and counted, and so are pictures
+        that would take longer than some seconds.
+        """
         atexit.unregister(self.close)
         if not self._closed:
             self._closed = True
-            with suppress(queue.Full):
-                self._queue.put(None, timeout=10.0)
+            for waiting in (self._queue, self._pictures):
+                with suppress(queue.Full):
+                    waiting.put(None, timeout=10.0)
             self._writer.join(timeout=10.0)
+            self._painter.join(timeout=10.0)
+            self._drop(self._pictures.qsize() if self._painter.is_alive() else 0)
 
     def _put(self, item: object) -> bool:
+        waiting = self._pictures if isinstance(item, _Picture) else self._queue
         try:
             if self._closed:
                 raise queue.Full
-            self._queue.put_nowait(item)
+            waiting.put_nowait(item)
         except queue.Full:
             self._drop(1)
             return False
         return True
 
-    def _put_picture(self, picture: _Picture) -> None:
+    def _put_picture(self, picture: _Picture) -> bool:
         if picture.picture_id in self._seen_pictures:
-            return
+            return True
         if len(self._seen_pictures) >= SEEN_PICTURES:
             self._seen_pictures.clear()  # only saves work: the writer looks at the folder too
         if self._picture_bytes + picture.n_bytes > PENDING_PICTURE_BYTES:
             self._drop(1)
-        elif self._put(picture):
-            self._seen_pictures.add(picture.picture_id)
+            return False
+        with self._lock:
+            self._picture_bytes += picture.n_bytes
+        if not self._put(picture):
             with self._lock:
-                self._picture_bytes += picture.n_bytes
+                self._picture_bytes -= picture.n_bytes
+            return False
+        self._seen_pictures.add(picture.picture_id)
+        return True
 
     def _drop(self, n_records: int) -> None:
         with self._lock:
@@ -193,8 +216,6 @@ class DecisionLog:
                 self._decisions.waiting.append(item)
             elif isinstance(item, FeedbackRecord):
                 self._feedback.waiting.append(item)
-            elif isinstance(item, _Picture):
-                self._save_picture(item)
             elif isinstance(item, threading.Event):
                 self._write()
                 item.set()
@@ -202,6 +223,13 @@ class DecisionLog:
             if full or time.monotonic() >= due:
                 self._write()
                 due = time.monotonic() + self._flush_s
+
+    def _save_pictures(self) -> None:
+        while (item := self._pictures.get()) is not None:
+            if isinstance(item, _Picture):
+                self._save_picture(item)
+            elif isinstance(item, threading.Event):
+                item.set()
 
     def _write(self) -> None:
         failing = False
@@ -237,7 +265,8 @@ class DecisionLog:
                 self._picture_bytes -= picture.n_bytes
 
     def _failed(self, what: str, error: Exception) -> None:
-        self.counts.errors += 1
+        with self._lock:
+            self.counts.errors += 1
         if not self._failing:  # once an outage, not once a second
             LOG.error("%s: %s; answers go on, records wait or are dropped", what, error)
         self._failing = True

@@ -23,7 +23,7 @@ from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
 from router.records import picture_id
 from router.router import Router
-from serve.received_pictures import check_header, decode_picture
+from serve.received_pictures import decode_picture, pixels_in_memory
 from serve.settings import PictureLimits
 from serve.stages.checkpoint import Checkpoint
 
@@ -78,13 +78,12 @@ class Vision:
                 layer.register_forward_pre_hook(lambda *_: beat())
 
     def count_pixels(self, data: bytes) -> int:
-        """Return how many pixels the picture's header promises.
+        """Return how many pixels the picture's header promises, as memory counts them.
 
         Raises:
             BadRequest: no picture, or a picture that is too large.
         """
-        width, height = check_header(data, self._limits)
-        return width * height
+        return pixels_in_memory(data, self._limits)
 
     def prepare(self, data: bytes) -> PreparedPicture:
         """Return the decoded picture.

@@ -6,7 +6,7 @@ Knows the gateway's methods and what each path takes and returns; who may call i
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel
@@ -37,6 +37,24 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/route": ChatRequest,
     "/v1/feedback": FeedbackRequest,
 }
+_PICTURE = (  # one pixel
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4IScHAAK2AQ"
+    "U0pnWqAAAAAElFTkSuQmCC"
+)
+_QUESTION = [
+    {"type": "image_url", "image_url": {"url": _PICTURE}},
+    {"type": "text", "text": "what colour is it?"},
+]
+_ASKED = {"messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 8}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "asked": _ASKED, "streamed": _ASKED | {"stream": True},
+        "pinned": _ASKED | {"model": "m3-auto", "routing": {"scale": 9}},
+    },
+    "/v1/route": {"asked": _ASKED, "explained": _ASKED | {"routing": {"explain": True}}},
+    "/v1/feedback": {"scored": {"request_id": "chatcmpl-abc", "score": 1.0}},
+}  # fmt: skip
+STREAMED = "/v1/chat/completions"
 
 
 def add_answers(app: FastAPI, gateway: Gateway, callers: Callers) -> None:
@@ -103,10 +121,10 @@ async def _body_of(
     try:
         call = replace(call, timeout_s=timeout_of(request.headers.get("timeout")))
         check_headers(request.headers)
-        # Reserved before a byte is read: half a body held back costs its sender's share, no more.
+        # Counted as they come: half a body held back costs what has arrived of it, no more.
         announced = announced_bytes(request.headers, settings.max_body_bytes)
-        with gateway.admission.reading(announced, is_work=kind is ChatRequest):
-            raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+        with gateway.admission.reading(0, announced, is_work=kind is ChatRequest) as take:
+            raw = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, take)
             return await parse_body(raw, kind), replace(call, n_bytes=len(raw))
     except ServiceError as error:
         gateway.refused(call, error)

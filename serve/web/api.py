@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.telemetry import TelemetryConfig
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
@@ -24,7 +25,7 @@ from serve.telemetry import logs
 from serve.tenants.budgets import Budgets
 from serve.tenants.keys import given_keys
 from serve.tenants.live_keys import LiveKeys
-from serve.web.answers import BODIES, add_answers, add_models
+from serve.web.answers import BODIES, EXAMPLES, STREAMED, add_answers, add_models
 from serve.web.body import describe_bodies
 from serve.web.callers import Callers, own_request_id
 from serve.web.front import EXPOSED_HEADERS, Failed, Front, hosts_of
@@ -82,7 +83,7 @@ def create_api(
     add_console(app)
     failed = add_errors(app, gateway, callers)
     add_front(app, gateway, failed, has_keys=keys.are_asked_for)
-    describe_bodies(app, BODIES)
+    describe_bodies(app, BODIES, EXAMPLES, STREAMED)
     return app
 
 
@@ -164,6 +165,11 @@ def add_errors(app: FastAPI, gateway: Gateway, callers: Callers) -> Failed:
         if told.status == 401:
             gateway.turned_away(told)
             sent |= {"www-authenticate": "Bearer"}
+        if told.status == 405 and isinstance(error, HTTPException) and error.headers:
+            allowed = Headers(error.headers)["allow"].split(", ")
+            # The front answers HEAD wherever GET is.
+            allowed += ["HEAD"] if "GET" in allowed and "HEAD" not in allowed else []
+            sent |= {"allow": ", ".join(sorted(allowed))}
         if told.status == 415:
             sent |= {"accept-encoding": "identity"}
         return JSONResponse(envelope(told).model_dump(), told.status, sent)

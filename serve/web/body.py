@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ValidationError
 
-from serve.errors import BadRequest, TimedOut, TooLarge, UnsupportedMedia
+from serve.errors import BadRequest, QueueFull, TimedOut, TooLarge, UnsupportedMedia
 from serve.protocol import ErrorReply
 
 LARGE_BODY_BYTES = 200_000
@@ -52,22 +52,31 @@ def check_headers(headers: Mapping[str, str]) -> None:
 
 
 def announced_bytes(headers: Mapping[str, str], max_bytes: int) -> int:
-    """Return how long a body may turn out to be: what it says, or the most that is read."""
+    """Return how long a body says it is, as far as it is read; 0 where it does not say."""
     said = headers.get("content-length", "")
-    return min(int(said), max_bytes) if said.isdigit() else max_bytes
+    return min(int(said), max_bytes) if said.isdigit() else 0
 
 
-async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(
+    request: Request, max_bytes: int, timeout_s: float, take: Callable[[int], None]
+) -> bytes:
     """Return the request's body.
+
+    Args:
+        request: whose body was not read yet.
+        max_bytes: of it.
+        timeout_s: for all of it.
+        take: told of the length of each piece before it is kept; may refuse it.
 
     Raises:
         TooLarge: it is longer than ``max_bytes``; the rest was read and thrown away, so that the
             caller, who is still sending, gets to read why.
         TimedOut: it does not arrive in time.
+        QueueFull: ``take`` refuses a piece; the rest was read here too.
     """
     said = request.headers.get("content-length", "")
     announced = said.isdigit() and int(said) > max_bytes
-    pieces, length = [], 0
+    pieces, length = list[bytes](), 0
     stream = request.stream()
     try:
         async with asyncio.timeout(timeout_s):
@@ -75,6 +84,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
                 length += len(piece)
                 if length > max_bytes:
                     break
+                take(len(piece))
                 pieces.append(piece)
             else:
                 if not announced:
@@ -84,12 +94,21 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
             f"The body did not arrive within {timeout_s:g} s, or paused for {IDLE_S:g} s. Send it "
             "without pauses, or send smaller pictures."
         ) from error
-    pieces.clear()
+    except QueueFull:
+        _forget(pieces, take)
+        await _drain(stream)
+        raise
+    _forget(pieces, take)
     if request.headers.get("expect", "").lower() != "100-continue" or not announced:
         await _drain(stream)  # a caller who asks first has sent nothing yet
     raise TooLarge(
         f"The request is larger than {max_bytes:,} bytes. Send smaller or fewer pictures."
     )
+
+
+def _forget(pieces: list[bytes], take: Callable[[int], None]) -> None:
+    take(-sum(map(len, pieces)))
+    pieces.clear()
 
 
 async def _next(stream: AsyncGenerator[bytes]) -> bytes | None:
@@ -189,8 +208,36 @@ def _readings(
         yield reached, length, place
 
 
-def describe_bodies(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None:
-    """Make the OpenAPI description name the body of each POST path, and the errors."""
+def _allow_nulls(schemas: Iterable[dict[str, Any]]) -> None:
+    """Say of each field that may be left out that it may be null, as `serve.protocol.Wire` does."""
+    for schema in schemas:
+        for name, field in schema.get("properties", {}).items():
+            if name not in schema.get("required", []):
+                kinds = field.setdefault("anyOf", [_taken(field)])
+                if {"type": "null"} not in kinds:
+                    kinds.append({"type": "null"})
+
+
+def _taken(field: dict[str, Any]) -> dict[str, Any]:
+    """Return what a field's schema asks of a value, taken out of it."""
+    about = ("default", "description", "title")
+    return {name: field.pop(name) for name in [*field] if name not in about}
+
+
+def describe_bodies(
+    app: FastAPI,
+    bodies: Mapping[str, type[BaseModel]],
+    examples: Mapping[str, Mapping[str, Any]],
+    streamed: str,
+) -> None:
+    """Make the OpenAPI description name the body of each POST path, and the errors.
+
+    Args:
+        app: the application.
+        bodies: what each path takes.
+        examples: of each, by name.
+        streamed: the path that also answers in events.
+    """
     plain = app.openapi
 
     def described() -> dict[str, Any]:
@@ -201,16 +248,23 @@ def describe_bodies(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None
         kinds: list[type[BaseModel]] = [*bodies.values(), ErrorReply]
         for kind in dict.fromkeys(kinds):  # in one order every time
             own = kind.model_json_schema(ref_template=REF)
-            schemas |= own.pop("$defs", {})
-            schemas[kind.__name__] = own
+            found = own.pop("$defs", {}) | {kind.__name__: own}
+            if kind is not ErrorReply:
+                _allow_nulls(found.values())
+            schemas |= found
         for path, kind in bodies.items():
-            content = {"application/json": {"schema": {"$ref": REF.format(model=kind.__name__)}}}
+            shown = {name: {"value": value} for name, value in examples[path].items()}
+            told = {"schema": {"$ref": REF.format(model=kind.__name__)}, "examples": shown}
+            content = {"application/json": told}
             schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        answered = schema["paths"][streamed]["post"]["responses"]["200"]["content"]
+        answered["text/event-stream"] = {}
         error = {"application/json": {"schema": {"$ref": REF.format(model=ErrorReply.__name__)}}}
         for methods in schema["paths"].values():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
                 operation["responses"]["4XX"] = {"description": "What to do", "content": error}
+                operation["responses"]["5XX"] = {"description": "Try again", "content": error}
         app.openapi_schema = schema
         return schema
 

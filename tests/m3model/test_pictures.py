@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from m3model.errors import BadPicture, PictureTooLarge
-from m3model.pictures import CHECKED_BEFORE, PictureLimits, check_header, decode_picture
+from m3model.pictures import CHECKED_BEFORE, PictureLimits, check_header, decode_picture, decoding
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = PictureLimits(max_pixels=10_000, max_side_px=200)
@@ -307,6 +307,67 @@ def test_what_a_png_says_besides_its_pixels_is_not_read(besides: bytes) -> None:
         assert row_of(data) == expected
 
 
+def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
+def with_extensions(gif: bytes, extensions: bytes) -> bytes:
+    frame = gif.index(b",", 13 + 3 * 2 ** ((gif[10] & 7) + 1))
+    return gif[:frame] + extensions + gif[frame:]
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def test_what_a_jpeg_says_besides_its_pixels_is_not_read() -> None:
+    jpeg = saved(Image.fromarray(NOISE), "JPEG")
+    comment = b"\xff\xfe" + struct.pack(">H", 12) + b"\xff\xda in text"[:10]
+    profile = b"\xff\xe2" + struct.pack(">H", 20) + b"ICC_PROFILE\0\1\1abcd"
+    for besides in (comment, profile, b"\xff" * 9, b"junk", b"\xff\xe5\0\2" * 1000):
+        assert np.array_equal(decode_picture(with_segments(jpeg, besides)), decode_picture(jpeg))
+    turned = with_exif(with_segments(jpeg, comment), tiff(SIXTH))
+    assert np.array_equal(decode_picture(turned), as_seen(decode_picture(jpeg), 6))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_keeps_its_colours_whatever_is_dropped(mode: str) -> None:
+    jpeg = saved(Image.fromarray(NOISE).convert(mode), "JPEG", quality=95, progressive=True)
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        assert np.array_equal(decode_picture(jpeg), np.asarray(picture.convert("RGB")))
+
+
+def test_what_a_gif_says_besides_its_pixels_is_not_read() -> None:
+    picture = Image.fromarray(NOISE).quantize(200)
+    gif = saved(picture, "GIF", transparency=3)
+    assert (decode_picture(gif) == 255).all(axis=2).any()
+    for besides in (
+        b"!\xfe\5a,b;c\0",
+        b"junk",
+        b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0",
+        b"!\1\1a\0" * 99,
+    ):
+        assert np.array_equal(decode_picture(with_extensions(gif, besides)), decode_picture(gif))
+
+
+def test_files_of_more_parts_than_pictures_have_are_refused() -> None:
+    small = Image.fromarray(NOISE)
+    jpeg, gif = saved(small, "JPEG"), saved(small.quantize(200), "GIF")
+    grey = saved(Image.new("L", (64, 64), 90), "JPEG", progressive=True)
+    scan = grey[grey.rindex(b"\xff\xda") : -2]
+    for bomb in (
+        with_segments(jpeg, b"\xff\xe5\0\2" * 60_000),
+        with_extensions(gif, b"!\xfe" + b"\1a" * 60_000 + b"\0"),
+        with_extensions(gif, b" " + b"!\xfe\1a\0" * 60_000),
+        png((2, 1), 8, RGB, bytes(6), chunk(b"prVt") * 60_000),
+        grey[:-2] + scan * 100 + grey[-2:],
+    ):
+        for read in (check_header, decode_picture):
+            with pytest.raises(BadPicture, match="more parts than") as caught:
+                read(bomb)
+            assert caught.value.code == "invalid_image"
+    assert decode_picture(grey[:-2] + scan * 50 + grey[-2:]).shape == (64, 64, 3)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO"])
 def test_several_frames_give_the_first(kind: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
@@ -417,3 +478,26 @@ assert state() == before, state()
 assert not {"torch", "transformers"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_large_webp_is_decoded_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    small = Image.fromarray(random.integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    plain = saved(small, "WEBP", lossless=True)
+    turned = saved(small, "WEBP", lossless=True, exif=exif(6))
+    here = [decode_picture(data) for data in (plain, turned)]
+    monkeypatch.setattr(decoding, "APART_PIXELS", 100)
+    monkeypatch.setattr(decoding, "decode_here", None)  # here it is not done
+    for data, expected in zip((plain, turned), here, strict=True):
+        assert np.array_equal(decode_picture(data), expected)
+    for data in (plain[: len(plain) // 2], plain[:30] + b"\xff" * 60 + plain[90:]):
+        with pytest.raises(BadPicture, match="Save it"):
+            decode_picture(data)
+
+
+def test_a_webp_may_have_half_the_pixels() -> None:
+    limits = PictureLimits(max_pixels=100, max_side_px=100)
+    assert decode_picture(saved(Image.new("L", (10, 5)), "WEBP"), limits).shape == (5, 10, 3)
+    with pytest.raises(PictureTooLarge, match="At most 50 pixels"):
+        decode_picture(saved(Image.new("L", (51, 1)), "WEBP"), limits)
+    assert decode_picture(saved(Image.new("L", (10, 10)), "PNG"), limits).shape == (10, 10, 3)

@@ -94,3 +94,20 @@ def test_other_urls_are_refused(url: str, code: str) -> None:
         bytes_of_data_url(url, "p")
     assert caught.value.code == code
     assert caught.value.param == "p"
+
+
+def test_base64_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.received_pictures.PIECE", 8)
+    for n in range(1, 40):
+        data = bytes(range(n))
+        code = base64.b64encode(data).decode()
+        assert bytes_of_data_url("data:;base64," + code, "p") == data
+        for at in range(len(code)):
+            broken = code[:at] + "=" + code[at + 1 :]
+            try:
+                expected = base64.b64decode(broken, validate=True)
+            except ValueError:
+                with pytest.raises(BadRequest, match="broken"):
+                    bytes_of_data_url("data:;base64," + broken, "p")
+            else:
+                assert bytes_of_data_url("data:;base64," + broken, "p") == expected

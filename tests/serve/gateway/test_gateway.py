@@ -111,8 +111,9 @@ class ListLog:
         self.records: list[DecisionRecord] = []
         self.counts = LogCounts()
 
-    def append(self, record: DecisionRecord, pictures: Any = ()) -> None:
+    def append(self, record: DecisionRecord, pictures: Any = ()) -> int:
         self.records.append(record)
+        return 0
 
     def flush(self) -> bool:
         return True

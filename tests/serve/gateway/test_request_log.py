@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from router.decision import Reason, RoutingDecision
@@ -29,12 +28,13 @@ class ListLog:
 
     def __init__(self) -> None:
         self.records: list[Any] = []
-        self.pictures: list[list[np.ndarray]] = []
+        self.pictures: list[list[bytes]] = []
         self.feedbacks: list[Any] = []
 
-    def append(self, record: Any, pictures: Any = ()) -> None:
+    def append(self, record: Any, pictures: Any = ()) -> int:
         self.records.append(record)
-        self.pictures.append(list(pictures))
+        self.pictures.append(list(pictures) if record.audited else [])
+        return 0
 
     def feedback(self, record: Any) -> None:
         self.feedbacks.append(record)
@@ -89,11 +89,13 @@ def test_a_record_counts_and_does_not_quote(ask_body: Callable[..., dict[str, An
     assert "secret" not in repr(record)
 
 
-def test_words_and_pictures_are_kept_when_asked(ask_body: Callable[..., dict[str, Any]]) -> None:
+def test_words_and_pictures_are_kept_when_asked(
+    ask_body: Callable[..., dict[str, Any]], picture_bytes: Callable[..., bytes]
+) -> None:
     body = ask_body("why?", seeds=(1, 2))
     log = write(body, log_images=True)
     assert (log.records[0].question, log.records[0].answer) == ("why?", "a red bar")
-    assert [picture.shape for picture in log.pictures[0]] == [(48, 64, 3)] * 2
+    assert log.pictures == [[picture_bytes(1), picture_bytes(2)]]
     log = write(body, log_images=True, audit_rate=0.0)
     assert (log.records[0].question, log.pictures, log.records[0].audited) == (None, [[]], False)
     log = write(body, log_prompts=True, audit_rate=0.0)

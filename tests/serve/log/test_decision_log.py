@@ -13,6 +13,7 @@ from PIL import Image
 
 from router.records import DecisionRecord, FeedbackRecord, from_table, picture_id
 from serve.errors import ServeSetupError
+from serve.log import decisions as log_decisions
 from serve.log import segments as log_segments
 from serve.log.decisions import DecisionLog
 
@@ -108,6 +109,33 @@ def test_a_picture_under_a_wrong_name_is_an_error_not_a_file(tmp_path):
     log.close()
     assert not list((tmp_path / "images").iterdir())
     assert (log.counts.written, log.counts.errors) == (2, 2)
+
+
+def test_pictures_wait_apart_and_too_many_are_dropped_but_no_record(tmp_path, monkeypatch):
+    going, begun = threading.Event(), threading.Event()
+    really = log_decisions.decode_picture
+
+    def decode_picture(data, limits):
+        begun.set()
+        going.wait(20)
+        return really(data, limits)
+
+    monkeypatch.setattr(log_decisions, "decode_picture", decode_picture)
+    shown = [(picture_id(rgb), encoded(rgb)) for rgb in (RGB, 255 - RGB, RGB ^ 85)]
+    room = len(shown[0][1]) + len(shown[1][1])
+    monkeypatch.setattr(log_decisions, "PENDING_PICTURE_BYTES", room)
+    log = DecisionLog(tmp_path, log_images=True, flush_s=0.01)
+    lost = [log.append(decision(picture_ids=(name,)), [data]) for name, data in shown]
+    assert lost == [0, 0, 1]
+    assert begun.wait(20)
+    assert not log.flush(timeout_s=0.3)  # not all is handled, and yet:
+    assert len(read(tmp_path)) == 3
+    going.set()
+    assert log.flush()
+    assert (log.counts.pictures, log.counts.dropped) == (2, 1)
+    assert log.append(decision(picture_ids=(shown[2][0],)), [shown[2][1]]) == 0
+    log.close()  # what was taken is kept, pictures too
+    assert len(list((tmp_path / "images").iterdir())) == 3
 
 
 def test_a_record_is_on_disk_within_the_flush_time(tmp_path):

@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
 import httpx2
@@ -94,6 +95,42 @@ def test_an_upload_that_is_broken_off_is_no_error_of_the_service(
         seen()
     assert written == ["cancelled"]
     assert not [each for each in caplog.records if each.levelname == "ERROR"], caplog.text
+
+
+def test_a_head_without_end_is_refused_and_others_are_as_they_were(running: Any) -> None:
+    import threading
+
+    import uvicorn
+
+    from serve.in_process import server_config
+    from serve.web.heads import MAX_HEAD_BYTES
+    from serve.web.listening import bind
+
+    config = server_config(running.service.api, running.service.gateway.settings)
+    config.lifespan = "off"
+    server, listening = uvicorn.Server(config), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        for line in (b"x: " + b"a" * MAX_HEAD_BYTES, b"a: b\r\n" * (MAX_HEAD_BYTES // 5)):
+            with socket.create_connection(listening.getsockname()) as raw:
+                raw.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n")
+                with suppress(ConnectionError):
+                    raw.sendall(line)
+                    assert raw.recv(100).startswith(b"HTTP/1.1 400")
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with httpx2.Client(base_url=url) as client:  # one connection, heads count anew
+            for _ in range(3):
+                headers = {"x-long": "a" * (MAX_HEAD_BYTES // 2)}
+                assert client.get("/health/live", headers=headers).status_code == 200
+                body = {"messages": "a" * 2 * MAX_HEAD_BYTES}
+                assert client.post(URL, json=body).status_code == 400
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
 
 
 def test_straight_leaves_other_paths_alone() -> None:
@@ -298,9 +335,10 @@ def test_a_body_that_only_trickles_is_given_up() -> None:
                 yield b" "
                 await asyncio.sleep(0.01)
 
-    caller = Trickling()
+    caller, taken = Trickling(), list[int]()
     with pytest.raises(Exception, match=r"did not arrive within 0\.1 s") as caught:
-        asyncio.run(read_body(caller, 10_000, timeout_s=0.1))  # type: ignore[arg-type]
+        asyncio.run(read_body(caller, 10_000, 0.1, taken.append))  # type: ignore[arg-type]
+    assert sum(taken) == caller.pieces
     assert caught.value.status == 408
     assert 0 < caller.pieces < 1_000
 
@@ -315,7 +353,7 @@ def test_a_body_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("serve.web.body.IDLE_S", 0.01)
     with pytest.raises(Exception, match=r"or paused for 0\.01 s") as caught:
-        asyncio.run(read_body(Pausing(), 1000, timeout_s=3600.0))  # type: ignore[arg-type]
+        asyncio.run(read_body(Pausing(), 1000, 3600.0, print))  # type: ignore[arg-type]
     assert caught.value.status == 408
 
 
@@ -331,6 +369,41 @@ def test_bodies_are_counted_before_they_are_read(running: Any) -> None:
             pass
     with gateway.admission.reading(limit):
         pass
+
+
+def test_a_body_counts_as_it_comes_whatever_it_announces(running: Any) -> None:
+    from serve.errors import QueueFull
+
+    gateway = running.service.gateway
+    limit = gateway.settings.max_inflight_bytes
+    with ExitStack() as held:
+        half_sent = [held.enter_context(gateway.admission.reading(0, limit)) for _ in range(200)]
+        half_sent[0](limit - 10)
+        with pytest.raises(QueueFull):
+            held.enter_context(gateway.admission.reading(0, 11))
+        half_sent[1](10)
+        with pytest.raises(QueueFull):
+            half_sent[2](1)
+        half_sent[0](-1)
+        half_sent[2](1)
+    with gateway.admission.reading(limit):
+        pass
+
+
+@pytest.mark.parametrize("announces", [True, False])
+def test_who_is_refused_while_sending_reads_why(running: Any, announces: bool) -> None:
+    gateway = running.service.gateway
+    body = b"[" + b" " * 900_000 + b"]"
+
+    def pieces() -> Iterator[bytes]:
+        yield from (body[start : start + 50_000] for start in range(0, len(body), 50_000))
+
+    content = body if announces else pieces()
+    headers = {"content-type": "application/json"}
+    with gateway.admission.reading(gateway.settings.max_inflight_bytes - 300_000):
+        reply = httpx2.post(running.url + URL, content=content, headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (429, "queue_full")
+    assert httpx2.post(running.url + URL, content=body, headers=headers).status_code == 400
 
 
 @pytest.mark.parametrize("said", ["", " ", ",", " , "])

@@ -11,6 +11,7 @@ into gigabytes costs nothing. Colours are taken as they stand: no profile is app
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +19,20 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from m3model.errors import BadPicture, PictureTooLarge
+from m3model.pictures.apart import decode_apart
+from m3model.pictures.files import PNG, only_pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMAT_NAMES = "PNG, JPEG, WebP or GIF"
 _ROWS_AT_ONCE = 256
+# WebP is unfolded twice as far in memory as other formats, and holds up other threads meanwhile:
+# a large one, which takes more than some ten milliseconds, is decoded in a process of its own.
+COST_OF_WEBP = 2
+APART_PIXELS = 2_500_000
+# Pillow holds pixels in blocks of at most 16 MB, which the C library keeps for each thread when
+# they are freed: 0.8 GB after four threads had decoded 49 million pixels. Larger ones, of which
+# small pictures take what they need, it gives back. That changes no picture.
+Image.core.set_block_size(2**26)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class PictureLimits:
     number belongs to the whole process, so it is left as it is.
 
     Attributes:
-        max_pixels: width times height.
+        max_pixels: width times height; of a WebP half as many.
         max_side_px: the longer side.
     """
 
@@ -52,8 +63,13 @@ def check_header(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> tuple[i
         BadPicture: not an accepted format.
         PictureTooLarge: too many pixels.
     """
-    with _open(data, limits) as picture:
+    with _opened(data, limits) as picture:
         return picture.size
+
+
+def cost_of_format(data: bytes) -> int:
+    """Return how much memory a pixel takes to decode, against that of most formats."""
+    return COST_OF_WEBP if _is_webp(data) else 1
 
 
 def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
@@ -63,22 +79,46 @@ def decode_picture(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> NDArr
         BadPicture: as `check_header`, or the file is cut off or damaged.
         PictureTooLarge: as `check_header`.
     """
-    with _open(data, limits) as picture:
+    size = check_header(data, limits)
+    if _is_webp(data) and size[0] * size[1] > APART_PIXELS:
+        try:
+            return decode_apart(data, size)
+        except ValueError as error:
+            raise _damaged() from error
+    return decode_here(data, limits)
+
+
+def decode_here(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
+    """Return what `decode_picture` does, in this process whatever the format.
+
+    Raises:
+        BadPicture: as `decode_picture`.
+    """
+    with _opened(data, limits) as picture:
         try:
             picture.load()
             return _pixels(_turned(picture))
         except Exception as error:  # whatever a decoder makes of hostile bytes is the sender's
-            raise BadPicture(
-                "The picture is cut off or damaged and cannot be decoded. "
-                f"Save it again as {FORMAT_NAMES}."
-            ) from error
+            raise _damaged() from error
 
 
-def _open(data: bytes, limits: PictureLimits) -> Image.Image:
+def decode_stdin() -> None:
+    """Write the pixels of the file on stdin to stdout, as `m3model.pictures.apart` reads them: a
+    letter first, T where width and height are exchanged. The file was checked by who sent it.
+    """
+    data = sys.stdin.buffer.read()
+    width, _ = check_header(data, CHECKED_BEFORE)
+    pixels = decode_here(data, CHECKED_BEFORE)
+    sys.stdout.buffer.write(b"S" if pixels.shape[1] == width else b"T")
+    sys.stdout.buffer.write(pixels.data.cast("B"))
+    sys.stdout.buffer.flush()
+
+
+def _opened(data: bytes, limits: PictureLimits) -> Image.Image:
     try:
-        is_png = data.startswith(_PNG)
-        file = io.BytesIO(_only_pixels(data) if is_png else data)
-        picture = Image.open(file, formats=FORMATS)
+        picture = Image.open(io.BytesIO(only_pixels(data)), formats=FORMATS)
+    except BadPicture:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large("The picture has far too many pixels.", limits) from error
     except Exception as error:
@@ -86,16 +126,27 @@ def _open(data: bytes, limits: PictureLimits) -> Image.Image:
             f"The bytes are not a picture in an accepted format. Save it as {FORMAT_NAMES}."
         ) from error
     width, height = picture.size
-    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+    most = limits.max_pixels // cost_of_format(data)
+    if width * height > most or max(width, height) > limits.max_side_px:
         picture.close()
-        raise _too_large(f"The picture has {width} x {height} pixels.", limits)
-    if is_png:
+        raise _too_large(f"The picture has {width} x {height} pixels.", limits, most)
+    if data.startswith(PNG):
         _mend_transparency(picture, depth=data[_DEPTH_AT])
     return picture
 
 
-def _too_large(what: str, limits: PictureLimits) -> PictureTooLarge:
-    most = limits.max_pixels
+def _is_webp(data: bytes) -> bool:
+    return data[8:12] == b"WEBP"
+
+
+def _damaged() -> BadPicture:
+    return BadPicture(
+        f"The picture is cut off or damaged and cannot be decoded. Save it again as {FORMAT_NAMES}."
+    )
+
+
+def _too_large(what: str, limits: PictureLimits, most: int | None = None) -> PictureTooLarge:
+    most = limits.max_pixels if most is None else most
     if Image.MAX_IMAGE_PIXELS is not None:
         most = min(most, 2 * Image.MAX_IMAGE_PIXELS)
     return PictureTooLarge(
@@ -104,32 +155,7 @@ def _too_large(what: str, limits: PictureLimits) -> PictureTooLarge:
     )
 
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT = 24  # signature, length and name of the first chunk, width, height
-_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"})
-# Older programs hide the orientation in text: as hexadecimal EXIF, or as XMP, which is not
-# compressed in a PNG.
-_TURNING_TEXT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0\0")
-
-
-def _only_pixels(data: bytes) -> bytes:
-    """Return a PNG without the chunks that say nothing about the pixels of its first frame.
-
-    Pillow refuses a picture for its text or colour profile (over a megabyte unfolded, a wrong
-    checksum), and lifting that would change its limits for the whole process.
-    """
-    view, kept = memoryview(data), bytearray()
-    begin, start, name = 0, len(_PNG), b""
-    while start < len(data) and name != b"IEND":
-        name = data[start + 4 : start + 8]
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        wanted = name in _PIXEL_CHUNKS or data.startswith(_TURNING_TEXT, start + 8)
-        # A chunk that is cut off stays, so that the file is refused as one that is.
-        if not wanted and end <= len(data):
-            kept += view[begin:start]
-            begin = end
-        start = end
-    return bytes(kept + view[begin:]) if begin else data
 
 
 def _mend_transparency(picture: Image.Image, depth: int) -> None:
