@@ -6,24 +6,19 @@ Knows the decision log and what may be stored; knows nothing of stages, retries 
 from __future__ import annotations
 
 import asyncio
-import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from router.records import DecisionRecord, FeedbackRecord
-from serve.errors import BadRequest, NotFound, NotReady, ServiceError
+from serve.errors import BadRequest, NotFound, NotReady
 from serve.gateway.call import Call
 from serve.gateway.request_trace import Trace
 from serve.log.receipts import Receipts
 from serve.protocol import REPLY_ID_PREFIX, FeedbackRequest
-from serve.received_pictures import decode_picture
 from serve.settings import ServeSettings
-from serve.telemetry import logs
 
 if TYPE_CHECKING:
     from serve.log.decisions import DecisionLog
-
-LOG = logging.getLogger(__name__)
 
 
 class RequestLog:
@@ -40,7 +35,6 @@ class RequestLog:
     ) -> None:
         self._log, self._settings, self._scales = log, settings, scales
         self._receipts = None if log is None else Receipts(log.secret, REPLY_ID_PREFIX)
-        self._decoding: set[asyncio.Task[None]] = set()
         self._dropped = 0
 
     def reply_id(self, call: Call) -> str | None:
@@ -50,19 +44,14 @@ class RequestLog:
         return self._receipts.reply_id(call.request_id, call.tenant)
 
     def write(self, trace: Trace) -> None:
-        """Write a request down; its pictures are decoded again in the background if kept."""
+        """Write a request down; the log decodes the pictures of answered ones that it keeps."""
         if self._log is None or self._receipts is None:
             return
         if trace.status == "ok":
             self._receipts.remember(trace.call.request_id, trace.call.tenant)
         record = trace.decision_record(self._settings, self._scales)
-        pictures = () if trace.parsed is None else trace.parsed.pictures
-        if pictures and self._settings.log_images and record.audited and record.status == "ok":
-            task = asyncio.create_task(self._append_with_pictures(self._log, record, pictures))
-            self._decoding.add(task)
-            task.add_done_callback(self._decoding.discard)
-        else:
-            self._log.append(record)
+        answered = trace.status == "ok" and trace.parsed is not None
+        self._log.append(record, trace.parsed.pictures if answered else ())
 
     def write_unread(self, call: Call, status: str) -> None:
         """Write a request down whose body could not be read."""
@@ -117,8 +106,6 @@ class RequestLog:
 
     async def settle(self) -> None:
         """Return when everything so far is on disk, or after some seconds."""
-        if self._decoding:
-            await asyncio.wait(self._decoding, timeout=5.0)
         if self._log is not None:
             await asyncio.to_thread(self._log.flush)
 
@@ -126,15 +113,3 @@ class RequestLog:
         """Write what waits and stop."""
         if self._log is not None:
             self._log.close()
-
-    async def _append_with_pictures(
-        self, log: DecisionLog, record: DecisionRecord, pictures: tuple[bytes, ...]
-    ) -> None:
-        limits = self._settings.pictures
-        try:
-            rgb = [await asyncio.to_thread(decode_picture, data, limits) for data in pictures]
-        except ServiceError as error:
-            told = logs.failure(error, words=self._settings.log_prompts)
-            LOG.error("the pictures of request %s are not logged\n%s", record.request_id, told)
-            rgb = []
-        log.append(record, rgb)

@@ -229,7 +229,7 @@ class DecisionLog:
                 Image.fromarray(rgb).save(png, format="PNG", compress_level=1)
                 replace_file(path, png.getvalue())
                 self.counts.pictures += 1
-        except (OSError, ValueError) as error:
+        except Exception as error:  # such as no memory for it: the writer goes on
             self._seen_pictures.discard(picture.picture_id)
             self._failed(f"cannot write {path}", error)
         finally:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from router.decision import Reason, RoutingDecision
@@ -15,7 +16,9 @@ from serve.gateway.call import Call
 from serve.gateway.question import parse_request
 from serve.gateway.request_log import RequestLog
 from serve.gateway.request_trace import Trace
+from serve.log import decisions
 from serve.protocol import ChatRequest, FeedbackRequest
+from serve.received_pictures import bytes_of_data_url
 from serve.settings import ServeSettings
 from serve.stages.messages import AnswerPart, Encoded
 
@@ -29,7 +32,7 @@ class ListLog:
 
     def __init__(self) -> None:
         self.records: list[Any] = []
-        self.pictures: list[list[np.ndarray]] = []
+        self.pictures: list[list[bytes]] = []
         self.feedbacks: list[Any] = []
 
     def append(self, record: Any, pictures: Any = ()) -> None:
@@ -85,7 +88,7 @@ def test_a_record_counts_and_does_not_quote(ask_body: Callable[..., dict[str, An
     assert record.p_suffices == pytest.approx((1 / 576, 9 / 576, 36 / 576, 0.25, 1.0))
     assert record.confidence == pytest.approx(0.36788, abs=1e-4)  # exp(-1)
     assert record.time_utc.tzinfo is not None
-    assert (record.question, record.answer, log.pictures) == (None, None, [[]])
+    assert (record.question, record.answer) == (None, None)
     assert "secret" not in repr(record)
 
 
@@ -93,11 +96,46 @@ def test_words_and_pictures_are_kept_when_asked(ask_body: Callable[..., dict[str
     body = ask_body("why?", seeds=(1, 2))
     log = write(body, log_images=True)
     assert (log.records[0].question, log.records[0].answer) == ("why?", "a red bar")
-    assert [picture.shape for picture in log.pictures[0]] == [(48, 64, 3)] * 2
+    files = [part["image_url"]["url"] for part in body["messages"][0]["content"][:2]]
+    assert log.pictures[0] == [bytes_of_data_url(url, "url") for url in files]
     log = write(body, log_images=True, audit_rate=0.0)
-    assert (log.records[0].question, log.pictures, log.records[0].audited) == (None, [[]], False)
+    assert (log.records[0].question, log.records[0].audited) == (None, False)
     log = write(body, log_prompts=True, audit_rate=0.0)
-    assert (log.records[0].question, log.pictures) == ("why?", [[]])
+    assert log.records[0].question == "why?"
+
+
+def test_pictures_that_wait_for_the_log_are_bounded(
+    ask_body: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ServeSettings(log_images=True)
+    request = ChatRequest.model_validate(ask_body())
+    parsed = parse_request(request, SCALES, settings)
+    monkeypatch.setattr(decisions, "PENDING_PICTURE_BYTES", 3 * len(parsed.pictures[0]))
+    disk = threading.Lock()
+    really = decisions.decode_picture
+
+    def when_it_can(*given: Any) -> Any:
+        with disk:
+            return really(*given)
+
+    monkeypatch.setattr(decisions, "decode_picture", when_it_can)
+    log = decisions.DecisionLog(tmp_path, log_images=True)
+
+    async def run() -> None:
+        request_log = RequestLog(log, settings, SCALES)
+        with disk:
+            for number in range(10):
+                trace = Trace(Call(f"r{number}"), "chat", request, parsed=parsed, status="ok")
+                decision = RoutingDecision(9, 9, Reason.predicted, scales=(9,))
+                trace.encoded = Encoded((f"{number}",), (), decision, 2.0)
+                request_log.write(trace)
+                await asyncio.sleep(0)
+            assert request_log.newly_dropped() == 7
+        await request_log.settle()
+
+    asyncio.run(run())
+    log.close()
+    assert log.counts.written == 10
 
 
 def test_audits_are_drawn_uniformly() -> None:
