@@ -225,6 +225,20 @@ def test_a_broken_file_changes_nothing_and_is_told_once(
     assert (followed.look(), followed.opens("a"), followed.opens("b")) == (0.0, False, True)
 
 
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
+    file: Path, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(entry("bob", "b"))
+    with monkeypatch.context() as disk:
+
+        def fails(*_: object) -> str:
+            raise OSError(5, "Input/output error")
+
+        disk.setattr(Path, "read_text", fails)
+        assert (followed.look(), followed.opens("a")) == (1.0, True)
+    assert (followed.look(), followed.opens("a"), followed.opens("b")) == (0.0, False, True)
+
+
 def test_a_change_between_start_and_first_look_is_seen(file: Path, followed: Followed) -> None:
     file.write_text(entry("bob", "b"))
     followed.look()
