@@ -343,9 +343,13 @@ class Gateway:
             # Wrong in itself, or too much for now: turned down before, or instead of, the work.
             wrong = 400 <= error.status < 500 and not isinstance(error, TimedOut)
             trace.refused |= isinstance(error, QueueFull) or (wrong and trace.encoded is None)
+            # One who leaves, or gives the service too little time, has had the work done.
+            if not isinstance(error, TimedOut):
+                trace.give_back()
             raise
         except Exception as error:
             trace.status = "internal_error"
+            trace.give_back()
             told = logs.failure(error, words=self.settings.log_prompts)
             LOG.error("request %s failed\n%s", trace.call.request_id, told)
             raise ServiceError(
@@ -355,7 +359,6 @@ class Gateway:
         finally:
             self.metrics.count("m3_requests", endpoint=trace.endpoint, status=trace.status)
             self.metrics.count("m3_completion_tokens", trace.completion_tokens)
-            trace.settle()
             self._count_for_tenant(trace.call, trace.status, trace.charged, trace.completion_tokens)
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)

@@ -34,6 +34,7 @@ from serve.stages.messages import (
     GenerateRequest,
     GeneratorStatus,
 )
+from serve.tenants.budgets import Budget
 from serve.web.api import create_api
 
 SCALES = (1, 9, 36, 144, 576)
@@ -396,6 +397,23 @@ def test_what_outlasts_the_drain_is_told_so(ask_body: Body, begun: bool) -> None
         assert "stopped" in json.loads(last)["error"]["message"]
     assert generator.closed == generator.calls == 3  # nothing was tried again
     assert {record.status for record in log.records} == {"not_ready"}
+
+
+def test_what_a_replica_gave_up_is_not_charged(ask_body: Body) -> None:
+    class GivesUp(PlainGenerator):
+        async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+            # As `serve.on_ray.stages` tells of a replica that cancelled what it was asked.
+            raise NotReady("The request was cancelled on its way. Try again.", code="cancelled")
+            yield
+
+    gateway, log = make(generator=GivesUp())
+    budget = Budget(1000, lambda: 0.0)
+    with pytest.raises(NotReady):
+        asyncio.run(
+            gateway.complete(ChatRequest.model_validate(ask_body()), Call("r", budget=budget))
+        )
+    assert [record.status for record in log.records] == ["cancelled"]
+    assert budget.headers()["x-ratelimit-remaining-tokens"] == "1000"
 
 
 def test_a_caller_who_leaves_stops_the_generation(ask_body: Body) -> None:
