@@ -40,7 +40,7 @@ class Wire(BaseModel):
 
 
 class ImageURL(Wire):
-    """A picture as a data URL."""
+    """A picture as a data URL, or by https from a host that the service lists."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
