@@ -208,7 +208,7 @@ class Gateway:
         request = EncodeRequest(
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
             needs_second_look=needs_second_look(trace.body),
-            prompt=parsed.messages if decide_only else (), traceparent=trace.span.traceparent,
+            prompt=parsed.messages, traceparent=trace.span.traceparent,
             pressure=self.admission.pressure, time_left_s=self._left_s(trace),
         )  # fmt: skip
         encoded = trace.encoded = await self._of_encoder(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # More text than this is tokenised in a thread: it would hold up every other request meanwhile.
 MOST_CHARACTERS_AT_ONCE = 4_000
+# At most: a character's bytes, and what a template writes around a turn and before all of them.
+TOKENS_A_CHARACTER, TOKENS_A_TURN = 4, 64
 
 
 class Prompts:
@@ -53,8 +55,21 @@ class Prompts:
         Raises:
             BadRequest: it does not.
         """
-        if n_tokens >= self._max_length:
-            raise too_long(PromptTooLong(n_tokens, self._max_length - 1))
+        if n_tokens > self.most_tokens:
+            raise too_long(PromptTooLong(n_tokens, self.most_tokens))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest prompt, which leaves room for one of the answer."""
+        return self._max_length - 1
+
+    def surely_fit(self, messages: Sequence[dict[str, Any]], visual_tokens: int) -> bool:
+        """Return whether so many visual tokens fit beside a conversation, however it is written.
+
+        A guess on the safe side that costs nothing, so that most prompts are tokenised only once.
+        """
+        text = TOKENS_A_CHARACTER * _n_characters(messages) + TOKENS_A_TURN * (len(messages) + 1)
+        return text + visual_tokens <= self.most_tokens
 
     def close(self) -> None:
         """Stop the thread."""
