@@ -79,6 +79,8 @@ A, B = sha256("a"), sha256("b")
         (f"- name: a\n  sha256: {A}\n  m3-open-sesame", "is not YAML, see line"),
         ("- *m3-open-sesame", "is not YAML"),
         ("- !m3-open-sesame x", "is not YAML"),
+        (f"- {{name: a, sha256: {sha256('')}}}", "0.sha256: this is the digest of no key"),
+        (f"- {{name: a, sha256: {sha256(chr(10))}}}", "0.sha256: this is the digest of no key"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_path_and_unquoted(
