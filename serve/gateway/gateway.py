@@ -49,6 +49,7 @@ LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 RETRY_WAIT_S = 0.2
 LAST_WORDS_S = 3.0  # for what is ended by force to say so
+MOST_TOLD_AT_ONCE = 4_000  # log-probabilities: some 25 ms
 
 
 class Gateway:
@@ -101,7 +102,8 @@ class Gateway:
             async with aclosing(self._answer(trace, tokens_per_part=None)) as parts:
                 async for part in parts:
                     trace.add(part)
-            return replies.completion(trace)
+            n_tokens = sum(len(choice.logprobs) for choice in trace.choices)
+            return await self._told(trace, n_tokens, replies.completion, trace)
 
     async def stream(self, body: ChatRequest, call: Call) -> AsyncGenerator[ChatChunk]:
         """Yield the answer's chunks; the first comes only when there is something to say.
@@ -121,10 +123,20 @@ class Gateway:
                         for chunk in replies.first_chunks(trace):
                             yield chunk
                         first = False
-                    for chunk in replies.chunks(trace, part):
+                    for chunk in await self._told(
+                        trace, len(part.logprobs), replies.chunks, trace, part
+                    ):
                         yield chunk
             if body.stream_options is not None and body.stream_options.include_usage:
                 yield replies.usage_chunk(trace)
+
+    async def _told(
+        self, trace: Trace, n_tokens: int, say: Callable[..., Result], *what: Any
+    ) -> Result:
+        """Return what a function says; many tokens' log-probabilities hold up nobody else."""
+        if n_tokens * (1 + trace.body.top_logprobs) > MOST_TOLD_AT_ONCE:
+            return await asyncio.to_thread(say, *what)
+        return say(*what)
 
     def refused(self, call: Call, error: ServiceError) -> None:
         """Count and write down a request whose body could not even be read."""
