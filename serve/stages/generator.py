@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 from m3model.engine.interface import Engine, EngineStats, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
-from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied, ServiceError
+from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied, ServiceError, as_sentence
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.in_time import in_time
 from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus, TokenLogprob
-from serve.stages.prompts import Prompts, as_sentence, too_long
+from serve.stages.prompts import Prompts, too_long
 from serve.telemetry import spans
 from serve.telemetry.answering import AnswerTimes
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from m3model.errors import PromptTooLong
-from serve.errors import BadRequest, too_much_text
+from serve.errors import BadRequest, as_sentence, too_much_text
 
 if TYPE_CHECKING:
     from m3model import M3Config, M3Processor
@@ -87,12 +87,6 @@ def context_tokens(config: M3Config, kv_tokens: int | None) -> int:
 def too_long(error: PromptTooLong) -> BadRequest:
     """Return what the caller is told whose prompt has more tokens than the model reads."""
     return BadRequest(as_sentence(error), "messages", "context_length_exceeded")
-
-
-def as_sentence(error: Exception) -> str:
-    """Return the error's words as a sentence for the caller."""
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _n_characters(messages: Sequence[dict[str, Any]]) -> int:
