@@ -50,8 +50,8 @@ class RequestLog:
         if trace.status == "ok":
             self._receipts.remember(trace.call.request_id, trace.call.tenant)
         record = trace.decision_record(self._settings, self._scales)
-        answered = trace.status == "ok" and trace.parsed is not None
-        self._log.append(record, trace.parsed.pictures if answered else ())
+        pictures = trace.parsed.pictures if trace.parsed and trace.status == "ok" else ()
+        self._log.append(record, pictures)
 
     def write_unread(self, call: Call, status: str) -> None:
         """Write a request down whose body could not be read."""
