@@ -210,9 +210,9 @@ class Generator:
         tokens = request.n * min(most, self._engine.max_length - prompt_tokens)
         if tokens * (1 + request.top_logprobs) > MOST_LOGPROBS:
             raise BadRequest(
-                f"{request.n} answers of up to {tokens // request.n:,} tokens may have more than "
-                f"{MOST_LOGPROBS:,} log-probabilities. Ask for fewer answers, a smaller max_tokens "
-                "or a smaller top_logprobs.", "top_logprobs", "too_many_logprobs",
+                f"The reply might hold more than {MOST_LOGPROBS:,} log-probabilities. Ask for "
+                "fewer answers, a smaller max_tokens or a smaller top_logprobs.",
+                "top_logprobs", "too_many_logprobs",
             )  # fmt: skip
 
     def _sampling(self, request: GenerateRequest, index: int) -> Sampling:

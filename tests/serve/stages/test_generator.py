@@ -85,7 +85,7 @@ def test_more_log_probabilities_than_a_reply_holds_are_refused(generator: Genera
     # The context bounds what is asked for: one answer's are never too many.
     ask(max_tokens=1_000_000, top_logprobs=20, tokens_per_part=1)
     ask(max_tokens=64, n=16, top_logprobs=20, tokens_per_part=1)
-    with pytest.raises(BadRequest, match="Ask for fewer answers") as refused:
+    with pytest.raises(BadRequest, match="more than 100,000 log-prob") as refused:
         ask(max_tokens=1_000_000, n=16, top_logprobs=20, tokens_per_part=1)
     assert (refused.value.param, refused.value.code) == ("top_logprobs", "too_many_logprobs")
 
