@@ -198,5 +198,12 @@ def refusal(error: RoutingError) -> BadRequest:
         param, code = "routing.max_visual_tokens", "budget_too_small"
     elif isinstance(error, NotCertified):
         param, code = "routing.max_harm", error.code
+    return BadRequest(as_sentence(error), param, code)
+
+
+def as_sentence(error: Exception) -> str:
+    """Return the error's words as a sentence for the caller; a field it begins with stays."""
     text = str(error)
-    return BadRequest(f"{text[:1].upper()}{text[1:]}.", param, code)
+    if text.partition(" ")[0].isalpha():
+        text = text[:1].upper() + text[1:]
+    return text if text.endswith(".") else f"{text}."

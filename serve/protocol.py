@@ -40,7 +40,7 @@ class Wire(BaseModel):
 
 
 class ImageURL(Wire):
-    """A picture as a data URL."""
+    """A picture as a data URL, or by https from a host that the service lists."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
@@ -195,8 +195,8 @@ class Routing(BaseModel):
     """Read in all; after a second look by both."""
     reason: str
     """predicted, pinned (scale or model id), detail (of every picture), budget_cap (another scale
-    was wanted), no_image, degraded (overload: a raised price, no second look), or fallback (routing
-    failed: the finest scales allowed)."""
+    was wanted and fits neither cap nor context), no_image, degraded (overload: a raised price, no
+    second look), or fallback (routing failed: the finest scales allowed)."""
     p_suffices: dict[str, float] | None
     """Scale -> probability that its answer suffices, the mean over pictures; null where nothing was
     predicted. Each picture's own are in ``explain``."""

@@ -32,7 +32,8 @@ def bytes_of_data_url(url: str, param: str) -> bytes:
         param: where, for the error.
 
     Raises:
-        BadRequest: another scheme (nothing is ever fetched), another encoding, or broken base64.
+        BadRequest: another scheme (what is fetched is put in before), another encoding, or broken
+            base64.
     """
     head = _DATA_URL.match(url[:300])
     if head is None:

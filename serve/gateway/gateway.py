@@ -49,6 +49,7 @@ LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 RETRY_WAIT_S = 0.2
 LAST_WORDS_S = 3.0  # for what is ended by force to say so
+MOST_TOLD_AT_ONCE = 4_000  # log-probabilities: some 25 ms
 
 
 class Gateway:
@@ -101,7 +102,8 @@ class Gateway:
             async with aclosing(self._answer(trace, tokens_per_part=None)) as parts:
                 async for part in parts:
                     trace.add(part)
-            return replies.completion(trace)
+            n_tokens = sum(len(choice.logprobs) for choice in trace.choices)
+            return await self._told(trace, n_tokens, replies.completion, trace)
 
     async def stream(self, body: ChatRequest, call: Call) -> AsyncGenerator[ChatChunk]:
         """Yield the answer's chunks; the first comes only when there is something to say.
@@ -121,10 +123,20 @@ class Gateway:
                         for chunk in replies.first_chunks(trace):
                             yield chunk
                         first = False
-                    for chunk in replies.chunks(trace, part):
+                    for chunk in await self._told(
+                        trace, len(part.logprobs), replies.chunks, trace, part
+                    ):
                         yield chunk
             if body.stream_options is not None and body.stream_options.include_usage:
                 yield replies.usage_chunk(trace)
+
+    async def _told(
+        self, trace: Trace, n_tokens: int, say: Callable[..., Result], *what: Any
+    ) -> Result:
+        """Return what a function says; many tokens' log-probabilities hold up nobody else."""
+        if n_tokens * (1 + trace.body.top_logprobs) > MOST_TOLD_AT_ONCE:
+            return await asyncio.to_thread(say, *what)
+        return say(*what)
 
     def refused(self, call: Call, error: ServiceError) -> None:
         """Count and write down a request whose body could not even be read."""
@@ -208,7 +220,7 @@ class Gateway:
         request = EncodeRequest(
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
             needs_second_look=needs_second_look(trace.body),
-            prompt=parsed.messages if decide_only else (), traceparent=trace.span.traceparent,
+            prompt=parsed.messages, traceparent=trace.span.traceparent,
             pressure=self.admission.pressure, time_left_s=self._left_s(trace),
         )  # fmt: skip
         encoded = trace.encoded = await self._of_encoder(
@@ -343,9 +355,13 @@ class Gateway:
             # Wrong in itself, or too much for now: turned down before, or instead of, the work.
             wrong = 400 <= error.status < 500 and not isinstance(error, TimedOut)
             trace.refused |= isinstance(error, QueueFull) or (wrong and trace.encoded is None)
+            # One who leaves, or gives the service too little time, has had the work done.
+            if not isinstance(error, TimedOut):
+                trace.give_back()
             raise
         except Exception as error:
             trace.status = "internal_error"
+            trace.give_back()
             told = logs.failure(error, words=self.settings.log_prompts)
             LOG.error("request %s failed\n%s", trace.call.request_id, told)
             raise ServiceError(
@@ -355,7 +371,6 @@ class Gateway:
         finally:
             self.metrics.count("m3_requests", endpoint=trace.endpoint, status=trace.status)
             self.metrics.count("m3_completion_tokens", trace.completion_tokens)
-            trace.settle()
             self._count_for_tenant(trace.call, trace.status, trace.charged, trace.completion_tokens)
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)

@@ -66,19 +66,21 @@ def first_chunks(trace: Trace) -> Iterator[ChatChunk]:
         yield _chunk(trace, [opening], routing=None if index else _routing(trace))
 
 
-def chunks(trace: Trace, part: AnswerPart) -> Iterator[ChatChunk]:
-    """Yield what a part says and why its answer ended, if it did; the last with the decision."""
+def chunks(trace: Trace, part: AnswerPart) -> list[ChatChunk]:
+    """Return what a part says and why its answer ended, if it did; the last with the decision."""
+    told = []
     if part.text or part.logprobs:
         said = ChunkChoice(
             index=part.index, delta=Delta(content=part.text),
             logprobs=_logprobs(trace, part.logprobs),
         )  # fmt: skip
-        yield _chunk(trace, [said])
+        told.append(_chunk(trace, [said]))
     if part.finish_reason is not None:
         end = ChunkChoice(
             index=part.index, delta=Delta(), finish_reason=_finish_reason(part.finish_reason)
         )
-        yield _chunk(trace, [end], routing=_routing(trace) if trace.all_ended else None)
+        told.append(_chunk(trace, [end], routing=_routing(trace) if trace.all_ended else None))
+    return told
 
 
 def usage_chunk(trace: Trace) -> ChatChunk:

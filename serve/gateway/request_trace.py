@@ -85,13 +85,9 @@ class Trace:
             (self.call.budget.owe if self.charged else self.call.budget.take)(visual_tokens)
         self.charged += visual_tokens
 
-    def settle(self) -> None:
-        """Give the charge back where the service failed before anything was answered.
-
-        One who leaves, or gives the service too little time, has had the work done.
-        """
-        failed = self.status not in ("ok", "cancelled", "timeout")
-        if failed and not self.completion_tokens:
+    def give_back(self) -> None:
+        """Give the charge back, the service having failed, if nothing was answered before."""
+        if not self.completion_tokens:
             if self.call.budget is not None:
                 self.call.budget.give_back(self.charged)
             self.charged = 0

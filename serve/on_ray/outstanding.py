@@ -17,13 +17,13 @@ REMEMBERED = 32  # requests that the usual size is a mean of, about
 
 
 def answer_work(request: GenerateRequest, expected: int) -> int:
-    """Return a request's visual tokens and the answer tokens to expect.
+    """Return a request's visual tokens and the tokens to expect of its answers, one or several.
 
     Callers send the largest ``max_tokens`` there is and read ten words: it says how long an answer
     may become, so no more than ``expected`` is taken for it.
     """
     visual = sum(len(tokens) for tokens in request.visual_tokens)
-    return visual + min(request.max_tokens or expected, expected)
+    return visual + request.n * min(request.max_tokens or expected, expected)
 
 
 class Ledger:

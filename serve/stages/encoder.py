@@ -28,7 +28,7 @@ from m3model.config import hash_model
 from router.decision import Reason, RoutingDecision, decided, finest_fallback, within_bound
 from router.errors import RoutingError
 from router.explain import relevance_map
-from serve.errors import NotReady, no_second_look, refusal, too_much_text
+from serve.errors import BadRequest, NotReady, no_second_look, refusal, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.batcher import DrainBatcher
@@ -101,7 +101,7 @@ class Encoder:
         if len(request.question) > self._vision.most_characters:
             raise too_much_text(len(request.question), self._vision.most_characters)
         text_tokens = 0
-        if request.prompt:
+        if request.decide_only:
             text_tokens = len(await self._prompts.ids(request.prompt)) - len(request.pictures)
             self._prompts.check(text_tokens)
         started = time.perf_counter()
@@ -110,7 +110,8 @@ class Encoder:
             pictures = await self._encode_all(request.pictures, work.traceparent)
             with spans.span("m3.route", work.traceparent):
                 decision = await self._in_thread(self._decide, request, pictures)
-            if request.prompt:
+                decision = await self._within_context(request, pictures, decision)
+            if request.decide_only:
                 self._prompts.check(text_tokens + decision.visual_tokens)
             tokens: tuple[NDArray[np.float16], ...] = ()
             if pictures and not request.decide_only:
@@ -253,6 +254,29 @@ class Encoder:
         self, pictures: list[EncodedPicture], scales: tuple[int, ...]
     ) -> tuple[NDArray[np.float16], ...]:
         return tuple(map(self._vision.tokens, pictures, scales))
+
+    async def _within_context(
+        self, request: EncodeRequest, pictures: list[EncodedPicture], decision: RoutingDecision
+    ) -> RoutingDecision:
+        """Return the decision, or one whose tokens the conversation leaves room for.
+
+        What the caller fixed, or promised by a bound, stays: it is refused where it does not fit,
+        and so is what does not fit at the coarsest scales.
+        """
+        bound = request.constraints
+        if self._prompts.surely_fit(request.prompt, decision.visual_tokens):
+            return decision
+        if bound.max_harm is not None or bound.fixed(len(pictures)) is not None:
+            return decision
+        text_tokens = len(await self._prompts.ids(request.prompt)) - len(pictures)
+        room = self._prompts.most_tokens - text_tokens
+        if decision.visual_tokens <= room:
+            return decision
+        narrower = replace(request, constraints=replace(bound, max_visual_tokens=room))
+        try:
+            return await self._in_thread(self._decide, narrower, pictures)
+        except BadRequest:
+            return decision
 
     def _decide(self, request: EncodeRequest, pictures: list[EncodedPicture]) -> RoutingDecision:
         try:

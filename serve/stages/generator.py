@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 from m3model.engine.interface import Engine, EngineStats, Sampling, TokenEvent
 from m3model.errors import BadRequest as EngineRefusal
 from m3model.errors import EngineBusy, EngineClosed, PromptTooLong, RequestFailed
-from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied, ServiceError
+from serve.errors import BadRequest, NotReady, QueueFull, ReplicaDied, ServiceError, as_sentence
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 from serve.stages.in_time import in_time
 from serve.stages.messages import AnswerPart, GenerateRequest, GeneratorStatus, TokenLogprob
-from serve.stages.prompts import Prompts, as_sentence, too_long
+from serve.stages.prompts import Prompts, too_long
 from serve.telemetry import spans
 from serve.telemetry.answering import AnswerTimes
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # Below this a draw is the greedy choice in every digit that matters, and 1/t would overflow.
 COLDEST = 1e-3
+# In all answers to a request: some hundred megabytes, from the engine to the reply.
+MOST_LOGPROBS = 100_000
 UNLIKELY = -9999.0  # OpenAI's log-probability of what the model never says; JSON has no infinity
 
 
@@ -81,6 +83,7 @@ class Generator:
         prompt = await self._prompts.ids(request.messages)
         text_tokens = len(prompt) - len(request.visual_tokens)
         tokens = [torch.from_numpy(array.copy()) for array in request.visual_tokens]
+        self._check_logprobs(request, text_tokens + sum(map(len, tokens)))
         pieces = None if request.top_logprobs is None else self._pieces
         pending = [_Pending(index, text_tokens, pieces) for index in range(request.n)]
         whole, times = [], dict[int, AnswerTimes]()
@@ -194,6 +197,23 @@ class Generator:
             "m3_engine_kv_share", stats.kv_pages_used / stats.kv_pages if stats.kv_pages else 0.0
         )
         return stats
+
+    def _check_logprobs(self, request: GenerateRequest, prompt_tokens: int) -> None:
+        """Return if as many log-probabilities as may come fit into a reply.
+
+        Raises:
+            BadRequest: they do not.
+        """
+        if request.top_logprobs is None:
+            return
+        most = request.max_tokens or self._settings.default_max_tokens
+        tokens = request.n * min(most, self._engine.max_length - prompt_tokens)
+        if tokens * (1 + request.top_logprobs) > MOST_LOGPROBS:
+            raise BadRequest(
+                f"The reply might hold more than {MOST_LOGPROBS:,} log-probabilities. Ask for "
+                "fewer answers, a smaller max_tokens or a smaller top_logprobs.",
+                "top_logprobs", "too_many_logprobs",
+            )  # fmt: skip
 
     def _sampling(self, request: GenerateRequest, index: int) -> Sampling:
         return Sampling(

@@ -31,7 +31,7 @@ class EncodeRequest:
     constraints: Constraints
     decide_only: bool = False
     needs_second_look: bool = False
-    # The conversation, where the caller wants to know how many tokens it has.
+    # The conversation: pictures may read what it leaves of the context.
     prompt: tuple[dict[str, Any], ...] = ()
     traceparent: str | None = None
     pressure: float = 0.0

@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from m3model.errors import PromptTooLong
-from serve.errors import BadRequest, too_much_text
+from serve.errors import BadRequest, as_sentence, too_much_text
 
 if TYPE_CHECKING:
     from m3model import M3Config, M3Processor
 
 # More text than this is tokenised in a thread: it would hold up every other request meanwhile.
 MOST_CHARACTERS_AT_ONCE = 4_000
+# At most: a character's bytes, and what a template writes around a turn and before all of them.
+TOKENS_A_CHARACTER, TOKENS_A_TURN = 4, 64
 
 
 class Prompts:
@@ -53,8 +55,21 @@ class Prompts:
         Raises:
             BadRequest: it does not.
         """
-        if n_tokens >= self._max_length:
-            raise too_long(PromptTooLong(n_tokens, self._max_length - 1))
+        if n_tokens > self.most_tokens:
+            raise too_long(PromptTooLong(n_tokens, self.most_tokens))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest prompt, which leaves room for one of the answer."""
+        return self._max_length - 1
+
+    def surely_fit(self, messages: Sequence[dict[str, Any]], visual_tokens: int) -> bool:
+        """Return whether so many visual tokens fit beside a conversation, however it is written.
+
+        A guess on the safe side that costs nothing, so that most prompts are tokenised only once.
+        """
+        text = TOKENS_A_CHARACTER * _n_characters(messages) + TOKENS_A_TURN * (len(messages) + 1)
+        return text + visual_tokens <= self.most_tokens
 
     def close(self) -> None:
         """Stop the thread."""
@@ -72,12 +87,6 @@ def context_tokens(config: M3Config, kv_tokens: int | None) -> int:
 def too_long(error: PromptTooLong) -> BadRequest:
     """Return what the caller is told whose prompt has more tokens than the model reads."""
     return BadRequest(as_sentence(error), "messages", "context_length_exceeded")
-
-
-def as_sentence(error: Exception) -> str:
-    """Return the error's words as a sentence for the caller."""
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _n_characters(messages: Sequence[dict[str, Any]]) -> int:

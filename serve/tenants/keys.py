@@ -44,6 +44,10 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+# What is made of a variable that was not set.
+NOTHING = frozenset(map(digest, ("", "\n", "\r\n")))
+
+
 def environment_keys() -> tuple[Key, ...] | None:
     """Return the keys that M3_API_KEYS lists, named by their place; None: it is not set.
 
@@ -140,10 +144,12 @@ def new_key(name: str, visual_tokens_per_minute: int | None = None) -> tuple[str
 
 
 def _check(keys: Iterable[Key]) -> None:
-    """Return if no key is listed twice, and no tenant has two budgets."""
+    """Return if every key is one, none is listed twice, and no tenant has two budgets."""
     places: dict[str, int] = {}
     budgets: dict[str, int | None] = {}
     for place, key in enumerate(keys):
+        if key.sha256 in NOTHING:
+            raise ValueError(f"{place}.sha256: this is the digest of no key at all; {ADVICE}")
         if places.setdefault(key.sha256, place) != place:
             raise ValueError(f"entries {places[key.sha256]} and {place} are one key; remove one")
         budget = budgets.setdefault(key.name, key.visual_tokens_per_minute)

@@ -80,12 +80,13 @@ class LiveKeys:
             return
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             keys = read_keys(self._file)
         except ServeSetupError as error:
+            self._stamp = None  # it may be the disk's fault, which leaves no trace in the file
             self._failed(str(error))
             return
+        self._stamp = stamp
         if (now := _by_digest(keys)) != self._by_digest:
             self._by_digest = now
             LOG.info("%d keys of %s are in force", len(now), self._file)

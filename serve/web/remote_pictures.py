@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpx2
@@ -87,14 +88,14 @@ class RemotePictures:
             raise _refused(
                 f"The picture did not arrive within {self._settings.timeout_s:g} s.", param
             ) from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             raise _refused("The picture's host did not give it.", param) from error
         raise _refused("The picture's address leads on too often.", param)
 
     async def _ask(self, url: str, param: str) -> bytes | str:
         """Return the picture's bytes, or the address it was moved to."""
         wanted = httpx2.URL(url)
-        host = wanted.host.lower().rstrip(".")
+        host = wanted.raw_host.decode().lower().rstrip(".")  # as it is looked up: xn--...
         if wanted.scheme != "https" or wanted.userinfo or not _listed(host, self._settings.hosts):
             raise _refused("Pictures are fetched from hosts that this service lists, by https.",
                            param, "remote_host_not_allowed")  # fmt: skip
@@ -109,7 +110,7 @@ class RemotePictures:
         async with self._client().stream(
             "GET", there, headers=headers, extensions={"sni_hostname": host}
         ) as reply:
-            if reply.is_redirect:
+            if reply.has_redirect_location:
                 return str(wanted.join(reply.headers["location"]))
             if reply.status_code != 200:
                 raise _refused("The picture's host did not give it.", param)
@@ -130,9 +131,11 @@ class RemotePictures:
 
     def _client(self) -> httpx2.AsyncClient:
         if self._http is None:
-            # No connection is kept: one to an address must not serve another name there.
+            # No connection is kept: one to an address must not serve another name there. Nor is a
+            # cookie.
             self._http = httpx2.AsyncClient(
                 trust_env=False, follow_redirects=False,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 verify=self._tls or httpx2.create_ssl_context(),
                 limits=httpx2.Limits(max_connections=MAX_AT_ONCE, max_keepalive_connections=0),
             )  # fmt: skip

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from serve.errors import NotReady, ServiceError
 from serve.protocol import ErrorBody, ErrorReply
 
 Reply = TypeVar("Reply")
+# A connection that is full for longer holds its request's place among those admitted no more.
+TAKEN_WITHIN_S = 30.0
 
 
 def envelope(error: ServiceError) -> ErrorReply:
@@ -74,9 +76,15 @@ class EventStream(StreamingResponse):
         super().__init__(_events(first, rest), headers={**headers, **unbuffered})
 
     async def stream_response(self, send: Send) -> None:
-        """Send the events."""
+        """Send the events, for as long as somebody takes them."""
+
+        async def in_time(message: Message) -> None:
+            async with asyncio.timeout(TAKEN_WITHIN_S):
+                await send(message)
+
         async with aclosing(cast(AsyncGenerator[bytes], self.body_iterator)):
-            await super().stream_response(send)
+            with suppress(TimeoutError):  # whoever serves this closes a reply without an end
+                await super().stream_response(in_time)
 
 
 async def _events(first: BaseModel, rest: AsyncGenerator[BaseModel]) -> AsyncGenerator[bytes]:

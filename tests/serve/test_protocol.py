@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from router.decision import Reason
 from serve import protocol
-from serve.errors import BadRequest, ServiceError, UnknownModel
+from serve.errors import BadRequest, ServiceError, UnknownModel, as_sentence
 from serve.gateway.question import parse_request, refused_knob
 from serve.protocol import ChatRequest, RoutingRequest, model_ids
 from serve.settings import ServeSettings
@@ -319,6 +319,19 @@ def test_routing_wishes_reject_unknown_keys() -> None:
     with pytest.raises(ValidationError):
         RoutingRequest.model_validate({"tau": 0.5})
     assert list(model_ids((1, 4))) == ["m3-auto", "m3-1", "m3-4"]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("max_visual_tokens=9 is too small", "max_visual_tokens=9 is too small."),
+        ("unknown detail 'x'", "Unknown detail 'x'."),
+        ("Whole.", "Whole."),
+        ("", "."),
+    ],
+)
+def test_errors_become_sentences_and_fields_keep_their_names(said: str, told: str) -> None:
+    assert as_sentence(ValueError(said)) == told
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from router.decision import Reason, RoutingDecision
 from router.records import DecisionRecord
 from serve.errors import BadRequest, DiedAgain, NotReady, QueueFull, ReplicaDied, TimedOut
+from serve.gateway import replies
 from serve.gateway.call import Call
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
@@ -33,7 +35,9 @@ from serve.stages.messages import (
     EncoderStatus,
     GenerateRequest,
     GeneratorStatus,
+    TokenLogprob,
 )
+from serve.tenants.budgets import Budget
 from serve.web.api import create_api
 
 SCALES = (1, 9, 36, 144, 576)
@@ -397,6 +401,63 @@ def test_what_outlasts_the_drain_is_told_so(ask_body: Body, begun: bool) -> None
         assert "stopped" in json.loads(last)["error"]["message"]
     assert generator.closed == generator.calls == 3  # nothing was tried again
     assert {record.status for record in log.records} == {"not_ready"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_many_log_probabilities_do_not_hold_up_the_loop(
+    ask_body: Body, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    token = TokenLogprob("a", b"a", -0.1, (TokenLogprob("a", b"a", -0.1),) * 20)
+
+    class Talkative(PlainGenerator):
+        n_tokens = 3
+
+        async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+            told = (token,) * self.n_tokens
+            yield AnswerPart("a", self.n_tokens, -0.1, 7, "stop", logprobs=told)
+
+    threads: list[threading.Thread] = []
+    really = replies._logprobs
+
+    def noting(*given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return really(*given)
+
+    monkeypatch.setattr(replies, "_logprobs", noting)
+    generator = Talkative()
+    gateway, _ = make(generator=generator)
+    body = ChatRequest.model_validate(ask_body(stream=stream, logprobs=True, top_logprobs=20))
+
+    async def ask() -> int:
+        if not stream:
+            reply = await gateway.complete(body, Call("r"))
+            return len(reply.choices[0].logprobs.content)  # type: ignore[union-attr]
+        said = [choice.logprobs async for chunk in gateway.stream(body, Call("r"))
+                for choice in chunk.choices]  # fmt: skip
+        return sum(len(each.content) for each in said if each is not None)
+
+    for generator.n_tokens in (3, 2000):
+        threads.clear()
+        assert asyncio.run(ask()) == generator.n_tokens
+        at_once = {thread is threading.main_thread() for thread in threads}
+        assert at_once == {generator.n_tokens == 3}
+
+
+def test_what_a_replica_gave_up_is_not_charged(ask_body: Body) -> None:
+    class GivesUp(PlainGenerator):
+        async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
+            # As `serve.on_ray.stages` tells of a replica that cancelled what it was asked.
+            raise NotReady("The request was cancelled on its way. Try again.", code="cancelled")
+            yield
+
+    gateway, log = make(generator=GivesUp())
+    budget = Budget(1000, lambda: 0.0)
+    with pytest.raises(NotReady):
+        asyncio.run(
+            gateway.complete(ChatRequest.model_validate(ask_body()), Call("r", budget=budget))
+        )
+    assert [record.status for record in log.records] == ["cancelled"]
+    assert budget.headers()["x-ratelimit-remaining-tokens"] == "1000"
 
 
 def test_a_caller_who_leaves_stops_the_generation(ask_body: Body) -> None:

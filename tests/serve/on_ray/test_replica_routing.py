@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,7 @@ def test_work_is_visual_tokens_and_no_more_answer_than_expected() -> None:
     assert answer_work(question(9), 64) == 73
     two = GenerateRequest("r", (), (np.zeros((9, 2), np.float16),) * 2, 1)
     assert answer_work(two, 64) == 19
+    assert answer_work(replace(two, n=16), 64) == 34  # the pictures are read once
 
 
 def test_tokens_count_and_not_requests() -> None:

@@ -51,6 +51,42 @@ def ask(encoder: Encoder, *pictures: bytes, **constraints: Any) -> Encoded:
     return asyncio.run(encoder.encode_and_route(request))
 
 
+def in_context(
+    encoder: Encoder,
+    *pictures: bytes,
+    text: str = "What is it?",
+    decide_only: bool = False,
+    **constraints: Any,
+) -> Encoded:
+    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
+    prompt = ({"role": "user", "content": content},)
+    request = EncodeRequest(pictures, text, Constraints(**constraints), decide_only, prompt=prompt)
+    return asyncio.run(encoder.encode_and_route(request))
+
+
+def test_what_nobody_fixed_is_read_as_finely_as_the_context_allows(
+    make_encoder: Callable[..., Encoder], picture_bytes: Picture,
+    make_router: Callable[[Path, int], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    make_router(tmp_path, 576)
+    pictures = [picture_bytes(seed) for seed in range(3)]
+    for router, reason in ((tmp_path, Reason.budget_cap), (None, Reason.fallback)):
+        encoder = make_encoder(router=router, kv_tokens=800)  # in all, prompt and answer
+        assert in_context(encoder, pictures[0]).decision.scales == (576,)
+        for words in (1, 100, 500, 700):
+            told = in_context(encoder, *pictures, text="what " * words, decide_only=True)
+            prompt = told.text_tokens + told.decision.visual_tokens
+            assert (prompt < 800, told.decision.reason) == (True, reason)
+            answered = in_context(encoder, *pictures, text="what " * words).decision
+            assert answered.scales == told.decision.scales
+        assert in_context(encoder, *pictures, max_visual_tokens=50).decision.visual_tokens <= 50
+        # The caller's own wish is not changed: whoever reads the prompt refuses it.
+        assert in_context(encoder, *pictures, pinned=576).decision.scales == (576,) * 3
+        hopeless = in_context(encoder, *pictures, text="what " * 797).decision
+        assert hopeless.scales == (576,) * 3
+    assert in_context(encoder, *pictures, text="what " * 500).decision.scales == (144, 36, 36)
+
+
 def test_batches_close_when_the_worker_is_free() -> None:
     batches: list[list[int]] = []
     go = threading.Event()

@@ -73,6 +73,23 @@ def said(text: str) -> tuple[dict[str, Any], ...]:
     return ({"role": "user", "content": [{"type": "text", "text": text}]},)
 
 
+def test_more_log_probabilities_than_a_reply_holds_are_refused(generator: Generator) -> None:
+    def ask(**wishes: Any) -> None:
+        async def run() -> None:
+            request = GenerateRequest("r", said("hi"), (), **wishes)
+            async with aclosing(cast(Any, generator.generate(request))) as parts:
+                await anext(parts)
+
+        asyncio.run(run())
+
+    # The context bounds what is asked for: one answer's are never too many.
+    ask(max_tokens=1_000_000, top_logprobs=20, tokens_per_part=1)
+    ask(max_tokens=64, n=16, top_logprobs=20, tokens_per_part=1)
+    with pytest.raises(BadRequest, match="more than 100,000 log-prob") as refused:
+        ask(max_tokens=1_000_000, n=16, top_logprobs=20, tokens_per_part=1)
+    assert (refused.value.param, refused.value.code) == ("top_logprobs", "too_many_logprobs")
+
+
 def answer(generator: Generator, messages: tuple[dict[str, Any], ...]) -> str:
     async def run() -> str:
         request = GenerateRequest("r", messages, (), max_tokens=8)

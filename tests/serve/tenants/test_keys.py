@@ -79,6 +79,8 @@ A, B = sha256("a"), sha256("b")
         (f"- name: a\n  sha256: {A}\n  m3-open-sesame", "is not YAML, see line"),
         ("- *m3-open-sesame", "is not YAML"),
         ("- !m3-open-sesame x", "is not YAML"),
+        (f"- {{name: a, sha256: {sha256('')}}}", "0.sha256: this is the digest of no key"),
+        (f"- {{name: a, sha256: {sha256(chr(10))}}}", "0.sha256: this is the digest of no key"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_path_and_unquoted(
@@ -222,6 +224,20 @@ def test_a_broken_file_changes_nothing_and_is_told_once(
         assert "the keys in force stay" in caplog.text
         assert followed.opens("a")
     file.write_text(entry("bob", "b"))
+    assert (followed.look(), followed.opens("a"), followed.opens("b")) == (0.0, False, True)
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
+    file: Path, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(entry("bob", "b"))
+    with monkeypatch.context() as disk:
+
+        def fails(*_: object) -> str:
+            raise OSError(5, "Input/output error")
+
+        disk.setattr(Path, "read_text", fails)
+        assert (followed.look(), followed.opens("a")) == (1.0, True)
     assert (followed.look(), followed.opens("a"), followed.opens("b")) == (0.0, False, True)
 
 

@@ -30,9 +30,11 @@ class Host(http.server.BaseHTTPRequestHandler):
     """Gives a picture, redirects, swells, dawdles; remembers under which names it was asked."""
 
     asked: ClassVar[list[str]] = []
+    cookies: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
         self.asked.append(f"{self.headers['host']}{self.path}")
+        self.cookies.append(self.headers["cookie"])
         port = self.server.server_address[1]
         moved = {
             "/moved": f"https://other.example:{port}/a.png",
@@ -47,7 +49,8 @@ class Host(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         body = {"/large": b"x" * 5000}.get(self.path, PICTURE)
-        self.send_response(404 if self.path == "/none" else 200)
+        self.send_response({"/none": 404, "/nowhere": 302, "/unchanged": 304}.get(self.path, 200))
+        self.send_header("set-cookie", "seen=1")
         if self.path == "/packed":
             self.send_header("content-encoding", "gzip")
         self.end_headers()
@@ -65,7 +68,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, ssl.SS
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName(each) for each in (HOST, "other.example")]
+    names = [x509.DNSName(each) for each in (HOST, "other.example", "xn--fiqs8s.example")]
     certificate = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
         .serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
@@ -88,6 +91,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, ssl.SS
     server.server_close()
 
 
+def naming(url: str) -> ChatRequest:
+    """Return a request with one picture."""
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return ChatRequest.model_validate({"messages": [{"role": "user", "content": [part]}]})
+
+
 def fetch(
     url: str, trusted: ssl.SSLContext | None = None, *,
     addresses: tuple[str, ...] = ("127.0.0.1",), loopback: bool = True, **settings: object,
@@ -103,8 +112,7 @@ def fetch(
         return (loopback and address == "127.0.0.1") or is_public(address)
 
     remote = RemotePictures(RemotePictureSettings(**said), resolve, allowed, trusted)  # type: ignore[arg-type]
-    part = {"type": "image_url", "image_url": {"url": url}}
-    body = ChatRequest.model_validate({"messages": [{"role": "user", "content": [part]}]})
+    body = naming(url)
     assert remote.count(body) == 1
     n_bytes = asyncio.run(remote.put_in(body))
     data = bytes_of_data_url(body.messages[0].content[0].image_url.url, "url")  # type: ignore[union-attr]
@@ -129,6 +137,8 @@ def test_a_picture_is_fetched_under_its_own_name(host: tuple[int, ssl.SSLContext
         ("/unlisted", "hosts that this service lists"),
         ("/round", "leads on too often"),
         ("/none", "did not give it"),
+        ("/nowhere", "did not give it"),
+        ("/unchanged", "did not give it"),
         ("/large", "more than 2,048 bytes"),
         ("/packed", "packed"),
     ],
@@ -140,6 +150,29 @@ def test_what_is_not_taken(host: tuple[int, ssl.SSLContext], path: str, says: st
     assert (refused.value.status, refused.value.param) == (
         400, "messages.0.content.0.image_url.url",
     )  # fmt: skip
+
+
+def test_no_cookie_is_kept(host: tuple[int, ssl.SSLContext]) -> None:
+    async def local(*_: object) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def ask_twice() -> None:
+        settings = RemotePictureSettings(hosts=[HOST, "other.example"])
+        remote = RemotePictures(settings, local, lambda _: True, host[1])
+        for name in (HOST, "other.example"):  # at one address, as behind a network of servers
+            await remote.put_in(naming(f"https://{name}:{host[0]}/a.png"))
+
+    Host.cookies.clear()
+    asyncio.run(ask_twice())
+    assert Host.cookies == [None, None]
+
+
+def test_names_in_other_scripts_are_listed_as_they_are_sent(
+    host: tuple[int, ssl.SSLContext],
+) -> None:
+    listed = {"hosts": ["xn--fiqs8s.example"]}
+    for url in (f"https://中国.example:{host[0]}/a", f"https://xn--fiqs8s.example:{host[0]}/a"):
+        assert fetch(url, host[1], **listed) == PICTURE
 
 
 def test_a_host_that_dawdles_is_left(host: tuple[int, ssl.SSLContext]) -> None:
@@ -195,14 +228,21 @@ localhost 1.2.3 0x7f.1
 OUTSIDE = "1.1.1.1 8.8.8.8 93.184.216.34 172.32.0.1 ::ffff:8.8.8.8 2606:4700::1111 2a00:1450::1"
 
 
+@pytest.mark.parametrize("name", ["a" * 70, "a.", ".", "a." * 130 + "a"])
+def test_names_that_no_look_up_takes_are_refused(name: str) -> None:
+    remote = RemotePictures(RemotePictureSettings(hosts=["*.img.invalid"]))
+    with pytest.raises(BadRequest) as refused:
+        asyncio.run(remote.put_in(naming(f"https://{name}.img.invalid/a.png")))
+    assert refused.value.code == "remote_image_unreachable"
+
+
 def test_public_addresses_are_those_of_the_registries() -> None:
     assert [each for each in INSIDE.split() if is_public(each)] == []
     assert [each for each in OUTSIDE.split() if not is_public(each)] == []
 
 
 def test_it_is_off_where_no_host_is_named() -> None:
-    part = {"type": "image_url", "image_url": {"url": "https://img.example/a.png"}}
-    body = ChatRequest.model_validate({"messages": [{"role": "user", "content": [part]}]})
+    body = naming("https://img.example/a.png")
     off = RemotePictures(RemotePictureSettings())
     assert (off.count(body), asyncio.run(off.put_in(body))) == (0, 0)
 
