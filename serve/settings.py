@@ -285,7 +285,7 @@ class ServeSettings(BaseModel):
         40.0, ge=0, description="A streamed part is sent at the first token after this long."
     )
     retries: int = Field(
-        2,
+        3,
         ge=0,
         description="Further tries when a replica cannot take a request; one at most when it dies.",
     )

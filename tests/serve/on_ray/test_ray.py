@@ -15,6 +15,7 @@ import httpx2
 import openai
 import psutil
 import pytest
+import ray
 from _faults.cluster import Cluster
 
 from router import Router, SecondLook
@@ -65,6 +66,13 @@ def until(is_there: Callable[[], bool]) -> None:
 def generators() -> list[psutil.Process]:
     mine = psutil.Process().children(recursive=True)
     return [p for p in mine if "generator" in " ".join(p.cmdline())]
+
+
+def further_tries() -> list[str]:
+    """What gateways logged of requests that they tried again."""
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    lines = (line for file in logs.glob("serve/*gateway*") for line in file.read_text().split("\n"))
+    return [line for line in lines if "is tried again" in line]
 
 
 def test_the_sdk_works_unchanged(ray_service: Any, ask_body: Body) -> None:
@@ -144,7 +152,7 @@ def test_a_killed_generator_costs_no_request(http: Any, ask_body: Body) -> None:
 
     replies = under_load(http, ask_body, kill)
     failed = [reply for reply in replies if reply.status_code != 200]
-    assert not failed, [reply.text for reply in failed]
+    assert not failed, ([reply.text for reply in failed], further_tries())
     # A stream cannot be tried again once it has begun: at most those in flight may break off.
     broken = [r for r in replies if "event-stream" in r.headers["content-type"]
               and not r.text.endswith("data: [DONE]\n\n")]  # fmt: skip
