@@ -42,9 +42,7 @@ WORKLOADS = {"routed": "m3-auto", "always_576": "m3-576", "always_9": "m3-9"}
 HEAVY_WIDTH, HEAVY_LAYERS, HEAVY_TOKENS = 384, 6, 48
 
 
-def bodies(
-    model: str, max_tokens: int, count: int, *, stream: bool = False
-) -> list[dict[str, Any]]:
+def bodies(model: str, max_tokens: int, *, stream: bool = False) -> list[dict[str, Any]]:
     """Return a question about each of the scenes."""
     asked = []
     for seed in range(SCENES):
