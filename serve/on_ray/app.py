@@ -156,6 +156,10 @@ class GeneratorReplica(Generator):
                 asyncio.get_running_loop().call_later(ERROR_SENT_S, os._exit, 1)
             raise
 
+    async def generate_whole(self, request: GenerateRequest) -> list[AnswerPart]:
+        """Return all parts of the answer; see `generate`."""
+        return [part async for part in self.generate(request)]
+
     def __del__(self) -> None:
         spans.flush()
 
