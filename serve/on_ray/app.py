@@ -272,7 +272,8 @@ def ray_request_id(request: Request) -> str:
 def logging_config(settings: ServeSettings) -> dict[str, Any]:
     """Return how Ray Serve writes a replica's lines."""
     encoding = {"encoding": "JSON"} if settings.log_format == "json" else {}
-    return {"enable_access_log": False} | encoding
+    # Ray makes a record of every call at a lower level, only to throw it away.
+    return {"enable_access_log": False, "log_level": "WARNING"} | encoding
 
 
 def build_app(settings: ServeSettings) -> Application:

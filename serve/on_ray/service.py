@@ -44,7 +44,7 @@ def deploy(settings: ServeSettings, host: str, port: int) -> Any:
 
     from serve.on_ray.app import APP_NAME, build_app, logging_config
 
-    quiet = logging_config(settings) | {"log_level": "WARNING"}
+    quiet = logging_config(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
