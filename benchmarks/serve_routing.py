@@ -42,7 +42,7 @@ from rich.table import Table
 from serve.on_ray import app as service
 from serve.on_ray.autoscaling import SHORTEST_LOOK_BACK_S
 from serve.on_ray.cluster import local_cluster
-from serve.on_ray.service import http_options, quiet
+from serve.on_ray.service import http_options
 from serve.settings import AutoscalingSettings, DeploymentSettings, ServeSettings
 
 SEED, ANSWER_TOKENS = 0, 8
@@ -75,9 +75,11 @@ def applications(port: int, **wanted: tuple[ServeSettings, dict[str, Any]]) -> I
     for name, (of, replaced) in wanted.items():
         with patch.multiple(service, **replaced) if replaced else patch.dict({}):
             built = service.build_app(of)
-        targets.append(serve.RunTarget(built, name, f"/{name}", logging_config=quiet(of)))
+        targets.append(
+            serve.RunTarget(built, name, f"/{name}", logging_config=service.logging_config(of))
+        )
     serve.start(
-        proxy_location="HeadOnly", logging_config=quiet(ServeSettings()),
+        proxy_location="HeadOnly", logging_config=service.logging_config(ServeSettings()),
         http_options=http_options(ServeSettings(), "127.0.0.1", port),
     )  # fmt: skip
     serve.run_many(targets)

@@ -135,8 +135,9 @@ def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], N
         await running
         draining.cancel()
 
-    with listening:
-        asyncio.run(serve())
+    # uvicorn's loop: uvloop where it is installed, as in Ray's replicas.
+    with listening, asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(serve())
 
 
 def _on_signals(handler: Callable[[int, Any], None]) -> None:

@@ -28,9 +28,9 @@ from ray.serve.context import _get_global_client
 from m3model import M3Config
 from m3model.tiny import write_tiny_checkpoint
 from router import ComplexityPredictor, Policy, Router, feature_schema
-from serve.on_ray.app import APP_NAME, build_app
+from serve.on_ray.app import APP_NAME, build_app, logging_config
 from serve.on_ray.cluster import local_cluster
-from serve.on_ray.service import http_options, quiet, wait_until_running
+from serve.on_ray.service import http_options, wait_until_running
 from serve.settings import DeploymentSettings, ServeSettings
 from serve.web.listening import bind
 
@@ -180,13 +180,13 @@ def running(folder: Path, replicas: int = 2) -> Iterator[Cluster]:
     with local_cluster():
         serve.start(
             proxy_location="HeadOnly", http_options=http_options(settings, "127.0.0.1", port),
-            logging_config=quiet(settings),
+            logging_config=logging_config(settings),
         )  # fmt: skip
         target = serve.RunTarget(
             build_app(settings),
             APP_NAME,
             "/",
-            logging_config=quiet(settings),
+            logging_config=logging_config(settings),
             external_scaler_enabled=True,
         )
         serve.run_many([target], wait_for_applications_running=False)

@@ -83,6 +83,9 @@ class KVPool:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self._free: list[tuple[int, int]] = [(0, self.pages)]  # (first, pages), by first
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        # Counted and not summed up: there may be thousands of extents, and every request asks.
+        # Pages that hold prefixes of finished requests are given up when the space is wanted.
+        self.pages_kept = self._pages_taken = 0
 
     @property
     def tokens(self) -> int:
@@ -95,14 +98,9 @@ class KVPool:
         return 2 * self.keys[:, 0].numel() * self.keys.element_size()
 
     @property
-    def pages_kept(self) -> int:
-        """Pages that hold prefixes of finished requests; given up when the space is wanted."""
-        return sum(kept.extent.pages for kept in self._kept.values())
-
-    @property
     def pages_used(self) -> int:
         """Pages of requests in flight."""
-        return self.pages - sum(pages for _, pages in self._free) - self.pages_kept
+        return self._pages_taken - self.pages_kept
 
     def reserve(self, tokens: int, prefix: Prefix | None = None) -> Extent | None:
         """An extent for `tokens` tokens, or None while it does not fit.
@@ -115,11 +113,14 @@ class KVPool:
             if prefix is not None and oldest == prefix.key and len(self._kept) > 1:
                 self._kept.move_to_end(oldest)
                 continue
-            self.release(self._kept.pop(oldest).extent)
+            given_up = self._kept.pop(oldest).extent
+            self.pages_kept -= given_up.pages
+            self.release(given_up)
         return extent
 
     def release(self, extent: Extent) -> None:
         """Gives an extent back."""
+        self._pages_taken -= extent.pages
         at = bisect_left(self._free, (extent.first, 0))
         first, end = extent.first, extent.first + extent.pages
         if at < len(self._free) and self._free[at][0] == end:
@@ -138,6 +139,7 @@ class KVPool:
         if pages < extent.pages:
             self.release(Extent(extent.first + pages, extent.pages - pages))
         self._kept[prefix.key] = _Kept(Extent(extent.first, pages), prefix)
+        self.pages_kept += pages
 
     def kept(self, prefix: Prefix) -> Extent | None:
         """Where the same prefix lies ready, if it does."""
@@ -158,6 +160,7 @@ class KVPool:
         for at, (first, room) in enumerate(self._free):
             if room >= pages:
                 self._free[at : at + 1] = [(first + pages, room - pages)] if room > pages else []
+                self._pages_taken += pages
                 return Extent(first, pages)
         return None
 

@@ -27,7 +27,12 @@ from serve.gateway.call import Call
 from serve.gateway.ending import Ending
 from serve.gateway.escalation import looked_again
 from serve.gateway.health import Health
-from serve.gateway.question import ParsedRequest, needs_second_look, parse_request
+from serve.gateway.question import (
+    TAKEN_APART_AT_ONCE,
+    ParsedRequest,
+    needs_second_look,
+    parse_request,
+)
 from serve.gateway.request_log import RequestLog
 from serve.gateway.request_trace import Trace
 from serve.metrics import Metrics
@@ -212,11 +217,10 @@ class Gateway:
         return ended
 
     async def _encode(self, trace: Trace, *, decide_only: bool) -> Encoded:
-        # Base64 and headers of many megabytes would hold up every other request.
         with spans.span("m3.parse", trace.span.traceparent):
-            parsed = trace.parsed = await asyncio.to_thread(
-                parse_request, trace.body, self.card.scales, self.settings
-            )
+            parse = partial(parse_request, trace.body, self.card.scales, self.settings)
+            small = 0 < trace.call.n_bytes <= TAKEN_APART_AT_ONCE
+            parsed = trace.parsed = parse() if small else await asyncio.to_thread(parse)
         request = EncodeRequest(
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
             needs_second_look=needs_second_look(trace.body),

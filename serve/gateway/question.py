@@ -17,6 +17,7 @@ from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids
 from serve.received_pictures import bytes_of_data_url, check_header
 from serve.settings import ServeSettings
 
+TAKEN_APART_AT_ONCE = 200_000  # bytes of a body: a millisecond; more would hold up all others
 # Fields that never change an answer: accepted, and that is all.
 HARMLESS = frozenset(
     {

@@ -161,6 +161,10 @@ class GeneratorReplica(Generator):
                 asyncio.get_running_loop().call_later(ERROR_SENT_S, os._exit, 1)
             raise
 
+    async def generate_whole(self, request: GenerateRequest) -> list[AnswerPart]:
+        """Return all parts of the answer; see `generate`."""
+        return [part async for part in self.generate(request)]
+
     def __del__(self) -> None:
         spans.flush()
 
@@ -273,7 +277,8 @@ def ray_request_id(request: Request) -> str:
 def logging_config(settings: ServeSettings) -> dict[str, Any]:
     """Return how Ray Serve writes a replica's lines."""
     encoding = {"encoding": "JSON"} if settings.log_format == "json" else {}
-    return {"enable_access_log": False} | encoding
+    # Ray makes a record of every call at a lower level, only to throw it away.
+    return {"enable_access_log": False, "log_level": "WARNING"} | encoding
 
 
 def build_app(settings: ServeSettings) -> Application:

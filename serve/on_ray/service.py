@@ -40,26 +40,20 @@ def http_options(settings: ServeSettings, host: str, port: int) -> dict[str, Any
     }
 
 
-def quiet(settings: ServeSettings) -> dict[str, Any]:
-    """Return how Ray Serve's own processes write their lines."""
-    from serve.on_ray.app import logging_config
-
-    return logging_config(settings) | {"log_level": "WARNING"}
-
-
 def deploy(settings: ServeSettings, host: str, port: int) -> Any:
     """Return the gateway's handle; the replicas are starting, see `wait_until_running`."""
     from ray import serve
 
-    from serve.on_ray.app import APP_NAME, build_app
+    from serve.on_ray.app import APP_NAME, build_app, logging_config
 
+    quiet = logging_config(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
         http_options=http_options(settings, host, port),
-        logging_config=quiet(settings),
+        logging_config=quiet,
     )
-    app = serve.RunTarget(build_app(settings), APP_NAME, "/", logging_config=quiet(settings))
+    app = serve.RunTarget(build_app(settings), APP_NAME, "/", logging_config=quiet)
     return serve.run_many([app], wait_for_applications_running=False)[0]
 
 

@@ -143,16 +143,34 @@ class RayGenerator:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
+        self._streaming = handle.options(stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart]:
         """Yield the parts of the answer; closing the iterator cancels the request."""
-        parts: Any = self._handle.options(stream=True).generate.remote(request)
+        if request.tokens_per_part is None:
+            for part in await self._whole(request):
+                yield part
+            return
+        parts: Any = self._streaming.generate.remote(request)
         try:
             with ray_errors():
                 async for part in parts:
                     yield part
         finally:
             parts.cancel()
+
+    async def _whole(self, request: GenerateRequest) -> list[AnswerPart]:
+        """Return answers that come together at their end: one call costs Ray half of a stream."""
+        response = self._handle.generate_whole.remote(request)
+        answered = False
+        try:
+            with ray_errors():
+                parts: list[AnswerPart] = await response
+                answered = True
+                return parts
+        finally:
+            if not answered:
+                response.cancel()
 
     async def status(self) -> GeneratorStatus:
         """Return the state of one replica."""

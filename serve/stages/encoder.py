@@ -14,7 +14,7 @@ import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -38,13 +38,16 @@ from serve.stages.degrading import under_pressure
 from serve.stages.in_time import in_time
 from serve.stages.live_router import LiveRouter
 from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
-from serve.stages.prompts import Prompts, context_tokens
+from serve.stages.prompts import MOST_CHARACTERS_AT_ONCE, Prompts, context_tokens
 from serve.stages.vision import EncodedPicture, PreparedPicture, Vision
 from serve.telemetry import logs, spans
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 MOST_DIGESTS = 16_384  # of pictures' bytes: some megabytes
+# What takes a millisecond or two is done on the event loop: a thread's turn costs as much.
+HASHED_AT_ONCE = 200_000  # bytes of a picture's file
+DONE_AT_ONCE = 1_000_000  # bytes of encoded pictures: three of the embedded model, none of a 7B
 
 
 class Encoder:
@@ -109,14 +112,16 @@ class Encoder:
         with spans.span("m3.encode", request.traceparent, pictures=n_pictures) as work:
             pictures = await self._encode_all(request.pictures, work.traceparent)
             with spans.span("m3.route", work.traceparent):
-                decision = await self._in_thread(self._decide, request, pictures)
+                quick = self._decides_quickly(request, pictures)
+                decision = await self._done(quick, self._decide, request, pictures)
                 decision = await self._within_context(request, pictures, decision)
             if request.decide_only:
                 self._prompts.check(text_tokens + decision.visual_tokens)
             tokens: tuple[NDArray[np.float16], ...] = ()
             if pictures and not request.decide_only:
                 with spans.span("m3.pool", work.traceparent, scale=decision.scale):
-                    tokens = await self._in_thread(self._pool, pictures, decision.scales)
+                    quick = self._is_quick(pictures)
+                    tokens = await self._done(quick, self._pool, pictures, decision.scales)
         encode_ms = _ms_since(started)
         if pictures:  # a question without any would make encoding look quick
             self._metrics.observe("m3_encode_latency_ms", encode_ms)
@@ -130,7 +135,8 @@ class Encoder:
             if known is None:
                 self._metrics.count("m3_second_look_encodes")
                 known = await self._encode(request.picture, work.traceparent)
-            return await self._in_thread(self._vision.tokens, known, request.scale)
+            quick = self._is_quick([known])
+            return await self._done(quick, self._vision.tokens, known, request.scale)
 
     async def status(self) -> EncoderStatus:
         """Return the state of this replica."""
@@ -166,7 +172,20 @@ class Encoder:
         self._prompts.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    def _is_quick(self, pictures: Sequence[EncodedPicture]) -> bool:
+        return sum(picture.features.patches.nbytes for picture in pictures) <= DONE_AT_ONCE
+
+    def _decides_quickly(self, request: EncodeRequest, pictures: Sequence[EncodedPicture]) -> bool:
+        little_text = len(request.question) <= MOST_CHARACTERS_AT_ONCE
+        told_why = request.constraints.explain
+        return (
+            little_text and not told_why and self._vision.reads_quickly and self._is_quick(pictures)
+        )
+
+    async def _done(self, quick: bool, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return what the function returns; unless it is quick, from a thread."""
+        if quick:
+            return function(*arguments)
         run = contextvars.copy_context().run  # lines of the log name the request there too
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, run, function, *arguments)
@@ -174,6 +193,8 @@ class Encoder:
     async def _encode_all(
         self, pictures: tuple[bytes, ...], parent: str | None
     ) -> list[EncodedPicture]:
+        if len(pictures) == 1:
+            return [await self._encode(pictures[0], parent)]
         tasks = [asyncio.create_task(self._encode(data, parent)) for data in pictures]
         try:
             return await asyncio.gather(*tasks)
@@ -182,7 +203,7 @@ class Encoder:
                 task.cancel()
 
     async def _encode(self, data: bytes, parent: str | None) -> EncodedPicture:
-        digest = await self._in_thread(_sha256, data)
+        digest = await self._done(len(data) <= HASHED_AT_ONCE, _sha256, data)
         key = self._ids.get(digest, "")
         if not self._is_at_hand(key):
             with spans.span("m3.decode_picture", parent, bytes=len(data)):

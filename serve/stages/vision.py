@@ -8,7 +8,7 @@ Notation: N patches of the grid, D their width, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,18 +41,20 @@ class EncodedPicture:
     """A picture after the one vision pass: what every question and every scale is served from.
 
     ``features.patches`` is the projected grid (N, D) float32; ``projected`` what each relevance
-    source in use makes of it.
+    source in use makes of it; ``pooled`` the tokens at the coarser scales that were asked for.
     """
 
     picture_id: str
     features: PictureFeatures
     projected: Mapping[str, NDArray[np.float32]]
+    pooled: dict[int, NDArray[np.float16]] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the arrays."""
+        """Memory held by the arrays, with all that may be pooled."""
         arrays = (self.features.patches, self.features.residual, *self.projected.values())
-        return sum(array.nbytes for array in arrays)
+        coarser = sum(self.features.scales[:-1]) * self.features.patches.shape[1]
+        return sum(array.nbytes for array in arrays) + coarser * np.dtype(np.float16).itemsize
 
 
 class Vision:
@@ -68,6 +70,8 @@ class Vision:
         self.most_characters = self._processor.most_characters(
             int(config.text_config.max_position_embeddings)
         )
+        # CLIP reads a question with a language tower of its own.
+        self.reads_quickly = not any(source.needs_tower for source in self._sources.values())
         self._sizes = (config.grid_side, config.hidden_size)
         self._grid_shape = (config.grid_side**2, config.hidden_size)
 
@@ -138,9 +142,13 @@ class Vision:
         return np.stack(rows), maps
 
     def tokens(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
-        """Return the picture's visual tokens (scale, D)."""
+        """Return the picture's visual tokens (scale, D), which are not to be written to."""
+        if (known := picture.pooled.get(scale)) is not None:
+            return known
         grid = torch.from_numpy(picture.features.patches)
         pooled: NDArray[np.float16] = pool_visual_tokens(grid, scale).to(torch.float16).numpy()
+        if scale != self.scales[-1]:  # of the finest there is nothing to compute
+            picture.pooled[scale] = pooled
         return pooled
 
     def check_router(self, router: Router) -> None:
