@@ -295,7 +295,9 @@ class Encoder:
             return decision
         narrower = replace(request, constraints=replace(bound, max_visual_tokens=room))
         try:
-            return await self._in_thread(self._decide, narrower, pictures)
+            return await self._done(
+                self._decides_quickly(narrower, pictures), self._decide, narrower, pictures
+            )
         except BadRequest:
             return decision
 
