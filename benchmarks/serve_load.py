@@ -62,9 +62,12 @@ def looks_of(service: Service, asked: list[dict[str, Any]]) -> list[list[dict[st
     """Return the looks that each request takes, as the service says."""
     found = []
     for body in asked:
-        routing = service.ask(body)["routing"]
-        second = routing.get("second_look")
-        scales = [routing["scale"]] if second is None else [second["from"], routing["scale"]]
+        if body["model"] == "m3-auto":
+            routing = service.ask(body)["routing"]
+            second = routing.get("second_look")
+            scales = [routing["scale"]] if second is None else [second["from"], routing["scale"]]
+        else:
+            scales = [int(body["model"].removeprefix("m3-"))]
         content = [{"type": "image"}, body["messages"][0]["content"][1]]
         messages = [{"role": "user", "content": content}]
         found.append(
@@ -104,7 +107,8 @@ def measure(
             if mode == modes[0]:
                 looks = {name: looks_of(service, asked) for name, asked in plain(workloads).items()}
             for name, asked in workloads.items():
-                service.load(asked, CLIENTS, 0)  # every picture once: they are in the cache now
+                # Every picture once: they are in the cache now.
+                service.load([body | {"max_tokens": 1} for body in asked], CLIENTS, 0)
                 report[name][mode] = service.load(asked, CLIENTS, seconds)
                 print(row(name, mode, report[name][mode]), flush=True)
         if mode == modes[0]:

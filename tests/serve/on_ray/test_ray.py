@@ -296,18 +296,6 @@ def test_a_caller_who_leaves_frees_the_generator(http: Any, ask_body: Body) -> N
         time.sleep(0.2)
 
 
-def test_a_caller_who_leaves_before_a_whole_answer_frees_the_engine(
-    http: Any, ask_body: Body
-) -> None:
-    body = ask_body(model="m3-576", max_tokens=1400, temperature=2.0, n=16)  # for many seconds
-    with pytest.raises(httpx2.ReadTimeout):
-        http.post("/v1/chat/completions", json=body, timeout=2.0)
-    deadline = time.monotonic() + 5
-    while http.get("/health").json()["engine"]["running"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def test_decisions_and_pictures_are_on_disk(http: Any, ray_service: Any, ask_body: Body) -> None:
     import pyarrow.parquet as pq
 
