@@ -63,8 +63,12 @@ class Pressure:
         return min(self._each_s * inflight, self._wait_s * TRUST)
 
     def load(self, inflight: int) -> float:
-        """Return the load of so many requests; at 1 no further one should be taken."""
-        return max(self.expected_s(inflight) / self._max_wait_s, inflight / self._max_inflight)
+        """Return the load of so many requests; at 1 no further one should be taken.
+
+        Who is alone waits for nobody: what takes long then is the answer itself.
+        """
+        waits = self.expected_s(inflight) / self._max_wait_s if inflight > 1 else 0.0
+        return max(waits, inflight / self._max_inflight)
 
     def value(self, inflight: int) -> float:
         """Return the pressure from 0 to 1 with so many requests in flight."""
