@@ -77,6 +77,13 @@ def test_fields_of_other_services_pass_where_the_operator_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize("value", [0, 0.0, 1, True, "false"])
+def test_false_is_not_zero(value: object) -> None:
+    body = PLAIN | {"stream": True, "stream_options": {"include_obfuscation": value}}
+    with pytest.raises(ValidationError):
+        ChatRequest.model_validate(body)
+
+
 def test_null_means_not_given_for_every_field_that_the_sdk_knows() -> None:
     fields = CompletionCreateParamsStreaming.__annotations__.keys() - {"messages"}
     assert len(fields) > 30
