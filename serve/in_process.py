@@ -20,7 +20,7 @@ from serve.gateway.gateway import LAST_WORDS_S, Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
-from serve.stages.checkpoint import ModelCard, load_checkpoint
+from serve.stages.checkpoint import ModelCard, load_checkpoint, spare_what_is_loaded
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.telemetry import spans
@@ -111,6 +111,7 @@ def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], N
     disable_created_metrics()  # of the whole process, which is ours: Ray has no such series either
     _on_signals(_leave)
     service = compose(settings)
+    spare_what_is_loaded()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -32,7 +32,7 @@ from serve.on_ray.outstanding import Workload, answer_work
 from serve.on_ray.replica_routing import STATS_PERIOD_S, WELL, PictureRouter, TokenRouter
 from serve.on_ray.stages import RayEncoder, RayGenerator
 from serve.settings import DeploymentSettings, RouterChoice, ServeSettings
-from serve.stages.checkpoint import ModelCard, load_checkpoint
+from serve.stages.checkpoint import ModelCard, load_checkpoint, spare_what_is_loaded
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.stages.messages import (
@@ -70,6 +70,7 @@ class EncoderReplica(Encoder):
         super().__init__(checkpoint, settings, RayMetrics(settings.request_timeout_s))
         self._user_config: Any = None
         self._workload, self._finest = Workload(), checkpoint.model.config.scales[-1]
+        spare_what_is_loaded()
 
     async def encode_and_route(self, request: EncodeRequest) -> Encoded:
         """Return the decision and the visual tokens, counted as work meanwhile."""
@@ -129,6 +130,7 @@ class GeneratorReplica(Generator):
             engine, checkpoint.processor, settings, RayMetrics(settings.request_timeout_s)
         )
         self._workload, self._expected = Workload(), settings.default_max_tokens
+        spare_what_is_loaded()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what Ray scales by."""
@@ -196,6 +198,7 @@ class GatewayReplica:
         metrics = RayMetrics(settings.request_timeout_s)
         self._gateway = Gateway(*stages, card, settings, metrics, request_log)
         self._keys = LiveKeys(first_keys, metrics, file)
+        spare_what_is_loaded()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(
