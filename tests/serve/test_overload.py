@@ -37,15 +37,23 @@ class Running:
     service: Any
     log_dir: Path
 
-    def post(self, *bodies: dict[str, Any], slow: bool, path: str = CHAT) -> list[httpx2.Response]:
-        """The replies, in turn; ``slow``: the last answer took a hundred seconds to begin."""
+    def post(
+        self, *bodies: dict[str, Any], slow: bool, path: str = CHAT, ahead: int = 1
+    ) -> list[httpx2.Response]:
+        """The replies, in turn; ``slow``: the last answer took a hundred seconds to begin, and so
+        many others are waiting.
+        """
 
         async def run() -> list[httpx2.Response]:
+            admission = self.service.gateway.admission
             if slow:
-                self.service.gateway.admission.begun(100.0, 1)
+                admission.begun(100.0, 1)
+                admission.inflight += ahead
             transport = httpx2.ASGITransport(app=self.service.api)
             async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
-                return [await http.post(path, json=body) for body in bodies]
+                replies = [await http.post(path, json=body) for body in bodies]
+            admission.inflight -= ahead * slow
+            return replies
 
         return asyncio.run(run())
 
@@ -158,14 +166,13 @@ def test_nothing_rises_beyond_what_is_certified(
 
 def test_only_then_requests_are_refused(start: Any, ask_body: Body) -> None:
     running = start(max_wait_s=0.001)
-    # With nobody ahead, even who waits longer than set is let in.
-    replies = [reply.json() for reply in running.post(*[ask_body()] * 2, slow=True)]
-    assert [reply["routing"]["reason"] for reply in replies] == ["degraded", "degraded"]
-    running.service.gateway.admission.inflight += 1
+    # With nobody ahead, even who waits longer than set is let in, and is no load.
+    replies = [reply.json() for reply in running.post(*[ask_body()] * 2, slow=True, ahead=0)]
+    assert [reply["routing"]["reason"] for reply in replies] == ["predicted", "predicted"]
+    assert running.post(ask_body(), slow=True)[0].json()["routing"]["reason"] == "degraded"
     said = {"request_id": replies[0]["id"], "score": 1.0}
     assert running.post(said, slow=True, path="/v1/feedback")[0].status_code == 200
     reply = running.post(ask_body(), slow=True)[0]
-    running.service.gateway.admission.inflight -= 1
     assert (reply.status_code, reply.json()["error"]["code"]) == (429, "queue_full")
     # Hundreds of seconds of work; but nobody is sent away for longer than half a minute.
     assert 30 <= int(reply.headers["retry-after"]) <= 32

@@ -24,6 +24,7 @@ from m3model import (
 )
 from m3model.engine.interface import Sampling
 from serve.client.wire import chat_body
+from serve.gateway.call import Call
 from serve.in_process import compose
 from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
@@ -88,7 +89,7 @@ def test_the_log_holds_the_confidence_that_the_oracle_would(tmp_path: Path) -> N
                 body = ChatRequest.model_validate(
                     chat_body(buffer.getvalue(), record.question, options)
                 )
-                reply = await service.gateway.complete(body, f"{record.question_id}-{scale}")
+                reply = await service.gateway.complete(body, Call(f"{record.question_id}-{scale}"))
                 texts.append(reply.choices[0].message.content)
         await service.stop()
         return texts
