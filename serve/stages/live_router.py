@@ -146,7 +146,7 @@ class LiveRouter:
             return None
         try:
             return current_router_path(self._registry)
-        except RouterFileError as error:
+        except (RouterFileError, OSError) as error:  # a disk that fails for a moment, too
             self._failed(str(error))
             return None
 

@@ -332,7 +332,15 @@ def test_the_registry_is_followed_and_bad_routers_change_nothing(
     promote(registry, registry / "b")
     wait_for(lambda: encoder._router.version == second)
     assert encoder._router.ok
-    promote(registry, registry / "a")  # a rollback
+    with pytest.MonkeyPatch.context() as disk:
+
+        def fails(*_: object, **__: object) -> str:
+            raise OSError(5, "Input/output error")
+
+        disk.setattr(Path, "read_text", fails)
+        wait_for(lambda: not encoder._router.ok)
+        assert encoder._router.version == second
+    promote(registry, registry / "a")  # a rollback; the registry is followed on
     wait_for(lambda: encoder._router.version == first)
 
 
