@@ -146,7 +146,7 @@ class LiveRouter:
             return None
         try:
             return current_router_path(self._registry)
-        except (RouterFileError, OSError) as error:  # a disk that fails for a moment, too
+        except RouterFileError as error:
             self._failed(str(error))
             return None
 

@@ -233,7 +233,7 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
     file.write_text(entry("bob", "b"))
     with monkeypatch.context() as disk:
 
-        def fails(*_: object) -> str:
+        def fails(*_: object, **__: object) -> str:  # other threads read files meanwhile
             raise OSError(5, "Input/output error")
 
         disk.setattr(Path, "read_text", fails)
