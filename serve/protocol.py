@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from router.explanation import Explanation
 
@@ -86,12 +86,6 @@ class Message(Wire):
         }
 
 
-def _no_number(value: Any) -> Any:
-    if value == 0 and value is not False:  # in Python 0 is False, in JSON it is not
-        raise ValueError("must be false")
-    return value
-
-
 class StreamOptions(Wire):
     """What a stream carries besides text. ``include_obfuscation`` false is all there is.
 
@@ -101,9 +95,7 @@ class StreamOptions(Wire):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    include_obfuscation: Annotated[
-        Literal[False], Field(json_schema_extra={"type": "boolean"}), BeforeValidator(_no_number)
-    ] = False
+    include_obfuscation: bool = False
 
     @property
     def wants_usage(self) -> bool:

@@ -227,6 +227,9 @@ def refused_knob(request: ChatRequest, *, strict: bool = True) -> tuple[str, str
     asked = request.stream_options
     if asked is not None and asked.wants_usage and not request.stream:
         return "stream_options", "'stream_options' needs 'stream': true. Remove one of the two."
+    if asked is not None and asked.include_obfuscation:
+        field = "stream_options.include_obfuscation"
+        return field, f"'{field}' is not supported by this service. Remove it."
     if request.top_logprobs and not request.logprobs:
         return "top_logprobs", "'top_logprobs' needs 'logprobs': true. Add it, or remove this one."
     both = request.max_tokens, request.max_completion_tokens

@@ -104,7 +104,7 @@ class RequestLog:
         )
 
     def newly_dropped(self) -> int:
-        """Return how many records and pictures were dropped since this was last asked."""
+        """Return how many records (and at the end pictures) were dropped since last asked."""
         before, self._dropped = self._dropped, self._log.counts.dropped if self._log else 0
         return self._dropped - before
 

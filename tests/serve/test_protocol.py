@@ -77,7 +77,16 @@ def test_fields_of_other_services_pass_where_the_operator_says_so() -> None:
     )
 
 
-@pytest.mark.parametrize("value", [0, 0.0, 1, True, "false"])
+def test_obfuscated_streams_are_refused_by_name() -> None:
+    body = PLAIN | {"stream": True, "stream_options": {"include_obfuscation": True}}
+    refused = refused_knob(ChatRequest.model_validate(body))
+    assert refused is not None
+    assert refused[0] == "stream_options.include_obfuscation"
+    body = PLAIN | {"stream": True, "stream_options": {"include_obfuscation": False}}
+    assert refused_knob(ChatRequest.model_validate(body)) is None
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, "false"])
 def test_false_is_not_zero(value: object) -> None:
     body = PLAIN | {"stream": True, "stream_options": {"include_obfuscation": value}}
     with pytest.raises(ValidationError):
