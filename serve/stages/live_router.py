@@ -49,7 +49,7 @@ class LiveRouter:
         self.ok = True
         self._wanted: Path | None = None
         self._chosen: Path | None = None
-        self._complaint = self._overruled = ""
+        self._complaint = self._overruled = self._unread = ""
         self._polls_since_failure = 0
         self._swapping = threading.Lock()
         self._stop = threading.Event()
@@ -145,10 +145,17 @@ class LiveRouter:
         if self._registry is None:
             return None
         try:
-            return current_router_path(self._registry)
+            promoted = current_router_path(self._registry)
         except RouterFileError as error:
-            self._failed(str(error))
+            self._unread = str(error)
+            self._failed(self._unread)
             return None
+        # It can be read again and names nothing; one that it names is loaded anew by `_poll`.
+        if promoted is None and self._unread and self._complaint == self._unread:
+            self._complaint, self.ok = "", not self._overruled
+            self._metrics.gauge("m3_router_stale", int(not self.ok))
+        self._unread = ""
+        return promoted
 
     def _poll(self) -> None:
         while not self._stop.wait(self._poll_s):

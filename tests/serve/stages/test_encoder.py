@@ -344,6 +344,22 @@ def test_the_registry_is_followed_and_bad_routers_change_nothing(
     wait_for(lambda: encoder._router.version == first)
 
 
+def test_a_registry_that_names_nothing_complains_of_nothing_once_it_can_be_read(
+    make_encoder: Callable[..., Encoder], tmp_path: Path
+) -> None:
+    encoder = make_encoder(registry=tmp_path)
+    (tmp_path / "current").mkdir()  # as unreadable as a disk that fails
+    deadline = time.monotonic() + 4
+    while encoder._router.ok and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not encoder._router.ok
+    (tmp_path / "current").rmdir()
+    while not encoder._router.ok and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert encoder._router.ok
+    assert "m3_router_stale 0.0" in asyncio.run(encoder._metrics.text())
+
+
 def test_a_registrys_router_is_not_exchanged_by_another_source(
     make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
 ) -> None:
