@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from m3model.engine.interface import Engine, Sampling, TokenEvent
     from m3model.engine.local import LocalEngine
     from m3model.errors import CheckpointMismatch
+    from m3model.focus import Focus, focus_visual_tokens
     from m3model.model import M3ForConditionalGeneration
     from m3model.pooling import pool_visual_tokens
     from m3model.processing import M3Processor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CheckpointMismatch": "m3model.errors",
     "Engine": "m3model.engine",
+    "Focus": "m3model.focus",
     "LocalEngine": "m3model.engine.local",
     "M3Config": "m3model.config",
     "M3ForConditionalGeneration": "m3model.model",
@@ -33,6 +35,7 @@ _HOME = {
     "RequestCost": "m3model.cost",
     "Sampling": "m3model.engine",
     "TokenEvent": "m3model.engine",
+    "focus_visual_tokens": "m3model.focus",
     "pool_visual_tokens": "m3model.pooling",
     "request_cost": "m3model.cost",
 }
@@ -40,6 +43,7 @@ _HOME = {
 __all__ = [
     "CheckpointMismatch",
     "Engine",
+    "Focus",
     "LocalEngine",
     "M3Config",
     "M3ForConditionalGeneration",
@@ -49,6 +53,7 @@ __all__ = [
     "Sampling",
     "TokenEvent",
     "default_model_path",
+    "focus_visual_tokens",
     "pool_visual_tokens",
     "request_cost",
 ]

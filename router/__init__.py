@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from router.actions import Action, ActionSpace, Plan, Reading, default_space, uniform_space
     from router.certificate.promise import Certificate
     from router.decision import (
         Constraints,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from router.second_look import SecondLook
 
 _HOMES = {
+    "Action": "actions",
+    "ActionSpace": "actions",
     "BudgetTooSmall": "errors",
     "Certificate": "certificate",
     "ComplexityPredictor": "predictor",
@@ -55,7 +58,9 @@ _HOMES = {
     "NotCertified": "errors",
     "OracleRecord": "records",
     "PictureFeatures": "features",
+    "Plan": "actions",
     "Policy": "policy",
+    "Reading": "actions",
     "Reason": "decision",
     "Router": "router",
     "RouterFileError": "errors",
@@ -68,6 +73,7 @@ _HOMES = {
     "choose": "policy",
     "current_router_path": "registry",
     "default_detail_map": "decision",
+    "default_space": "actions",
     "feature_schema": "features",
     "frontier": "policy",
     "picture_features": "features",
@@ -75,9 +81,12 @@ _HOMES = {
     "question_features": "features",
     "resolve_constraints": "decision",
     "split_of": "records",
+    "uniform_space": "actions",
 }
 
 __all__ = [
+    "Action",
+    "ActionSpace",
     "BudgetTooSmall",
     "Certificate",
     "ComplexityPredictor",
@@ -90,7 +99,9 @@ __all__ = [
     "NotCertified",
     "OracleRecord",
     "PictureFeatures",
+    "Plan",
     "Policy",
+    "Reading",
     "Reason",
     "Router",
     "RouterFileError",
@@ -104,6 +115,7 @@ __all__ = [
     "current_router_path",
     "default_detail_map",
     "default_router_path",
+    "default_space",
     "feature_schema",
     "frontier",
     "picture_features",
@@ -111,6 +123,7 @@ __all__ = [
     "question_features",
     "resolve_constraints",
     "split_of",
+    "uniform_space",
 ]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
+from router.actions import Reading
 from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
 from router.explanation import Explanation
 from router.policy.budget import Pins, even_shares
@@ -51,6 +52,7 @@ class Constraints:
         price_floor: least price the policy decides at, without a second look; 0: its own price.
         pins: for each of several pictures the scale that its detail fixes, None where the policy
             chooses; empty where ``pinned`` or nothing says it for all.
+        focus: whether a picture may be read finely in some cells only.
     """
 
     pinned: int | None = None
@@ -61,6 +63,7 @@ class Constraints:
     second_look: bool = False
     price_floor: float = 0.0
     pins: tuple[int | None, ...] = ()
+    focus: bool = True
 
     def __post_init__(self) -> None:
         if self.reason is Reason.predicted and self.pinned is not None:
@@ -109,34 +112,40 @@ class RoutingDecision:
     """The scale of each picture of one request, and what that rests on.
 
     Attributes:
-        scale: visual tokens of the picture (0 without one); of several pictures the finest.
+        scale: what the whole picture is read at (0 without one), of a focus the coarse level; of
+            several pictures the finest.
         visual_tokens: visual tokens of the whole request: the sum over its pictures.
         reason: why.
-        p_suffices: scale -> calibrated P(scale suffices), the mean over pictures; None where
-            nothing was predicted (pinned without features, no picture, fallback). Of several
-            pictures the explanation has each one's.
-        values: scale -> the quality that the policy weighs against cost; None as above.
+        p_suffices: scale, or name of a focus -> calibrated P(it suffices), the mean over pictures;
+            None where nothing was predicted (pinned without features, no picture, fallback). Of
+            several pictures the explanation has each one's.
+        values: the same keys -> the quality that the policy weighs against cost; None as above.
         price: quality that one unit of cost had to buy (the router's dial); None without a router.
         router_version: short content hash of the router; "" without a router.
         latency_ms: wall time of the decision itself, features not counted.
         certified: the bound it was decided under; None where none was asked for.
         explanation: why, where that was asked for and something was predicted.
         open_look: decides after the answer whether to look finer; None where nothing may follow.
-        scales: visual tokens of each picture, in order; empty without a picture.
+        readings: what is read of each picture, in order; empty without a picture.
     """
 
     scale: int
     visual_tokens: int
     reason: Reason
-    p_suffices: dict[int, float] | None = None
-    values: dict[int, float] | None = None
+    p_suffices: dict[int | str, float] | None = None
+    values: dict[int | str, float] | None = None
     price: float | None = None
     router_version: str = ""
     latency_ms: float = 0.0
     certified: AppliedBound | None = None
     explanation: Explanation | None = None
     open_look: OpenLook | None = None
-    scales: tuple[int, ...] = ()
+    readings: tuple[Reading, ...] = ()
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """What each whole picture is read at, in order; of a focus the coarse level."""
+        return tuple(reading.scale for reading in self.readings)
 
 
 def default_detail_map(scales: Sequence[int]) -> dict[str, int]:
@@ -310,7 +319,7 @@ def decided(
         reason=reason,
         router_version=router_version,
         latency_ms=latency_ms,
-        scales=scales,
+        readings=tuple(map(Reading.uniform, scales)),
     )
 
 

@@ -38,9 +38,11 @@ _ARROW_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OracleRecord:
-    """One question about one picture, answered at every scale.
+    """One question about one picture, answered by every action.
 
-    Lists are aligned with ``scales``. ``scores`` is exact match where a reference answer exists,
+    Lists are aligned with ``actions``, or where those are None with ``scales``, the uniform ones.
+    ``action_space`` is the hash of the space that the actions are of; ``cells`` what each of them
+    reads finely. ``scores`` is exact match where a reference answer exists,
     else agreement with the finest scale's answer. ``p_reference`` is the model's likelihood of the
     reference answer with its end token, ``confidence`` that of its own answer. Nothing is made
     monotone: a finer scale may score worse.
@@ -64,12 +66,16 @@ class OracleRecord:
     model_hash: str
     size_px: Float32 | None = None
     metadata: str = "{}"
+    actions: tuple[str, ...] | None = None
+    action_space: str | None = None
+    cells: tuple[tuple[Int32, ...], ...] | None = None
 
     def __post_init__(self) -> None:
+        told = self.scales if self.actions is None else self.actions
         for name in ("answers", "scores", "p_reference", "confidence", "visual_tokens"):
-            if len(getattr(self, name)) != len(self.scales):
+            if len(getattr(self, name)) != len(told):
                 raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries for {len(self.scales)} scales"
+                    f"{name} has {len(getattr(self, name))} entries for {len(told)} actions"
                 )
 
 
@@ -84,7 +90,8 @@ class DecisionRecord:
     second scale, and tokens are the sum of both. ``tenant`` is the name of the key that asked, None
     where none was asked for: callers choose ``request_id``, so two tenants may choose the same.
     ``scales`` are those of each picture, of which ``scale`` is the finest; None in logs older than
-    the column, and where nothing was decided.
+    the column, and where nothing was decided. ``actions`` and ``cells`` are what was read of each
+    picture (after a second look, by that), ``action_space`` the hash of the router's space.
     """
 
     request_id: str
@@ -112,6 +119,9 @@ class DecisionRecord:
     first_confidence: Float32 | None = None
     tenant: str | None = None
     scales: tuple[Int32, ...] | None = None
+    actions: tuple[str, ...] | None = None
+    action_space: str | None = None
+    cells: tuple[tuple[Int32, ...], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from router.actions import ActionSpace, Plan, Reading, uniform_space
 from router.certificate.held import HeldCertificate
 from router.certificate.promise import CERTIFICATE_FILE, Certificate
 from router.decision import (
@@ -74,6 +75,7 @@ class Router:
         metadata: Mapping[str, Any] | None = None,
         card_text: str | None = None,
         second_look: SecondLook | None = None,
+        space: ActionSpace | None = None,
     ) -> None:
         if len(schema.names) != predictor.n_features_in_:
             raise FeatureMismatch(
@@ -90,6 +92,7 @@ class Router:
         self.policy = policy
         self.metadata = dict(metadata or {})
         self.second_look = second_look
+        self.space = uniform_space(schema.scales) if space is None else space
         self._files = render(self._parts)
         self.version = version_of(self._files)
         if card_text is not None:
@@ -128,6 +131,7 @@ class Router:
         constraints: Constraints | None = None,
         *,
         n_pictures: int | None = None,
+        plans: Sequence[Plan] | None = None,
     ) -> RoutingDecision:
         """Return the decision for one request: a scale for its picture, or for each of several.
 
@@ -141,6 +145,8 @@ class Router:
                 pin every scale or there is no picture, and then nothing is predicted.
             constraints: from `resolve_constraints`; None leaves the policy free.
             n_pictures: pictures in the request, where no features tell.
+            plans: for each picture what the actions of ``space`` would read (`ActionSpace.plan`);
+                None leaves the uniform scales to choose from.
 
         Raises:
             BudgetTooSmall: the cap cannot be kept.
@@ -183,7 +189,9 @@ class Router:
         if limits.explain and rows is not None and values is not None:
             explanation = self._explain(policy, rows, values, limits, pins, scales)
         mean = None if values is None else _mean(values)
-        by_scale = None if mean is None else dict(zip(self.scales, mean, strict=True))
+        by_scale: dict[int | str, float] | None = None
+        if mean is not None:
+            by_scale = dict(zip(self.scales, mean, strict=True))
         decision = RoutingDecision(
             scale=max(scales),
             visual_tokens=sum(scales),
@@ -195,7 +203,7 @@ class Router:
             latency_ms=(time.perf_counter() - started) * 1e3,
             certified=bound,
             explanation=explanation,
-            scales=scales,
+            readings=tuple(map(Reading.uniform, scales)),
         )
         if look is not None and mean is not None and reason is Reason.predicted:
             opened = look.opened(mean, scales[0], policy.costs, limits.max_visual_tokens)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from router.actions import Reading
+
 _LEAST = 1e-6  # probabilities are kept this far from 0 and 1
 
 
@@ -188,9 +190,10 @@ class OpenLook:
     costs: tuple[float, ...]
     cap: int | None = None
 
-    def escalate(self, confidence: float) -> int | None:
-        """Return the finer scale worth asking again, or None; see `SecondLook.escalate`."""
-        return self.look.escalate(self.values, self.scale, confidence, self.costs, self.cap)
+    def escalate(self, confidence: float) -> Reading | None:
+        """Return what is worth asking again, or None; see `SecondLook.escalate`."""
+        finer = self.look.escalate(self.values, self.scale, confidence, self.costs, self.cap)
+        return None if finer is None else Reading.uniform(finer)
 
 
 def log_odds(p: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from router.actions import Reading
 from router.second_look import OpenLook
 from serve.errors import ServiceError
 from serve.gateway.request_trace import Trace
@@ -23,7 +24,7 @@ from serve.telemetry import spans
 
 LOG = logging.getLogger(__name__)
 Ask = Callable[[GenerateRequest], AsyncGenerator[AnswerPart]]
-Pool = Callable[[int, str | None], Awaitable[NDArray[np.float16]]]
+Pool = Callable[[Reading, str | None], Awaitable[NDArray[np.float16]]]
 
 
 async def looked_again(
@@ -44,7 +45,7 @@ async def looked_again(
         look: decides.
         trace: of the request; told when the second answer begins.
         ask: gives an answer's parts.
-        pool: gives the picture's tokens at another scale, as part of a span.
+        pool: gives the picture's tokens of another reading, as part of a span.
         metrics: counts what came of it.
 
     Raises:
@@ -59,7 +60,7 @@ async def looked_again(
     if finer is not None:
         begun = False
         try:
-            with spans.span("m3.second_look", trace.span.traceparent, scale=finer) as work:
+            with spans.span("m3.second_look", trace.span.traceparent, scale=finer.scale) as work:
                 tokens = await pool(finer, work.traceparent)
                 again = replace(request, visual_tokens=(tokens,), traceparent=work.traceparent)
                 async with aclosing(ask(again)) as parts:
@@ -68,8 +69,8 @@ async def looked_again(
                             begun = True
                             trace.look_again(first, confidence, finer)
                             metrics.count("m3_second_looks", outcome="escalated")
-                            metrics.count("m3_visual_tokens", finer)
-                            trace.charge(finer)
+                            metrics.count("m3_visual_tokens", finer.visual_tokens)
+                            trace.charge(finer.visual_tokens)
                         yield part
             return
         except ServiceError as error:

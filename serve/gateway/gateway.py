@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from router.actions import Reading
 from router.decision import Reason
 from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.gateway import replies
@@ -291,8 +292,8 @@ class Gateway:
         encoded = await self._encode(trace, decide_only=False)
         request, parsed = trace.generate_request(tokens_per_part), cast(ParsedRequest, trace.parsed)
 
-        def pool(scale: int, parent: str | None) -> Awaitable[NDArray[np.float16]]:
-            wanted = PoolRequest(encoded.picture_ids[0], parsed.pictures[0], scale, parent)
+        def pool(reading: Reading, parent: str | None) -> Awaitable[NDArray[np.float16]]:
+            wanted = PoolRequest(encoded.picture_ids[0], parsed.pictures[0], reading, parent)
             return self._of_encoder(trace, lambda: self._encoder.pool(wanted))
 
         if (look := encoded.decision.open_look) is None:

@@ -180,5 +180,5 @@ def _second_look(first: FirstLook, both: int) -> SecondLooked:
     return SecondLooked.model_validate(told)
 
 
-def _by_scale(numbers: dict[int, float] | None) -> dict[str, float] | None:
+def _by_scale(numbers: dict[int | str, float] | None) -> dict[str, float] | None:
     return None if numbers is None else {str(scale): float(p) for scale, p in numbers.items()}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import cast
 
+from router.actions import Reading
 from router.records import DecisionRecord
 from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
@@ -125,8 +126,8 @@ class Trace:
             traceparent=self.span.traceparent,
         )
 
-    def look_again(self, parts: Sequence[AnswerPart], confidence: float, scale: int) -> None:
-        """Take in that another answer follows at a finer scale; tokens count for both."""
+    def look_again(self, parts: Sequence[AnswerPart], confidence: float, finer: Reading) -> None:
+        """Take in that another answer follows, read finer; tokens count for both."""
         encoded = cast(Encoded, self.encoded)
         decision = encoded.decision
         self.completion_tokens = sum(part.n_tokens for part in parts)
@@ -134,10 +135,12 @@ class Trace:
             decision.scale, decision.visual_tokens, confidence, parts[-1].text_tokens,
             self.completion_tokens, parts[-1].cached_tokens,
         )  # fmt: skip
-        told = decision.explanation and decision.explanation.before_second_look(confidence, scale)
-        both = decision.visual_tokens + scale
+        told = decision.explanation and decision.explanation.before_second_look(
+            confidence, finer.scale
+        )
+        both = decision.visual_tokens + finer.visual_tokens
         decision = replace(
-            decision, scale=scale, scales=(scale,), visual_tokens=both, explanation=told
+            decision, scale=finer.scale, readings=(finer,), visual_tokens=both, explanation=told
         )
         self.encoded = replace(encoded, decision=decision)
 

@@ -80,7 +80,7 @@ class EncoderReplica(Encoder):
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return a picture's tokens, counted as work meanwhile."""
-        with surprises_told(self._settings), self._workload.taken(request.scale):
+        with surprises_told(self._settings), self._workload.taken(request.reading.visual_tokens):
             return await super().pool(request)
 
     def record_autoscaling_stats(self) -> dict[str, float]:

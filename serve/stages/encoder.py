@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3model.config import hash_model
+from router.actions import Reading
 from router.decision import Reason, RoutingDecision, decided, finest_fallback, within_bound
 from router.errors import RoutingError
 from router.explain import relevance_map
@@ -121,7 +122,7 @@ class Encoder:
             if pictures and not request.decide_only:
                 with spans.span("m3.pool", work.traceparent, scale=decision.scale):
                     quick = self._is_quick(pictures)
-                    tokens = await self._done(quick, self._pool, pictures, decision.scales)
+                    tokens = await self._done(quick, self._pool, pictures, decision.readings)
         encode_ms = _ms_since(started)
         if pictures:  # a question without any would make encoding look quick
             self._metrics.observe("m3_encode_latency_ms", encode_ms)
@@ -129,14 +130,14 @@ class Encoder:
         return Encoded(ids, tokens, decision, encode_ms, text_tokens)
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
-        """Return the tokens (scale, D) of a picture; one that was forgotten is encoded again."""
-        with spans.span("m3.pool", request.traceparent, scale=request.scale) as work:
+        """Return the tokens (n, D) of a picture; one that was forgotten is encoded again."""
+        with spans.span("m3.pool", request.traceparent, scale=request.reading.scale) as work:
             known = self._cache.get(request.picture_id)
             if known is None:
                 self._metrics.count("m3_second_look_encodes")
                 known = await self._encode(request.picture, work.traceparent)
             quick = self._is_quick([known])
-            return await self._done(quick, self._vision.tokens, known, request.scale)
+            return await self._done(quick, self._vision.tokens, known, request.reading)
 
     async def status(self) -> EncoderStatus:
         """Return the state of this replica."""
@@ -272,9 +273,9 @@ class Encoder:
             self._cache_bytes -= oldest.n_bytes
 
     def _pool(
-        self, pictures: list[EncodedPicture], scales: tuple[int, ...]
+        self, pictures: list[EncodedPicture], readings: tuple[Reading, ...]
     ) -> tuple[NDArray[np.float16], ...]:
-        return tuple(map(self._vision.tokens, pictures, scales))
+        return tuple(map(self._vision.tokens, pictures, readings))
 
     async def _within_context(
         self, request: EncodeRequest, pictures: list[EncodedPicture], decision: RoutingDecision

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from router.actions import Reading
 from router.decision import Constraints, RoutingDecision
 
 
@@ -51,11 +52,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class PoolRequest:
-    """A picture that was encoded before, as it came too should it be forgotten, and a scale."""
+    """A picture that was encoded before, as it came too should it be forgotten, and a reading."""
 
     picture_id: str
     picture: bytes
-    scale: int
+    reading: Reading
     traceparent: str | None = None
 
 

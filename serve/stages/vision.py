@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from m3model import pool_visual_tokens
+from m3model import Focus, focus_visual_tokens, pool_visual_tokens
 from m3model.relevance.source import encode_with_tower
+from router.actions import Reading
 from router.errors import FeatureMismatch
 from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
@@ -141,8 +143,15 @@ class Vision:
             maps.append(r)
         return np.stack(rows), maps
 
-    def tokens(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
-        """Return the picture's visual tokens (scale, D), which are not to be written to."""
+    def tokens(self, picture: EncodedPicture, reading: Reading) -> NDArray[np.float16]:
+        """Return the picture's visual tokens (n, D), which are not to be written to."""
+        if reading.fine is not None:
+            focus = Focus(reading.scale, reading.fine, reading.cells)
+            read = focus_visual_tokens(torch.from_numpy(picture.features.patches), focus)
+            return cast("NDArray[np.float16]", read.to(torch.float16).numpy())
+        return self._uniform(picture, reading.scale)
+
+    def _uniform(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
         if (known := picture.pooled.get(scale)) is not None:
             return known
         grid = torch.from_numpy(picture.features.patches)

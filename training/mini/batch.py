@@ -139,12 +139,19 @@ def make_batch(seeds: Sequence[int], namespace: str, size_px: int, tokenizer) ->
     return pack_scenes(scenes, tokenizer, BlockTokens.of(tokenizer))
 
 
-def attention_mask(block: Tensor, n_prefix: int, dtype: torch.dtype) -> Tensor:
-    """Return the (B, 1, P+T, P+T) additive mask: causal; a block sees the prefix and itself."""
-    prefix = block.new_zeros((block.shape[0], n_prefix))
-    owner = torch.cat([prefix, block], dim=1)
-    is_prefix = torch.arange(owner.shape[1], device=block.device) < n_prefix
-    seen = is_prefix[None, None, :] | (owner[:, :, None] == owner[:, None, :])
+def attention_mask(block: Tensor, prefix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the (B, 1, P+T, P+T) additive mask: causal; a block sees the prefix and itself.
+
+    Args:
+        block: (B, T) the block of each text token, 0 for padding.
+        prefix: (B, P) bool, False where a shorter prefix is padded.
+        dtype: of the mask.
+    """
+    owner = torch.cat([torch.zeros_like(prefix, dtype=block.dtype), block], dim=1)
+    is_prefix = torch.cat([prefix, torch.zeros_like(block, dtype=torch.bool)], dim=1)
+    # Padding of the prefix is a block of its own, which nothing else sees.
+    owner[:, : prefix.shape[1]][~prefix] = -1
+    seen = is_prefix[:, None, :] | (owner[:, :, None] == owner[:, None, :])
     allowed = seen & torch.ones_like(seen[0]).tril()
     return torch.zeros(allowed.shape, dtype=dtype, device=block.device).masked_fill_(
         ~allowed, -30000.0

@@ -1,18 +1,25 @@
-"""What m3-mini is taught: answers at every scale, what a patch shows, where a question looks.
+"""What m3-mini is taught: answers at every scale and from cuts, what a patch shows, where to look.
 
 Pure functions from a model and a batch to losses. Notation as in ``training.mini.batch``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from m3model.focus import Focus, focus_visual_tokens
 from m3model.pooling import pool_visual_tokens
 from training.mini.batch import IGNORE, SceneBatch, attention_mask
+from training.mini.cuts import draw_cut
 from training.mini.model import MiniModel
 
+Reading = int | Sequence[Focus]  # one scale for all pictures, or a focus for each
 ATTENTION = "m3_mini"
+CUT_STREAM = 13  # keeps the randomness of cuts apart from that of scenes
 # Colours come by themselves; letters and digits take most of the training.
 LABEL_WEIGHTS = {"class": 1.0, "color": 0.3, "char": 2.7}
 
@@ -62,23 +69,33 @@ def relevance_loss(model: MiniModel, grid: Tensor, batch: SceneBatch) -> Tensor:
     return per_question[asked].mean()
 
 
+def read_pictures(grid: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+    """Return visual tokens (B, P, D), zero behind each picture's own, and their numbers (B,)."""
+    if isinstance(reading, int):
+        visual = pool_visual_tokens(grid, reading)
+        return visual, torch.full((len(grid),), reading, device=grid.device)
+    read = [focus_visual_tokens(one, focus) for one, focus in zip(grid, reading, strict=True)]
+    counts = torch.tensor([len(tokens) for tokens in read], device=grid.device)
+    return nn.utils.rnn.pad_sequence(read, batch_first=True), counts
+
+
 def answer_states(
-    model: MiniModel, grid: Tensor, batch: SceneBatch, scale: int
+    model: MiniModel, grid: Tensor, batch: SceneBatch, reading: Reading
 ) -> tuple[Tensor, Tensor]:
-    """Return logits (N, V) and ids (N,) of the N answer tokens, pictures read at ``scale``."""
+    """Return logits (N, V) and ids (N,) of the N answer tokens, pictures read as ``reading``."""
     m3 = model.m3
     embed = m3.get_input_embeddings()
-    visual = pool_visual_tokens(grid, scale)
+    visual, counts = read_pictures(grid, reading)
     start = embed(
         torch.full((grid.shape[0], 1), m3.config.text_config.bos_token_id, device=grid.device)
     )
     hidden = torch.cat([start.to(visual.dtype), visual, embed(batch.text).to(visual.dtype)], dim=1)
-    n_prefix = scale + 1
+    n_prefix, own = visual.shape[1] + 1, counts[:, None] + 1
     prefix = torch.arange(n_prefix, device=grid.device).expand(grid.shape[0], -1)
-    positions = torch.cat([prefix, n_prefix + batch.offset], dim=1)
+    positions = torch.cat([prefix, own + batch.offset], dim=1)
     states = m3.model.language_model(
         inputs_embeds=hidden,
-        attention_mask=attention_mask(batch.block, n_prefix, hidden.dtype),
+        attention_mask=attention_mask(batch.block, prefix < own, hidden.dtype),
         position_ids=positions,
         use_cache=False,
     ).last_hidden_state[:, n_prefix:]
@@ -86,20 +103,53 @@ def answer_states(
     return (states[wanted] @ embed.weight.T).float(), batch.target[wanted]
 
 
-def answer_loss(model: MiniModel, grid: Tensor, batch: SceneBatch, scale: int) -> Tensor:
-    """Return the cross entropy of the answers at ``scale``, mean over answer tokens."""
-    logits, target = answer_states(model, grid, batch, scale)
-    return nn.functional.cross_entropy(logits, target)
+def answer_loss(
+    model: MiniModel,
+    grid: Tensor,
+    batch: SceneBatch,
+    reading: Reading,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Return the cross entropy of the answers, pictures read as ``reading``: mean over tokens.
+
+    Args:
+        weights: (B, Q) what each question counts; all the same when left out.
+    """
+    logits, target = answer_states(model, grid, batch, reading)
+    if weights is None:
+        return nn.functional.cross_entropy(logits, target)
+    wanted = batch.target != IGNORE
+    each = weights.gather(1, (batch.block - 1).clamp(min=0))[wanted]
+    losses = nn.functional.cross_entropy(logits, target, reduction="none")
+    return (losses * each).sum() / each.sum()
 
 
 @torch.no_grad()
-def exact_matches(model: MiniModel, grid: Tensor, batch: SceneBatch, scale: int) -> Tensor:
+def draw_cuts(
+    model: MiniModel, grid: Tensor, batch: SceneBatch, seeds: Sequence[int]
+) -> tuple[list[Focus], Tensor]:
+    """Return a cut of every picture, drawn from its seed, and weights (B, Q)."""
+    maps = model.relevance_logits(grid, batch.question_ids, batch.question_mask)
+    relevance = maps.float().sigmoid().cpu().numpy()
+    truth, asked = batch.relevant.cpu().numpy(), batch.question_mask.any(-1).sum(1).tolist()
+    cuts = [
+        draw_cut(relevance[i, :n], truth[i, :n], np.random.default_rng([CUT_STREAM, seeds[i]]))
+        for i, n in enumerate(asked)
+    ]
+    weights = torch.zeros(batch.question_mask.shape[:2], device=grid.device)
+    for row, cut in zip(weights, cuts, strict=True):
+        row[: len(cut.weights)] = torch.from_numpy(cut.weights)
+    return [cut.focus for cut in cuts], weights
+
+
+@torch.no_grad()
+def exact_matches(model: MiniModel, grid: Tensor, batch: SceneBatch, reading: Reading) -> Tensor:
     """Return (n_questions,) bool: every answer token and the end token is the most likely one.
 
     Questions come in batch order. This equals greedy decoding matching the reference: until the
     first wrong token both see the same history.
     """
-    logits, target = answer_states(model, grid, batch, scale)
+    logits, target = answer_states(model, grid, batch, reading)
     right = logits.argmax(-1) == target
     wanted = batch.target != IGNORE
     n_blocks = int(batch.block.max())

@@ -12,7 +12,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from training.errors import ParametersDiffer, TrainingError
-from training.mini.batch import make_batch
+from training.mini.batch import SceneBatch, make_batch
 from training.mini.losses import (
     ATTENTION,
     answer_loss,
     dense_loss,
+    draw_cuts,
     exact_matches,
     register_attention,
     relevance_loss,
@@ -55,6 +56,7 @@ class Stage:
 
     A step draws one scale from each of ``scale_groups`` and weighs it by its group's size, so that
     the expected loss is the mean over all scales named. No group: only the dense losses.
+    With ``cut_weight`` every picture is read as a random cut too.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Stage:
     dense_weight: float = 1.0
     relevance_weight: float = 0.3
     warmup: int = 100
+    scale_weight: float = 1.0
+    cut_weight: float = 0.0
 
 
 STAGES: tuple[Stage, ...] = (
@@ -139,17 +143,26 @@ def sample_scales(
 
 
 def training_loss(
-    model: MiniModel, batch, stage: Stage, rng: np.random.Generator
+    model: MiniModel,
+    batch: SceneBatch,
+    stage: Stage,
+    rng: np.random.Generator,
+    seeds: Sequence[int],
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of one step and its parts."""
+    """Return the loss of one step and its parts; a picture's cut follows from its seed."""
     grid = model.grid(batch.pixels)
     dense, relevance = dense_loss(model, grid, batch), relevance_loss(model, grid, batch)
     loss = stage.dense_weight * dense + stage.relevance_weight * relevance
     parts = {"dense": float(dense.detach()), "relevance": float(relevance.detach())}
     for scale, weight in sample_scales(stage.scale_groups, rng):
         answers = answer_loss(model, grid, batch, scale)
-        loss = loss + weight * answers
+        loss = loss + stage.scale_weight * weight * answers
         parts[f"answer_{scale}"] = float(answers.detach())
+    if stage.cut_weight:
+        cuts, counts = draw_cuts(model, grid, batch, seeds)
+        answers = answer_loss(model, grid, batch, cuts, counts)
+        loss = loss + stage.cut_weight * answers
+        parts["answer_cut"] = float(answers.detach())
     return loss, parts
 
 
@@ -203,7 +216,8 @@ def run_stage(
         base = ((run.seed * 16 + number) * 1_000_000 + step) * run.pictures + rank * per_worker
         seeds = range(base, base + per_worker)
         batch = make_batch(seeds, "model", stage.grid_side * PATCH_PX, tokenizer)
-        loss, parts = training_loss(model, batch.to(torch.device(run.device), dtype), stage, rng)
+        batch = batch.to(torch.device(run.device), dtype)
+        loss, parts = training_loss(model, batch, stage, rng, seeds)
         loss.backward()
         norm = optimizer.step(learning_rate(stage, step), run.workers)
         if rank or report is None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from router.actions import ActionSpace, uniform_space
 from router.features.schema import FeatureSchema, feature_schema
 from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
@@ -33,10 +34,11 @@ class EncodeCost:
 
 @dataclass(frozen=True)
 class OracleData:
-    """n questions at K scales, as arrays. Row i of everything is the same question.
+    """n questions under A actions, as arrays. Row i of everything is the same question.
 
-    ``scores``, ``soft`` (P(reference answer)), ``confidence``: (n, K) float64; ``features`` (n, F)
-    float32; ``flops`` (K,) or None. ``pictures`` (n,) are integers 0..P-1, one per picture.
+    ``scores``, ``soft`` (P(reference answer)), ``confidence``, ``visual_tokens``: (n, A) float64,
+    columns as in ``space``, the anchor last; ``features`` (n, F) float32; ``flops`` (K,) of the K
+    uniform scales, or None. ``pictures`` (n,) are integers 0..P-1, one per picture.
     """
 
     picture_ids: NDArray[np.str_]
@@ -49,14 +51,15 @@ class OracleData:
     has_reference: NDArray[np.bool_]
     size_px: NDArray[np.float64]  # NaN where unknown
     metadata: list[dict[str, Any]]
-    scales: tuple[int, ...]
+    visual_tokens: NDArray[np.float64]
+    space: ActionSpace
     flops: NDArray[np.float64] | None
     schema: FeatureSchema
     feature_schema: str
     model_hash: str
     sources: tuple[str, ...]
     data_hash: str
-    repeats: NDArray[np.float64] | None = None  # (n, R, K) scores of other wordings, else NaN
+    repeats: NDArray[np.float64] | None = None  # (n, R, A) scores of other wordings, else NaN
     seconds: dict[str, list[float]] = field(default_factory=dict)  # hardware: (K,), analytic
     encode: EncodeCost = EncodeCost()
 
@@ -72,6 +75,11 @@ class OracleData:
     def n_pictures(self) -> int:
         """Return how many different pictures there are."""
         return len(np.unique(self.picture_ids))
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Return the K uniform scales, ascending."""
+        return self.space.scales
 
     @cached_property
     def tokens(self) -> NDArray[np.float64]:
@@ -92,11 +100,11 @@ class OracleData:
                 name: getattr(self, name)[index]
                 for name in (
                     "picture_ids", "question_ids", "groups", "scores", "soft", "confidence",
-                    "features", "has_reference", "size_px",
+                    "features", "has_reference", "size_px", "visual_tokens",
                 )
             },
             metadata=[self.metadata[i] for i in index],
-            scales=self.scales, flops=self.flops, schema=self.schema,
+            space=self.space, flops=self.flops, schema=self.schema,
             feature_schema=self.feature_schema, model_hash=self.model_hash,
             sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
             encode=self.encode,
@@ -194,7 +202,9 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         if found != [manifest[column]]:
             raise MixedData(f"the shards and their manifest differ in {column}: {found[:3]}")
     metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
-    table, metadata, again = _without_repeats(table, metadata, len(scales))
+    stored = manifest.get("actions")
+    space = uniform_space(scales) if stored is None else ActionSpace.from_json(stored)
+    table, metadata, again = _without_repeats(table, metadata, len(space))
     try:
         arrays = oracle_arrays(table)
     except ValueError as error:
@@ -212,7 +222,8 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         has_reference=np.array([r is not None for r in table["reference"].to_pylist()]),
         size_px=np.array([np.nan if v is None else v for v in table["size_px"].to_pylist()]),
         metadata=metadata,
-        scales=scales,
+        visual_tokens=arrays.visual_tokens.astype(np.float64),
+        space=space,
         flops=np.array(manifest["flops"], float) if manifest.get("flops") else None,
         schema=schema,
         feature_schema=schema.hash,

@@ -20,6 +20,7 @@ from ray.serve._private.common import (
 )
 from ray.serve.request_router import PendingRequest, RequestRouter
 
+from router.actions import Reading
 from router.decision import Constraints
 from serve.errors import NotReady
 from serve.on_ray.app import is_well
@@ -206,7 +207,7 @@ def test_what_cannot_be_weighed_still_goes_somewhere() -> None:
 def test_a_picture_s_calls_land_alike_and_move_on_when_its_replica_dies() -> None:
     replicas = [Replica(name) for name in "abc"]
     encode = EncodeRequest((b"png",), "what", Constraints())
-    pool = PoolRequest("id", b"png", 9)
+    pool = PoolRequest("id", b"png", Reading.uniform(9))
 
     async def work(router: Any) -> None:
         homes = {}

@@ -48,7 +48,8 @@ def test_nothing_of_a_request_is_in_rays_folders(
         encoder = serve.get_deployment_handle("encoder", "m3")
         wrong: Any = PROMPT
         with pytest.raises(ServiceError, match="The service failed on this request"):
-            encoder.pool.remote(PoolRequest("x", picture_bytes(66), wrong)).result(timeout_s=30)
+            asked = PoolRequest("x", picture_bytes(66), wrong)
+            encoder.pool.remote(asked).result(timeout_s=30)
     assert PROMPT not in str(told.value)
 
     session = Path(_global_node.get_session_dir_path())

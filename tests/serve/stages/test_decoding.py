@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from router.actions import Reading
 from router.decision import Constraints, Reason
 from router.records import picture_id
 from serve.errors import BadRequest
@@ -98,7 +99,9 @@ def test_a_repeated_picture_is_not_decoded(
         assert len(watched.decoded) == 2
         assert {*first.picture_ids, *again.picture_ids} == {picture_id(pixels)}
         assert len(watched.encoder._cache) == 1
-        looked = await watched.encoder.pool(PoolRequest(picture_id(pixels), data, 36))
+        looked = await watched.encoder.pool(
+            PoolRequest(picture_id(pixels), data, Reading.uniform(36))
+        )
         assert looked.shape[0] == 36
         assert len(watched.decoded) == 2
 
@@ -112,7 +115,7 @@ def test_a_forgotten_picture_is_decoded_again(
 
     async def run() -> None:
         (key,) = (await watched.ask(data)).picture_ids
-        tokens = await watched.encoder.pool(PoolRequest(key, data, 9))
+        tokens = await watched.encoder.pool(PoolRequest(key, data, Reading.uniform(9)))
         np.testing.assert_array_equal(tokens, (await watched.ask(data)).visual_tokens[0])
         assert watched.decoded == [data] * 3
 
