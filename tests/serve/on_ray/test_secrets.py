@@ -47,8 +47,8 @@ def test_nothing_of_a_request_is_in_rays_folders(
             list(generator.generate.remote(broken))
         encoder = serve.get_deployment_handle("encoder", "m3")
         wrong: Any = PROMPT
+        asked = PoolRequest("x", picture_bytes(66), wrong)
         with pytest.raises(ServiceError, match="The service failed on this request"):
-            asked = PoolRequest("x", picture_bytes(66), wrong)
             encoder.pool.remote(asked).result(timeout_s=30)
     assert PROMPT not in str(told.value)
 
