@@ -131,7 +131,7 @@ class Router:
         constraints: Constraints | None = None,
         *,
         n_pictures: int | None = None,
-        plans: Sequence[Plan] | None = None,
+        plan: Plan | None = None,
     ) -> RoutingDecision:
         """Return the decision for one request: a scale for its picture, or for each of several.
 
@@ -145,7 +145,7 @@ class Router:
                 pin every scale or there is no picture, and then nothing is predicted.
             constraints: from `resolve_constraints`; None leaves the policy free.
             n_pictures: pictures in the request, where no features tell.
-            plans: for each picture what the actions of ``space`` would read (`ActionSpace.plan`);
+            plan: what the actions of ``space`` would read of the one picture (`ActionSpace.plan`);
                 None leaves the uniform scales to choose from.
 
         Raises:
