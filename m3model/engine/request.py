@@ -23,7 +23,7 @@ from m3model.engine.detokenise import TextStream
 from m3model.engine.interface import Sampling, TokenEvent
 from m3model.engine.kv_pool import Extent, Prefix
 from m3model.errors import BadRequest, EngineError, PromptTooLong
-from m3model.pooling import token_counts
+from m3model.prompt.visual_tokens import token_counts
 
 
 @dataclass(eq=False)
