@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3model import Focus, M3ForConditionalGeneration, M3Processor, RelevanceReadout
+from m3model import (
+    Focus,
+    M3ForConditionalGeneration,
+    M3Processor,
+    RelevanceReadout,
+    default_model_path,
+)
 from training.errors import ParametersDiffer, TrainingError
 from training.mini.batch import BlockTokens, make_batch, pack_scenes, patch_weights
 from training.mini.losses import (
@@ -403,10 +410,35 @@ def test_muons_products_in_fp32_point_where_the_singular_vectors_do(shape) -> No
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_the_command_goes_on_to_cuts_in_one_stage_or_two(command, tmp_path: Path) -> None:
+    both = command(
+        "m3-train", "model", "--preset", "mini", "--start", default_model_path(), "--focus",
+        "--max-steps", 2, "--workers", 1, "--out", tmp_path / "both",
+    )  # fmt: skip
+    assert both.returncode == 0, both.stderr
+    last = command(
+        "m3-train", "model", "--preset", "mini", "--start", tmp_path / "both", "--focus",
+        "--stage", "anneal", "--seed", 31, "--max-steps", 1, "--workers", 1,
+        "--out", tmp_path / "last",
+    )  # fmt: skip
+    assert last.returncode == 0, last.stderr
+    stages = {}
+    for folder in ("both", "last"):
+        events = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").open()]
+        stages[folder] = [event["stage"] for event in events]
+        assert all(event["answer_cut"] > 0 for event in events)
+        assert M3ForConditionalGeneration.from_pretrained(tmp_path / folder).config.scales
+    assert stages == {"both": ["cut", "anneal"], "last": ["anneal"]}
+    assert "seed 31 of the last run" in (tmp_path / "last" / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [STAGES[0], STAGES[2]])
+def test_two_workers_take_the_steps_of_one(stage: Stage, tmp_path: Path) -> None:
     run = MiniRun(
-        tmp_path / "one", stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
-    )
+        tmp_path / "one", stages=(stage,), pictures=2, workers=1, shape=SHAPE, checkpoint_every=1,
+        validation_pictures=2,
+    )  # fmt: skip
     pair = replace(run, out=tmp_path / "two", workers=2)
     train(run, lambda event: None, seconds=WITH_BF16)
     train(pair, lambda event: None, seconds=WITH_BF16)

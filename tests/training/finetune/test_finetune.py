@@ -169,6 +169,16 @@ def test_training_on_cuts_goes_on_as_if_never_cut_off(tiny_model: Path, llava, t
     )
     assert all(whole[name].equal(resumed[name]) for name in whole)
     assert not all(whole[name].equal(other[name]) for name in whole)
+    joint = load_file(
+        finetune(replace(job, out=tmp_path / "joint", hold_all_graphs=True)) / "model.safetensors"
+    )
+    start = load_file(tiny_model / "model.safetensors")
+    moves = [
+        torch.cat([(ended[name] - start[name]).flatten() for name in start])
+        for ended in (whole, joint, other)
+    ]
+    assert torch.nn.functional.cosine_similarity(moves[0], moves[1], dim=0) > 0.999
+    assert torch.nn.functional.cosine_similarity(moves[0], moves[2], dim=0) < 0.99
 
 
 @pytest.mark.slow
