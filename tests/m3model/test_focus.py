@@ -208,7 +208,7 @@ def test_levels_must_be_scales_of_the_model(
     ids = torch.tensor([[1, IMAGE, 5, 6]])
     for call in (model, model.generate):
         for focus in (Focus(4, 576, ()), Focus(9, 64, (1,))):
-            with pytest.raises(ValueError, match="unknown level .* knows 1, 9, 36, 144, 576"):
+            with pytest.raises(ValueError, match=r"unknown level .* knows 1, 9, 36, 144, 576"):
                 call(input_ids=ids, image_grids=grids[:1], scale=focus)
         with pytest.raises(ValueError, match="without a picture"):
             call(input_ids=torch.tensor([[1, 5, 6]]), scale=FOCI[0])

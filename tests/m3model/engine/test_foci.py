@@ -84,19 +84,25 @@ def test_foci_and_scales_together_equal_one_at_a_time(
         assert ids == alone(model, prompt, grid, reading)
 
 
-def test_a_focus_lies_ready_for_its_own_cells_only(
+def test_what_foci_of_a_picture_share_is_read_once(
     model: M3ForConditionalGeneration, engine: LocalEngine
 ) -> None:
-    """Three foci of as many tokens; the first and the last token of two of them are the same."""
+    """The coarse tokens, and the fine ones up to the first other cell; no more, though two of
+    these have as many tokens, the same first one and the same last one."""
     grid = torch.randn(576, 64, generator=torch.Generator().manual_seed(1))
-    first, near, other = (Focus(36, 576, cells) for cells in ((5, 40), (6, 40), (5, 41)))
     prompt = [1, model.config.image_token_id, 7, 8]
+    order: list[tuple[int | Focus, int]] = [
+        (36, 0), (Focus(36, 576, (5, 40)), 36), (Focus(36, 576, (6, 40)), 36),
+        (Focus(36, 576, (5, 17)), 36 + 4), (Focus(36, 576, (5, 40)), 44), (9, 0),
+        (Focus(9, 576, (5,)), 9), (576, 0), (36, 36),
+    ]  # fmt: skip
 
     async def run() -> list[tuple[list[int], int]]:
-        order = (first, near, other, first)
-        return [await answer(engine, str(i), prompt, read(grid, f)) for i, f in enumerate(order)]
+        return [
+            await answer(engine, str(i), prompt, read(grid, reading))
+            for i, (reading, _) in enumerate(order)
+        ]
 
-    answers = asyncio.run(run())
-    assert [cached for _, cached in answers] == [0, 0, 0, 1 + 44]
-    for (ids, _), focus in zip(answers, (first, near, other, first), strict=True):
-        assert ids == alone(model, prompt, grid, focus)
+    for (ids, cached), (reading, shared) in zip(asyncio.run(run()), order, strict=True):
+        assert cached == (1 + shared if shared else 0)
+        assert ids == alone(model, prompt, grid, reading)
