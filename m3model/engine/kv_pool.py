@@ -37,9 +37,9 @@ class Extent:
 class Prefix:
     """The beginning of a prompt, up to the end of its last picture: `tokens` tokens.
 
-    `key` finds it, `pictures` (per picture (n_i, D)) prove that it is the same. `start` finds those
-    that begin with the same `text` tokens and the same first visual token: other foci of the
-    picture, and its coarse scale.
+    `key` finds it, `pictures` (per picture (n_i, D)) prove that it is the same. `start`, of a
+    prompt with one picture, finds those that begin with the same `text` tokens and the same first
+    visual token: other foci of the picture, and its coarse scale.
     """
 
     key: bytes
@@ -56,7 +56,7 @@ class Prefix:
         )
 
     def shared(self, other: Prefix) -> int:
-        """How many first tokens both have in common, no further than the first picture."""
+        """How many first tokens both have in common."""
         if self.same(other):
             return min(self.tokens, other.tokens)
         if not self.start or self.start != other.start:

@@ -12,7 +12,7 @@ import threading
 import time
 from array import array
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import LogitsProcessor
@@ -123,23 +123,26 @@ def _prefix(
 ) -> Prefix | None:
     """What a later question about the same pictures would begin with as well.
 
-    A second look at other cells of the picture begins with its coarse tokens. The key holds the
-    first and last token of each picture only: hashing all of a picture takes milliseconds,
-    comparing it, once something looks like a hit, a fraction of one.
+    Where there is one picture, a second look at other cells of it begins with its coarse tokens.
+    The key holds the first and last token of each picture only: hashing all of a picture takes
+    milliseconds, comparing it, once something looks like a hit, a fraction of one.
     """
     if not pictures:
         return None
-    first, last = prompt_ids.index(image_id), len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
-    start = hashlib.blake2b(array("q", prompt_ids[: first + 1]).tobytes(), digest_size=16)
-    start.update(f"{pictures[0].dtype}".encode())
-    start.update(_bytes_of(pictures[0][:1]))
+    last = len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
     digest = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
     for tokens in pictures:
         digest.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode())
         digest.update(_bytes_of(tokens[[0, -1]]))
     shared = min(last + 1, len(prompt_ids) - 1)  # somebody has to read the last token
     tokens_in_all = shared + sum(counts) - len(pictures)
-    return Prefix(digest.digest(), tokens_in_all, tuple(pictures), start.digest(), first)
+    found = Prefix(digest.digest(), tokens_in_all, tuple(pictures))
+    if len(pictures) > 1:
+        return found
+    start = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
+    start.update(f"{pictures[0].dtype}".encode())
+    start.update(_bytes_of(pictures[0][:1]))
+    return replace(found, start=start.digest(), text=last)
 
 
 def _bytes_of(tokens: torch.Tensor) -> bytes:
