@@ -12,7 +12,7 @@ import threading
 import time
 from array import array
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import LogitsProcessor
@@ -23,7 +23,7 @@ from m3model.engine.detokenise import TextStream
 from m3model.engine.interface import Sampling, TokenEvent
 from m3model.engine.kv_pool import Extent, Prefix
 from m3model.errors import BadRequest, EngineError, PromptTooLong
-from m3model.pooling import token_counts
+from m3model.prompt.visual_tokens import token_counts
 
 
 @dataclass(eq=False)
@@ -123,6 +123,7 @@ def _prefix(
 ) -> Prefix | None:
     """What a later question about the same pictures would begin with as well.
 
+    Where there is one picture, a second look at other cells of it begins with its coarse tokens.
     The key holds the first and last token of each picture only: hashing all of a picture takes
     milliseconds, comparing it, once something looks like a hit, a fraction of one.
     """
@@ -131,11 +132,21 @@ def _prefix(
     last = len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
     digest = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
     for tokens in pictures:
-        ends = tokens[[0, -1]].detach().cpu().contiguous()
         digest.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode())
-        digest.update(ends.view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes_of(tokens[[0, -1]]))
     shared = min(last + 1, len(prompt_ids) - 1)  # somebody has to read the last token
-    return Prefix(digest.digest(), shared + sum(counts) - len(pictures), tuple(pictures))
+    tokens_in_all = shared + sum(counts) - len(pictures)
+    found = Prefix(digest.digest(), tokens_in_all, tuple(pictures))
+    if len(pictures) > 1:
+        return found
+    start = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
+    start.update(f"{pictures[0].dtype}".encode())
+    start.update(_bytes_of(pictures[0][:1]))
+    return replace(found, start=start.digest(), text=last)
+
+
+def _bytes_of(tokens: torch.Tensor) -> bytes:
+    return tokens.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @dataclass(eq=False)
