@@ -180,6 +180,14 @@ def no_second_look(why: str) -> BadRequest:
     )  # fmt: skip
 
 
+def no_focus(why: str) -> BadRequest:
+    """Return what the caller is told who asked for a focus beside what forbids one."""
+    return BadRequest(
+        f"No focus is possible: {why}. Leave out routing.focus, or set it to false.",
+        "routing.focus", "no_focus",
+    )  # fmt: skip
+
+
 def too_much_text(characters: int, most: int) -> BadRequest:
     """Return what the caller is told whose text cannot fit, whatever its tokens are."""
     return BadRequest(

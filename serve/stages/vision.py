@@ -19,7 +19,7 @@ from torch import nn
 
 from m3model import Focus, focus_visual_tokens, pool_visual_tokens
 from m3model.relevance.source import encode_with_tower
-from router.actions import Reading
+from router.actions import Plan, Reading
 from router.errors import FeatureMismatch
 from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
@@ -145,7 +145,7 @@ class Vision:
 
     def tokens(self, picture: EncodedPicture, reading: Reading) -> NDArray[np.float16]:
         """Return the picture's visual tokens (n, D), which are not to be written to."""
-        if reading.fine is not None:
+        if reading.fine is not None and reading.cells:  # without any it is the coarse scale
             focus = Focus(reading.scale, reading.fine, reading.cells)
             read = focus_visual_tokens(torch.from_numpy(picture.features.patches), focus)
             return cast("NDArray[np.float16]", read.to(torch.float16).numpy())
@@ -164,13 +164,20 @@ class Vision:
         """Return if the router fits this model and decides on a made-up picture.
 
         Raises:
-            FeatureMismatch: other scales or other features than this model gives.
+            FeatureMismatch: other scales, levels or features than this model gives.
             ValueError: the router decides nothing sensible.
         """
-        if tuple(router.scales) != self.scales:
-            raise FeatureMismatch(
-                f"the router knows the scales {tuple(router.scales)}, the model {self.scales}"
-            )
+        for scales in (router.scales, router.space.scales):
+            if tuple(scales) != self.scales:
+                raise FeatureMismatch(
+                    f"the router knows the scales {tuple(scales)}, the model {self.scales}"
+                )
+        for action in router.space.actions:
+            if action.fine is not None and not {action.coarse, action.fine} <= set(self.scales):
+                raise FeatureMismatch(
+                    f"the router's focus {action.name} reads levels {action.coarse} and "
+                    f"{action.fine}, the model has {self.scales}"
+                )
         name = router.schema.relevance
         if name not in self._sources:
             raise FeatureMismatch(
@@ -190,8 +197,17 @@ class Vision:
         weight = self._model.model.multi_modal_projector.linear_1.weight
         projected = source.project(grid, tower.to(weight.device, weight.dtype))
         made_up = EncodedPicture("", picture_features(grid, self.scales), {name: projected})
-        rows, _ = self.features([made_up], "What is in the picture?", name)
-        decision = router.route(rows)
+        rows, maps = self.features([made_up], "What is in the picture?", name)
+        decision = router.route(rows, plan=plan_of(router, maps))
         if decision.scale not in self.scales:
             raise ValueError(f"the router chose {decision.scale}, which is no scale of the model")
         self._in_use = self._in_use | {name}
+
+
+def plan_of(router: Router, maps: Sequence[NDArray[np.float32]]) -> Plan | None:
+    """Return what each action of a router would read of the one picture; None where only scales
+    can be chosen: of several pictures, and by a router without a focus.
+    """
+    if len(maps) != 1 or router.space.is_uniform:
+        return None
+    return router.space.plan(maps[0])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from router.actions import uniform_space
 from router.decision import Constraints, Reason
 from serve.errors import BadRequest, ServeSetupError, TimedOut
 from serve.metrics import LocalMetrics
@@ -271,7 +272,7 @@ def test_a_dead_router_costs_tokens_not_answers(
     encoder = make_encoder(router=tmp_path / "r")
 
     class Dead:
-        version = "dead"
+        version, space = "dead", uniform_space((1, 9, 36, 144, 576))
 
         def route(self, *arguments: Any) -> None:
             raise FloatingPointError("no number")
