@@ -147,6 +147,38 @@ def make_router(tiny_model: Path) -> Callable[[Path, int], str]:
 
 
 @pytest.fixture(scope="session")
+def make_focus_router(tiny_model: Path) -> Callable[..., Any]:
+    """Writes a router of scales and foci; it chooses the named action, or else the finest scale."""
+    from m3model import M3Config
+    from router import Action, ActionSpace, ComplexityPredictor, Policy, Router, feature_schema
+    from router.actions import CellRule
+
+    space = ActionSpace(
+        (
+            Action("1", 1), Action("9", 9, base="1"),
+            Action("9+144@500x12", 9, 144, CellRule(500, False, 12), "9"),
+            Action("36", 36, base="9"),
+            Action("36+576@250rx48", 36, 576, CellRule(250, True, 48), "36"),
+            Action("144", 144, base="36"), Action("576", 576, base="144"),
+        )
+    )  # fmt: skip
+    config = M3Config.from_pretrained(tiny_model)
+    schema = feature_schema(SCALES, config.grid_side, config.hidden_size)
+    random = np.random.default_rng(0)
+    features = random.standard_normal((40, len(schema.names))).astype(np.float32)
+
+    def make(folder: Path, favourite: str, second_look: Any = None) -> Router:
+        suffices = np.tile([name in (favourite, "576") for name in space.names], (40, 1))
+        predictor = ComplexityPredictor().fit(features, suffices)
+        policy = Policy(costs=tuple(scale / SCALES[-1] for scale in SCALES), price=0.1)
+        router = Router(predictor, schema, policy, second_look=second_look, space=space)
+        router.save_pretrained(folder)
+        return router
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def promote() -> Callable[[Path, Path], None]:
     """Points a registry at a router folder that lies in it, as `m3-train promote` does."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from router.decision import Constraints, resolve_constraints
 from router.errors import RoutingError
-from serve.errors import BadRequest, UnknownModel, no_focus, no_second_look, refusal
+from serve.errors import BadRequest, UnknownModel, no_second_look, refusal
 from serve.protocol import ChatRequest, ImagePart, Message, TextPart, model_ids
 from serve.received_pictures import bytes_of_data_url, check_header
 from serve.settings import ServeSettings
@@ -166,6 +166,7 @@ def _constraints(
             detail_map=settings.detail_scales,
             explain=wishes is not None and wishes.explain,
             max_harm=None if wishes is None else wishes.max_harm,
+            focus=None if wishes is None else wishes.focus,
         )
     except RoutingError as error:
         raise refusal(error) from error
@@ -173,11 +174,7 @@ def _constraints(
     obstacle = _against_second_look(request, constraints, len(places))
     if wanted and obstacle is not None:
         raise no_second_look(obstacle)
-    focus = None if wishes is None else wishes.focus
-    if focus and (against := _against_focus(constraints, len(places))) is not None:
-        raise no_focus(against)
-    looks_again = obstacle is None and wanted is not False
-    return replace(constraints, second_look=looks_again, focus=focus is not False)
+    return replace(constraints, second_look=obstacle is None and wanted is not False)
 
 
 def needs_second_look(request: ChatRequest) -> bool:
@@ -199,12 +196,6 @@ def _against_second_look(
     if request.temperature:
         return "only greedy answers (temperature 0) say how sure the model is"
     return None
-
-
-def _against_focus(constraints: Constraints, n_pictures: int) -> str | None:
-    if n_pictures > 1:
-        return "several pictures are each read at one scale"
-    return None if constraints.pinned is None else "the scale is pinned"
 
 
 def _as_processor_takes_it(message: Message) -> dict[str, Any]:

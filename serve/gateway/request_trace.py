@@ -141,7 +141,7 @@ class Trace:
             parts[-1].cached_tokens,
         )  # fmt: skip
         told = decision.explanation and decision.explanation.before_second_look(
-            confidence, finer.scale
+            confidence, finer.words
         )
         both = decision.visual_tokens + finer.visual_tokens
         decision = replace(

@@ -167,11 +167,10 @@ class Vision:
             FeatureMismatch: other scales, levels or features than this model gives.
             ValueError: the router decides nothing sensible.
         """
-        for scales in (router.scales, router.space.scales):
-            if tuple(scales) != self.scales:
-                raise FeatureMismatch(
-                    f"the router knows the scales {tuple(scales)}, the model {self.scales}"
-                )
+        if tuple(router.scales) != self.scales:
+            raise FeatureMismatch(
+                f"the router knows the scales {tuple(router.scales)}, the model {self.scales}"
+            )
         for action in router.space.actions:
             if action.fine is not None and not {action.coarse, action.fine} <= set(self.scales):
                 raise FeatureMismatch(

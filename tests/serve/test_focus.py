@@ -288,6 +288,4 @@ def test_tokens_are_means_and_rows_of_the_grid(
     assert encoded.visual_tokens[0].dtype == np.float16
     np.testing.assert_allclose(encoded.visual_tokens[0], wanted, rtol=1e-3, atol=1e-3)
     request = PoolRequest(encoded.picture_ids[0], picture_bytes(5), reading)
-    np.testing.assert_array_equal(
-        asyncio.run(encoder.pool(request)), encoded.visual_tokens[0]
-    )
+    np.testing.assert_array_equal(asyncio.run(encoder.pool(request)), encoded.visual_tokens[0])

@@ -34,7 +34,7 @@ def service(tiny_model: Path, make_router: Any, tmp_path_factory: Any) -> Iterat
     plain = Router.from_pretrained(folder / "plain")
     finer = {scale: Gate(0.0, 0.0, 0.0, 2.0 if scale == 144 else -9.0) for scale in plain.scales}
     rows = tuple(tuple(finer[s] for s in plain.scales[k:]) for k in range(4))
-    look = SecondLook(tuple(plain.scales), rows, start_price=1e6, price=0.01)
+    look = SecondLook(plain.space.names, rows, start_price=1e6, price=0.01)
     router = Router(plain.predictor, plain.schema, plain.policy, second_look=look)
     router.save_pretrained(folder / "router")
     settings = ServeSettings(
