@@ -6,6 +6,7 @@ What the encoder sends is held against means and rows taken by hand from the mod
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,16 @@ import httpx2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
+from m3model import M3ForConditionalGeneration, M3Processor
 from router import ActionSpace, SecondLook
+from router.decision import Constraints
 from router.second_look import Gate
 from serve.in_process import compose
 from serve.settings import ServeSettings
+from serve.stages.messages import EncodeRequest, PoolRequest
 
 Body = Callable[..., dict[str, Any]]
 CHAT = "/v1/chat/completions"
@@ -228,18 +234,12 @@ def test_a_second_look_goes_from_a_focus_to_the_anchor_and_a_cap_holds_for_both(
     assert (declined["scales"], "second_look" in declined) == ([576], False)
 
 
-def test_more_pressure_reads_less(start: Any, ask_body: Body) -> None:
-    from router.decision import Constraints
-    from serve.stages.messages import EncodeRequest
-
-    running = start(SMALL)
-    body = ask_body()["messages"][0]["content"][0]["image_url"]["url"]
-    import base64
-
-    picture = base64.b64decode(body.partition(",")[2])
-    request = EncodeRequest((picture,), "What is it?", Constraints(price_floor=1e3))
-    encoded = asyncio.run(running.service.encoder.encode_and_route(request))
-    assert (encoded.decision.scale, encoded.decision.reason.value) == (1, "degraded")
+def test_a_raised_price_weighs_what_a_focus_really_reads(start: Any, picture_bytes: Any) -> None:
+    encoder = start(SMALL).service.encoder
+    for floor, action, reason in ((0.2, SMALL, "predicted"), (1e3, "1", "degraded")):
+        asked = EncodeRequest((picture_bytes(),), "What?", Constraints(price_floor=floor))
+        decision = asyncio.run(encoder.encode_and_route(asked)).decision
+        assert (decision.readings[0].action, decision.reason.value) == (action, reason)
 
 
 def test_a_router_that_dies_of_a_focus_costs_tokens(
@@ -260,15 +260,6 @@ def test_a_router_that_dies_of_a_focus_costs_tokens(
 def test_tokens_are_means_and_rows_of_the_grid(
     start: Any, tiny_model: Path, picture_bytes: Any
 ) -> None:
-    import io
-
-    import torch
-    from PIL import Image
-
-    from m3model import M3ForConditionalGeneration, M3Processor
-    from router.decision import Constraints
-    from serve.stages.messages import EncodeRequest, PoolRequest
-
     model = M3ForConditionalGeneration.from_pretrained(tiny_model).eval()
     pixels = M3Processor.from_pretrained(tiny_model).pixel_values(
         Image.open(io.BytesIO(picture_bytes(5)))

@@ -119,6 +119,21 @@ def test_one_request_is_one_trace_of_the_caller(
         assert "zebra" not in span.to_json()
 
 
+def test_a_focus_is_named(
+    service: Any, exporter: InMemorySpanExporter, ask_body: Body, make_focus_router: Any,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    focus = "9+144@500x12"
+    router = make_focus_router(tmp_path, focus)
+    monkeypatch.setattr(service.encoder._router, "current", router)
+    told = ask(service, ask_body(seeds=(43,))).json()["routing"]["focus"]
+    found = exporter.get_finished_spans()
+    request, pool = (dict(named(found, n).attributes or {}) for n in ("m3.request", "m3.pool"))
+    assert (pool["m3.scale"], pool["m3.focus"]) == (9, focus)
+    assert (request["m3.scale"], request["m3.focus"]) == (9, focus)
+    assert request["m3.visual_tokens"] == told["visual_tokens"]
+
+
 @pytest.mark.parametrize(
     "said",
     [
