@@ -71,7 +71,7 @@ class Routing(BaseModel):
     visual_tokens: int
     """Read in all; after a second look by both."""
     reason: str
-    """predicted, pinned (scale or model id), detail (of every picture), budget_cap (another scale
+    """predicted, pinned (scale or model id), detail (of every picture), budget_cap (something else
     was wanted and fits neither cap nor context), no_image, degraded (overload: a raised price, no
     second look), or fallback (routing failed: the finest scales allowed)."""
     p_suffices: dict[str, float] | None

@@ -37,7 +37,7 @@ def test_the_default_mix_is_what_the_shipped_router_chose(command: Any) -> None:
     said = "2% at 1, 18% at 9, 34% at 36, 29% at 144, 17% at 576 (the shipped router"
     assert said in done.stdout
     # The answers' own scales: what the first looks read besides is said not to be counted.
-    read = sum(scale * share for scale, share in mix.items()) / 100
+    read = sum(scale * share for scale, share in mix.items() if isinstance(scale, int)) / 100
     assert read < 0.9 * report["router"]["visual_tokens"]
     assert "first looks not counted" in done.stdout
 
