@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from m3model import Focus, focus_visual_tokens, pool_visual_tokens
+from m3model import pool_visual_tokens
+from m3model.focus import fine_positions
 from m3model.relevance.source import encode_with_tower
 from router.actions import Plan, Reading
 from router.errors import FeatureMismatch
@@ -144,12 +144,15 @@ class Vision:
         return np.stack(rows), maps
 
     def tokens(self, picture: EncodedPicture, reading: Reading) -> NDArray[np.float16]:
-        """Return the picture's visual tokens (n, D), which are not to be written to."""
-        if reading.fine is not None and reading.cells:  # without any it is the coarse scale
-            focus = Focus(reading.scale, reading.fine, reading.cells)
-            read = focus_visual_tokens(torch.from_numpy(picture.features.patches), focus)
-            return cast("NDArray[np.float16]", read.to(torch.float16).numpy())
-        return self._uniform(picture, reading.scale)
+        """Return the picture's visual tokens (n, D), which are not to be written to.
+
+        Of a focus those of `m3model.focus_visual_tokens`, to the bit, from what is pooled already.
+        """
+        coarse = self._uniform(picture, reading.scale)
+        if reading.fine is None or not reading.cells:
+            return coarse
+        inside = fine_positions(reading.fine, reading.cells)
+        return np.concatenate([coarse, self._uniform(picture, reading.fine)[inside]])
 
     def _uniform(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
         if (known := picture.pooled.get(scale)) is not None:

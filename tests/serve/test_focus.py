@@ -9,6 +9,7 @@ import asyncio
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m3model import M3ForConditionalGeneration, M3Processor
+from m3model import Focus, M3ForConditionalGeneration, M3Processor, focus_visual_tokens
 from router import ActionSpace, SecondLook
 from router.decision import Constraints
 from router.second_look import Gate
@@ -278,5 +279,12 @@ def test_tokens_are_means_and_rows_of_the_grid(
     wanted = np.concatenate([coarse, grid[inside]])
     assert encoded.visual_tokens[0].dtype == np.float16
     np.testing.assert_allclose(encoded.visual_tokens[0], wanted, rtol=1e-3, atol=1e-3)
+    assert reading.fine is not None
+    focus = Focus(reading.scale, reading.fine, reading.cells)
+    models = focus_visual_tokens(torch.from_numpy(grid.reshape(576, -1)), focus)
+    np.testing.assert_array_equal(encoded.visual_tokens[0], models.to(torch.float16).numpy())
+    bare = replace(reading, cells=())  # nothing relevant: the coarse scale alone
+    request = PoolRequest(encoded.picture_ids[0], picture_bytes(5), bare)
+    np.testing.assert_array_equal(asyncio.run(encoder.pool(request)), encoded.visual_tokens[0][:36])
     request = PoolRequest(encoded.picture_ids[0], picture_bytes(5), reading)
     np.testing.assert_array_equal(asyncio.run(encoder.pool(request)), encoded.visual_tokens[0])
