@@ -67,12 +67,12 @@ def explain(
     Raises:
         ValueError: contributions of another shape, or no option is allowed.
     """
+    shape = (len(schema.scales if options is None else options), len(schema.names) + 1)
+    if contributions.shape != shape:
+        raise ValueError(f"expected {shape} contributions, got {contributions.shape}")
     if options is None:
         scales = zip(schema.scales, policy.costs, strict=True)
         options = [Option(scale, Reading.uniform(scale), cost) for scale, cost in scales]
-    shape = (len(options), len(schema.names) + 1)
-    if contributions.shape != shape:
-        raise ValueError(f"expected {shape} contributions, got {contributions.shape}")
     keys, costs = [each.key for each in options], [each.cost for each in options]
     words = {each.key: each.reading.words for each in options}
     if chosen is None:

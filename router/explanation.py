@@ -74,8 +74,8 @@ class Explanation:
     base: dict[int | str, float]
     """Scale or focus -> log odds (before calibration) of an average question."""
     contributions: dict[int | str, dict[str, float]]
-    """Scale or focus -> feature group -> what the group added to the log odds (TreeSHAP); base and groups
-    add up to the log odds of this question about this picture."""
+    """Scale or focus -> feature group -> what the group added to the log odds (TreeSHAP); base and
+    groups add up to the log odds of this question about this picture."""
     coarser: Comparison | None
     """Against the next coarser scale, or focus with fewer tokens."""
     finer: Comparison | None

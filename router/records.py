@@ -86,14 +86,15 @@ class DecisionRecord:
     """One request as it was served; text and answer are None unless logging them is switched on.
 
     ``time_utc`` is an aware datetime. ``p_suffices`` is aligned with the actions of the router, of
-    which the checkpoint's scales are all or some, and None where nothing was predicted. ``status`` is "ok" or an error code. ``max_harm`` is the
-    certified bound the decision was held to, None where none was asked for. ``escalated_from`` and
-    ``first_confidence`` are the first answer's where a second look followed: then ``scale`` is the
-    second scale, and tokens are the sum of both. ``tenant`` is the name of the key that asked, None
-    where none was asked for: callers choose ``request_id``, so two tenants may choose the same.
-    ``scales`` are those of each picture, of which ``scale`` is the finest; None in logs older than
-    the column, and where nothing was decided. ``actions`` and ``cells`` are what was read of each
-    picture (after a second look, by that), ``action_space`` the hash of the router's space.
+    which the checkpoint's scales are all or some, and None where nothing was predicted. ``status``
+    is "ok" or an error code. ``max_harm`` is the certified bound the decision was held to, None
+    where none was asked for. ``escalated_from`` and ``first_confidence`` are the first answer's
+    where a second look followed: then ``scale`` is the second scale, and tokens are the sum of
+    both. ``tenant`` is the name of the key that asked, None where none was asked for: callers
+    choose ``request_id``, so two tenants may choose the same. ``scales`` are those of each picture,
+    of which ``scale`` is the finest; None in logs older than the column, and where nothing was
+    decided. ``actions`` and ``cells`` are what was read of each picture (after a second look, by
+    that), ``action_space`` the hash of the router's space.
     """
 
     request_id: str

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from router.actions import ActionSpace, Plan, Reading, uniform_space
+from router.actions import ActionSpace, Plan, uniform_space
 from router.certificate.held import HeldCertificate
 from router.certificate.promise import CERTIFICATE_FILE, Certificate
 from router.decision import (

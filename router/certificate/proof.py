@@ -9,7 +9,8 @@ weigh more) is another number and is not bounded here.
 Two losses: harm, 1 where the finest scale is right and the chosen one wrong, and drop, the finest
 scale's score minus the chosen one's, in [-1, 1]. Rescued answers offset a drop, never a harm.
 
-Notation: n questions, A actions, the finest scale last, P pictures, G members of the family, member 0 always the finest.
+Notation: n questions, A actions, the finest scale last, P pictures, G members of the family,
+member 0 always the finest.
 """
 
 import math

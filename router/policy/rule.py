@@ -324,21 +324,17 @@ def _picks(v: np.ndarray, c: np.ndarray, prices: np.ndarray) -> np.ndarray:
     order = np.argsort(c, axis=-1, kind="stable")
     if c.ndim == 1:
         best = np.argmax(v[None, :, order] - prices[:, None, None] * c[order], axis=2)
-        picks: np.ndarray = order[best]
-        return picks
+        return np.asarray(order[best])
     v, c = (np.take_along_axis(each, order, axis=1) for each in (v, c))
     best = np.argmax(v - prices[:, None, None] * c, axis=2)
-    picks = order[np.arange(len(order)), best]
-    return picks
+    return np.asarray(order[np.arange(len(order)), best])
 
 
 def _picked(of_actions: np.ndarray, picks: np.ndarray) -> np.ndarray:
     """Return (P, n) what picks (P, n) have, of numbers (A,) or (n, A)."""
     if of_actions.ndim == 1:
-        each: np.ndarray = of_actions[picks]
-    else:
-        each = of_actions[np.arange(len(of_actions)), picks]
-    return each
+        return np.asarray(of_actions[picks])
+    return np.asarray(of_actions[np.arange(len(of_actions)), picks])
 
 
 def _parts(n_prices: int, block: int) -> list[slice]:
