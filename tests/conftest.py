@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,13 @@ def make_focus_router(tiny_model: Path) -> Callable[..., Any]:
     random = np.random.default_rng(0)
     features = random.standard_normal((40, len(schema.names))).astype(np.float32)
 
-    def make(folder: Path, favourite: str, second_look: Any = None) -> Router:
+    @cache
+    def fitted(favourite: str) -> ComplexityPredictor:
         suffices = np.tile([name in (favourite, "576") for name in space.names], (40, 1))
-        predictor = ComplexityPredictor().fit(features, suffices)
+        return ComplexityPredictor().fit(features, suffices)
+
+    def make(folder: Path, favourite: str, second_look: Any = None) -> Router:
+        predictor = fitted(favourite)
         policy = Policy(costs=tuple(scale / SCALES[-1] for scale in SCALES), price=0.1)
         router = Router(predictor, schema, policy, second_look=second_look, space=space)
         router.save_pretrained(folder)
