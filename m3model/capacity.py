@@ -19,13 +19,14 @@ from m3model.cost import (
     language_bytes,
     request_seconds,
 )
+from m3model.prompt.visual_tokens import count_tokens
 
 if TYPE_CHECKING:
     from m3model.config import M3Config
+    from m3model.focus import Focus
 
 USABLE = 0.9  # of a device's memory
 WORKSPACE_BYTES = 2.8e9  # of a GPU, for activations and the allocator
-Read = int | tuple[int, int]  # a scale; of a focus the coarse one, and how many fine tokens
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Plan:
 def plan(
     config: M3Config,
     hardware: Hardware,
-    mix: Mapping[Read, float],
+    mix: Mapping[int, float] | Mapping[int | Focus, float],
     *,
     text_tokens: int = 40,
     answer_tokens: int = 16,
@@ -76,20 +77,20 @@ def plan(
     """Capacity of one replica that encodes and answers.
 
     Args:
-        mix: share of the requests by what they read, any positive numbers; one picture a request.
+        mix: share of the requests by scale or focus, any positive numbers; one picture a request.
         text_tokens, answer_tokens: of a typical request.
         max_batch: requests that the engine lets into a pass.
 
     Raises:
-        ValueError: an empty mix, a negative share, a scale that the model does not have, a focus
-            of as many tokens as the finest, or a model that does not fit this hardware.
+        ValueError: an empty mix, a negative share, a scale or level that the model does not have,
+            or a model that does not fit this hardware.
     """
     total = sum(mix.values())
     if not mix or not 0 < total < math.inf or min(mix.values()) < 0:
         raise ValueError("a mix needs at least one scale with a positive share")
     shares: dict[int, float] = {}
-    for read, share in mix.items():
-        tokens = _visual_tokens(config, read)
+    for scale, share in mix.items():
+        tokens = count_tokens(config, scale)
         shares[tokens] = shares.get(tokens, 0.0) + share / total
     finest = {max(config.scales): 1.0}
     size = hardware.value_bytes
@@ -99,7 +100,7 @@ def plan(
     room = USABLE * hardware.memory_bytes - weights - workspace
 
     def load(shares: Mapping[int, float]) -> Load:
-        tokens = sum(s * (scale + text_tokens + answer_tokens) for scale, s in shares.items())
+        tokens = sum(s * (visual + text_tokens + answer_tokens) for visual, s in shares.items())
         needed = kv_entries_per_token(config) * size * tokens
         fits = int(room // needed)
         if fits < 1:
@@ -110,8 +111,10 @@ def plan(
             )
         batch = min(max_batch, fits)
         encode = prefill = decode = 0.0
-        for scale, share in shares.items():
-            took = request_seconds(config, scale, hardware, text_tokens, answer_tokens, batch=batch)
+        for visual, share in shares.items():
+            took = request_seconds(
+                config, visual, hardware, text_tokens, answer_tokens, batch=batch
+            )
             encode += share * took.encode
             prefill += share * took.prefill
             decode += share * took.decode
@@ -120,19 +123,8 @@ def plan(
             batch * decode / max(answer_tokens - 1, 1), prefill,
         )  # fmt: skip
 
-    mean = sum(scale * share for scale, share in shares.items())
+    mean = sum(visual * share for visual, share in shares.items())
     return Plan(hardware, weights, workspace, room, mean, load(shares), load(finest))
-
-
-def _visual_tokens(config: M3Config, read: Read) -> int:
-    coarse, fine = read if isinstance(read, tuple) else (read, 0)
-    tokens = config.check_scale(coarse) + fine
-    if fine and tokens >= max(config.scales):
-        raise ValueError(
-            f"a focus of {coarse}+{fine} tokens reads as many as the finest scale; "
-            f"it must stay below {max(config.scales)}"
-        )
-    return tokens
 
 
 def measured_cpu(threads: int | None = None) -> Hardware:

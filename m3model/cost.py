@@ -75,7 +75,8 @@ def request_cost(
 
     Args:
         config: the model's shape.
-        visual_tokens: visual tokens that reach the language model, all pictures together.
+        visual_tokens: visual tokens that reach the language model, all pictures together; of a
+            focus its `visual_tokens`.
         text_tokens: prompt tokens besides them.
         answer_tokens: tokens generated; the first comes with the prompt's pass.
         pictures: pictures encoded for this request (0 when their features were cached).

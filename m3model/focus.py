@@ -1,8 +1,10 @@
 """A picture read coarsely all over and finely in some cells: nested tokens of two levels at once.
 
-M3's levels nest, so a picture may be read as all tokens of a coarse level followed by the fine
-tokens of the few cells a question is about. It knows tensors and the numbers of a focus; which
-cells a question needs is the router's to say.
+M3's levels nest (section 3 of arXiv 2405.17430): a coarse token is the mean of the fine tokens in
+its place, and no token tells its level. So a picture may be read as all tokens of a coarse level
+followed by the fine tokens of the few cells a question is about. That reading is this project's,
+not the paper's: how well weights read it that were not taught to is theirs to show. It knows
+tensors and the numbers of a focus; which cells a question needs is the router's to say.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ def focus_visual_tokens(grid: torch.Tensor, focus: Focus) -> torch.Tensor:
         ValueError: the grid is not square, or its side is not a multiple of a level's.
     """
     fine = pool_visual_tokens(grid, focus.fine)
-    chosen = torch.as_tensor(fine_positions(focus.fine, focus.cells), device=grid.device)
+    places = fine_positions(focus.fine, focus.cells)
+    chosen = torch.tensor(places, dtype=torch.long, device=grid.device)
     coarse = pool_visual_tokens(grid, focus.coarse)
     return torch.cat([coarse, fine.index_select(-2, chosen)], dim=-2)
 

@@ -1,8 +1,8 @@
 """`M3ForConditionalGeneration`: stock LLaVA at any number of visual tokens per picture.
 
-The scale is an argument of every call and never kept on the object, so calls with different
-scales may interleave. It knows no prompt text (see `processing`), no routing and no request queue
-(see `engine`).
+The scale, or the focus, is an argument of every call and never kept on the object, so calls with
+different ones may interleave. It knows no prompt text (see `processing`), no routing and no request
+queue (see `engine`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ from transformers.utils.generic import can_return_tuple
 
 from m3model.config import M3Config
 from m3model.errors import refuse_mismatch
-from m3model.pooling import Scale, pool_pictures, refuse_foreign_pictures, token_counts
 from m3model.prompt.expansion import ExpandedRows, expand_rows, holds_token, text_positions
+from m3model.prompt.visual_tokens import (
+    Scale,
+    pool_pictures,
+    refuse_foreign_pictures,
+    token_counts,
+)
 
 
 @dataclass
@@ -139,8 +144,8 @@ class M3ForConditionalGeneration(LlavaForConditionalGeneration):
                 if it shows none).
             pixel_values: (P, 3, H, W), pictures in row-major order of their image tokens; or else
             image_grids: (P, G*G, D), answers of `encode_images` (a sequence of (G*G, D) also does).
-            scale: visual tokens per picture, one number for all or one per picture. Required with
-                pictures.
+            scale: visual tokens per picture, or a `Focus`; one for all or one per picture.
+                Required with pictures.
             labels: (B, n) over `input_ids`; -100 is ignored, image positions always are.
             logits_to_keep: as in Hugging Face; not together with `labels`.
 
@@ -150,8 +155,8 @@ class M3ForConditionalGeneration(LlavaForConditionalGeneration):
             `visual_tokens` of the expanded rows.
 
         Raises:
-            ValueError: unknown or missing scale, or numbers of pictures, image tokens and scales
-                that differ.
+            ValueError: unknown or missing scale, a focus whose levels are not scales of the model,
+                or numbers of pictures, image tokens and scales that differ.
         """
         refuse_foreign_pictures(kwargs)
         expanded: ExpandedRows | None = None
@@ -221,7 +226,7 @@ class M3ForConditionalGeneration(LlavaForConditionalGeneration):
     ) -> Any:
         """ONLY the new ids, (B, new), padded on the right; with or without pictures.
 
-        Pictures and scales as in `forward`; everything else (`max_new_tokens`, `do_sample`,
+        Pictures, scales and foci as in `forward`; everything else (`max_new_tokens`, `do_sample`,
         `num_beams`, `streamer`, `stopping_criteria`, `return_dict_in_generate`, ...) as in
         Hugging Face. Rows are padded on the left inside.
 

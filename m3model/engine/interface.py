@@ -1,6 +1,6 @@
 """`Engine`: requests in, tokens out, for asyncio. What the service needs of any text generator.
 
-Pictures arrive as pooled visual tokens of any length; vision tower, pooling and scale are the
+Pictures arrive as visual tokens, any number of them; vision tower, pooling, scale and focus are the
 caller's affair. `m3model.engine.local` holds the implementation; importing this module is light.
 """
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 PAGE_TOKENS = 16
+MOST_COMPARED = 8  # readings of one picture that are compared with a new one, token by token
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ class Extent:
 class Prefix:
     """The beginning of a prompt, up to the end of its last picture: `tokens` tokens.
 
-    `key` finds it, `pictures` (per picture (n_i, D)) prove that it is the same.
+    `key` finds it, `pictures` (per picture (n_i, D)) prove that it is the same. `start` finds those
+    that begin with the same `text` tokens and the same first visual token: other foci of the
+    picture, and its coarse scale.
     """
 
     key: bytes
     tokens: int
     pictures: tuple[torch.Tensor, ...]
+    start: bytes = b""
+    text: int = 0
 
     def same(self, other: Prefix) -> bool:
         """Whether both begin alike: keys and values of one may stand for the other's."""
@@ -49,6 +54,17 @@ class Prefix:
             mine is theirs or (mine.dtype == theirs.dtype and torch.equal(mine, theirs))
             for mine, theirs in zip(self.pictures, other.pictures, strict=True)
         )
+
+    def shared(self, other: Prefix) -> int:
+        """How many first tokens both have in common, no further than the first picture."""
+        if self.same(other):
+            return min(self.tokens, other.tokens)
+        if not self.start or self.start != other.start:
+            return 0
+        n = min(len(self.pictures[0]), len(other.pictures[0]))
+        differs = (self.pictures[0][:n] != other.pictures[0][:n]).any(dim=1)
+        same = int(differs.int().argmax()) if bool(differs.any()) else n
+        return min(self.text + same, self.tokens, other.tokens)
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,8 @@ class KVPool:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self._free: list[tuple[int, int]] = [(0, self.pages)]  # (first, pages), by first
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        # Keys of what is kept, by start; of each the oldest first.
+        self._starts: dict[bytes, dict[bytes, None]] = {}
         # Counted and not summed up: there may be thousands of extents, and every request asks.
         # Pages that hold prefixes of finished requests are given up when the space is wanted.
         self.pages_kept = self._pages_taken = 0
@@ -113,9 +131,12 @@ class KVPool:
             if prefix is not None and oldest == prefix.key and len(self._kept) > 1:
                 self._kept.move_to_end(oldest)
                 continue
-            given_up = self._kept.pop(oldest).extent
-            self.pages_kept -= given_up.pages
-            self.release(given_up)
+            given_up = self._kept.pop(oldest)
+            del self._starts[given_up.prefix.start][oldest]
+            if not self._starts[given_up.prefix.start]:
+                del self._starts[given_up.prefix.start]
+            self.pages_kept -= given_up.extent.pages
+            self.release(given_up.extent)
         return extent
 
     def release(self, extent: Extent) -> None:
@@ -139,15 +160,20 @@ class KVPool:
         if pages < extent.pages:
             self.release(Extent(extent.first + pages, extent.pages - pages))
         self._kept[prefix.key] = _Kept(Extent(extent.first, pages), prefix)
+        self._starts.setdefault(prefix.start, {})[prefix.key] = None
         self.pages_kept += pages
 
-    def kept(self, prefix: Prefix) -> Extent | None:
-        """Where the same prefix lies ready, if it does."""
-        found = self._kept.get(prefix.key)
-        if found is None or found.prefix.tokens < prefix.tokens or not found.prefix.same(prefix):
+    def kept(self, prefix: Prefix) -> tuple[Extent, int] | None:
+        """Where the most of a prefix lies ready, and how many tokens that are; None if nothing."""
+        near = list(self._starts.get(prefix.start, ()) if prefix.start else ())[-MOST_COMPARED:]
+        most, key = 0, b""
+        for each in [prefix.key, *near]:
+            if each in self._kept and most < prefix.tokens:
+                most, key = max((most, key), (prefix.shared(self._kept[each].prefix), each))
+        if not most:
             return None
-        self._kept.move_to_end(prefix.key)
-        return found.extent
+        self._kept.move_to_end(key)
+        return self._kept[key].extent, most
 
     def copy(self, source: Extent, target: Extent, tokens: int) -> None:
         """Copies the rows of the first `tokens` tokens, in every layer."""

@@ -238,20 +238,24 @@ class LocalEngine:
                 row.embeds = self.model.embed_prompt(prompt.prompt_ids, prompt.visual_tokens)
             with self._wake:
                 ready = None if prefix is None else self._ready(prefix)
-            if ready is not None and prefix is not None:
-                self._pool.copy(ready, row.extent, prefix.tokens)
-                row.read = row.cached = prefix.tokens
+            if ready is not None:
+                self._pool.copy(ready[0], row.extent, ready[1])
+                row.read = row.cached = ready[1]
         except Exception as error:
             self._check_device()
             self._fail([row], error)
 
-    def _ready(self, wanted: Prefix) -> Extent | None:
-        """Where such a prefix lies already: with a row that is running, or kept."""
+    def _ready(self, wanted: Prefix) -> tuple[Extent, int] | None:
+        """Where the most of a prefix lies already, kept or with a running row; how many tokens."""
+        best = self._pool.kept(wanted)
+        most = 0 if best is None else best[1]
         for other in self._rows:
             theirs = other.job.prefix
-            if theirs is not None and other.read >= wanted.tokens and theirs.same(wanted):
-                return other.extent
-        return self._pool.kept(wanted)
+            if theirs is not None and other.read > most:
+                shared = min(wanted.shared(theirs), other.read)
+                if shared > most:
+                    best, most = (other.extent, shared), shared
+        return best
 
     def _step(self, chunks: Sequence[tuple[Row, int]]) -> bool:
         """Runs one pass and hands out its tokens; whether it succeeded."""

@@ -23,7 +23,7 @@ from m3model.engine.detokenise import TextStream
 from m3model.engine.interface import Sampling, TokenEvent
 from m3model.engine.kv_pool import Extent, Prefix
 from m3model.errors import BadRequest, EngineError, PromptTooLong
-from m3model.pooling import token_counts
+from m3model.prompt.visual_tokens import token_counts
 
 
 @dataclass(eq=False)
@@ -123,19 +123,27 @@ def _prefix(
 ) -> Prefix | None:
     """What a later question about the same pictures would begin with as well.
 
-    The key holds the first and last token of each picture only: hashing all of a picture takes
-    milliseconds, comparing it, once something looks like a hit, a fraction of one.
+    A second look at other cells of the picture begins with its coarse tokens. The key holds the
+    first and last token of each picture only: hashing all of a picture takes milliseconds,
+    comparing it, once something looks like a hit, a fraction of one.
     """
     if not pictures:
         return None
-    last = len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
+    first, last = prompt_ids.index(image_id), len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
+    start = hashlib.blake2b(array("q", prompt_ids[: first + 1]).tobytes(), digest_size=16)
+    start.update(f"{pictures[0].dtype}".encode())
+    start.update(_bytes_of(pictures[0][:1]))
     digest = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
     for tokens in pictures:
-        ends = tokens[[0, -1]].detach().cpu().contiguous()
         digest.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode())
-        digest.update(ends.view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes_of(tokens[[0, -1]]))
     shared = min(last + 1, len(prompt_ids) - 1)  # somebody has to read the last token
-    return Prefix(digest.digest(), shared + sum(counts) - len(pictures), tuple(pictures))
+    tokens_in_all = shared + sum(counts) - len(pictures)
+    return Prefix(digest.digest(), tokens_in_all, tuple(pictures), start.digest(), first)
+
+
+def _bytes_of(tokens: torch.Tensor) -> bytes:
+    return tokens.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @dataclass(eq=False)

@@ -37,6 +37,9 @@ from router.registry import current_router_path
         (["model", "--out", "x", "--preset", "maxi"], "unknown preset"),
         (["model", "--out", "x", "--preset", "mini", "--lr", "1"], "leave out --lr"),
         (["model", "--out", "x", "--init", "."], "--init needs --data"),
+        (["model", "--out", "x", "--init", ".", "--stage", "cut"], "--stage goes with --preset"),
+        (["model", "--out", "x", "--preset", "mini", "--focus"], "its folder as --start"),
+        (["model", "--out", "x", "--preset", "mini", "--stage", "fine"], "its folder as --start"),
     ],
 )
 def test_bad_input_is_one_line(command, tmp_path, monkeypatch, words: list[str], says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,23 +11,39 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3model import M3ForConditionalGeneration, M3Processor, RelevanceReadout
+from m3model import (
+    Focus,
+    M3ForConditionalGeneration,
+    M3Processor,
+    RelevanceReadout,
+    default_model_path,
+)
 from training.errors import ParametersDiffer, TrainingError
 from training.mini.batch import BlockTokens, make_batch, pack_scenes, patch_weights
-from training.mini.losses import answer_states, exact_matches, register_attention
+from training.mini.losses import (
+    answer_loss,
+    answer_states,
+    draw_cuts,
+    exact_matches,
+    register_attention,
+)
 from training.mini.model import MiniModel, MiniShape, export, grow, mini_scales, mini_tokenizer
 from training.mini.optimizer import Muon, orthogonal
 from training.mini.precision import chosen_dtype, product_seconds
-from training.mini.train import STAGES as FULL_STAGES
 from training.mini.train import (
+    ADAPT,
+    ANNEAL,
+    CUT,
     MiniRun,
     Stage,
     learning_rate,
+    recipe_stages,
     sample_scales,
     shortened,
     train,
     training_loss,
 )
+from training.mini.train import STAGES as FULL_STAGES
 from training.scenes.scene import generate_scene
 
 SHAPE = MiniShape(
@@ -35,6 +52,7 @@ SHAPE = MiniShape(
 STAGES = (
     Stage("look", 12, 2, 1e-3, 1e-3, (), warmup=1),
     Stage("answer", 12, 2, 1e-3, 1e-3, ((1, 9), (36, 144)), warmup=1),
+    Stage("cut", 12, 2, 1e-3, 1e-3, ((9, 36, 36),), warmup=1, scale_weight=0.6, cut_weight=1.0),
 )
 # Machines as `train` measures them: seconds of products, by dtype.
 WITH_BF16 = {torch.bfloat16: 1.0, torch.float32: 3.5}.__getitem__
@@ -77,6 +95,113 @@ def test_packed_question_gets_the_logits_it_gets_alone(model, tokenizer) -> None
                 alone.append(out.logits[0, -n_answer:])
     known = [i for i in range(len(tokenizer)) if i != image_id]
     torch.testing.assert_close(packed[:, known], torch.cat(alone)[:, known], atol=2e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def cut_scenes(tokenizer):
+    scenes = [generate_scene(seed, namespace="validation", size_px=96) for seed in range(3)]
+    foci = [Focus(9, 36, (0, 5, 8)), Focus(1, 144, (35,)), Focus(36, 144, ())]
+    return scenes, pack_scenes(scenes, tokenizer, BlockTokens.of(tokenizer)), foci
+
+
+def losses_alone(model, tokenizer, scenes, grid, foci) -> list[list[torch.Tensor]]:
+    """The cross entropy of every answer token, one question at a time: [picture][question]."""
+    image_id = model.m3.config.image_token_id
+    found = []
+    for i, scene in enumerate(scenes):
+        found.append([])
+        for question in scene.questions:
+            ids, answer = (
+                tokenizer(text, add_special_tokens=False)["input_ids"]
+                for text in (f"<q>{question.text}<a>{question.answer}", question.answer)
+            )
+            row = torch.tensor([[tokenizer.bos_token_id, image_id, *ids]])
+            out = model.m3(input_ids=row, image_grids=grid[i : i + 1], scale=foci[i])
+            target = torch.tensor([*answer, tokenizer.eos_token_id])
+            logits = out.logits[0, -len(target) :]
+            found[-1].append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+    return found
+
+
+def test_packed_cuts_of_any_length_cost_what_they_cost_alone(model, tokenizer, cut_scenes) -> None:
+    """Prefixes of 21, 5 and 36 tokens in one batch: what pads the shorter ones is not seen."""
+    scenes, batch, foci = cut_scenes
+    weights = torch.rand(batch.question_mask.shape[:2], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        grid = model.grid(batch.pixels)
+        alone = losses_alone(model, tokenizer, scenes, grid, foci)
+        packed = answer_loss(model, grid, batch, foci)
+        weighed = answer_loss(model, grid, batch, foci, weights)
+        shorter = answer_loss(model, grid[:2], _first(batch, 2), foci[:2])
+    every = torch.cat([each for picture in alone for each in picture])
+    torch.testing.assert_close(packed, every.mean(), atol=1e-4, rtol=1e-4)
+    some = torch.cat([each for picture in alone[:2] for each in picture])
+    torch.testing.assert_close(shorter, some.mean(), atol=1e-4, rtol=1e-4)
+    pairs = [
+        (row[question], each)
+        for row, picture in zip(weights, alone, strict=True)
+        for question, each in enumerate(picture)
+    ]
+    total = sum(w * each.sum() for w, each in pairs) / sum(w * len(each) for w, each in pairs)
+    torch.testing.assert_close(weighed, total, atol=1e-4, rtol=1e-4)
+
+
+def _first(batch, n: int):
+    tensors = {k: v[:n] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    return replace(batch, **tensors)
+
+
+def test_gradients_reach_no_picture_through_the_padding(model, tokenizer, cut_scenes) -> None:
+    _, batch, foci = cut_scenes
+    grid = model.grid(batch.pixels).detach().requires_grad_()
+    logits, _ = answer_states(model, grid, batch, foci)
+    per_row = [(batch.target[i] != -100).sum() for i in range(3)]
+    logits[: per_row[0]].sum().backward()
+    touched = grid.grad.abs().sum(dim=(1, 2)) > 0
+    assert touched.tolist() == [True, False, False]
+
+
+def test_a_cut_follows_from_the_scenes_seed_alone(model, tokenizer) -> None:
+    def cuts(seeds: range):
+        with torch.no_grad():
+            batch = make_batch(seeds, "model", 96, tokenizer)
+            return draw_cuts(model, model.grid(batch.pixels), batch, seeds)
+
+    together, weights = cuts(range(40, 44))
+    again, same = cuts(range(40, 44))
+    assert together == again
+    assert weights.equal(same)
+    halves = [cuts(range(40, 42)), cuts(range(42, 44))]  # as two workers split the step
+    assert [focus for part, _ in halves for focus in part] == together
+    for rows, (_, own) in zip(weights.split(2), halves, strict=True):
+        assert rows[:, : own.shape[1]].equal(own)
+    assert len({*together, *cuts(range(44, 48))[0]}) > 4  # others are cut otherwise
+    scales = mini_scales(12)
+    assert all({focus.coarse, focus.fine} <= set(scales) for focus in together)
+
+
+def test_weights_are_of_the_questions_there_are(model, tokenizer) -> None:
+    seeds = range(8)
+    batch = make_batch(seeds, "model", 96, tokenizer)
+    with torch.no_grad():
+        _, weights = draw_cuts(model, model.grid(batch.pixels), batch, seeds)
+    for row, asked in zip(weights, batch.question_mask.any(-1), strict=True):
+        assert (row[~asked] == 0).all()
+        assert 1 <= (row[asked] == 1).sum() <= 3
+        assert ((row[asked] == 1) | (row[asked] == 0.25)).all()
+
+
+def test_cuts_go_on_from_weights_in_two_stages() -> None:
+    assert recipe_stages(further=True, focus=True) == (CUT, ANNEAL)
+    assert recipe_stages(further=True, focus=True, only="anneal") == (ANNEAL,)
+    assert recipe_stages(further=True, focus=False) == ADAPT
+    assert recipe_stages(further=False, focus=False) == FULL_STAGES
+    assert not any(stage.cut_weight for stage in (*ADAPT, *FULL_STAGES))
+    with pytest.raises(TrainingError, match="there is: cut, anneal"):
+        recipe_stages(further=True, focus=True, only="fine")
+    # The second stage begins at the rate at which the first one ends.
+    assert learning_rate(CUT, CUT.steps) == learning_rate(ANNEAL, ANNEAL.warmup) == 1.0e-3
+    assert CUT.steps + ANNEAL.steps == 2750
 
 
 def test_exact_matches_agree_with_generate_on_the_exported_folder(
@@ -161,7 +286,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Pat
 
     def die_at(step: int):
         def report(event: dict) -> None:
-            if event["stage"] == "answer" and event["step"] == step:
+            if event["stage"] == "cut" and event["step"] == step:
                 raise Killed
 
         return report
@@ -183,6 +308,14 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Pat
     whole, resumed = (load_file(r.out / "checkpoint" / "state.safetensors") for r in (run, broken))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert "Focus(coarse, fine, cells)" in (run.out / "README.md").read_text()
+
+
+def test_a_card_promises_no_cuts_that_were_not_taught(model, tokenizer, tmp_path: Path) -> None:
+    export(model, tokenizer, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "Focus(coarse, fine, cells)" not in card
+    assert "taught it no cuts" in card
 
 
 @pytest.mark.parametrize(
@@ -208,7 +341,7 @@ def test_the_faster_dtype_computes_and_says_so(machine, dtype, why, tokenizer, t
     batch = make_batch(range(2), "model", 96, tokenizer)
     rng = np.random.default_rng([run.seed, 0, 0])
     with torch.no_grad():
-        exact, _ = training_loss(master, batch, STAGES[0], rng)
+        exact, _ = training_loss(master, batch, STAGES[0], rng, range(2))
     off = abs(losses[0] / float(exact) - 1)
     assert off < 1e-5 if dtype == torch.float32 else 1e-5 < off < 0.02
     ended = load_file(run.out / "checkpoint" / "state.safetensors")
@@ -277,10 +410,28 @@ def test_muons_products_in_fp32_point_where_the_singular_vectors_do(shape) -> No
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
-    run = MiniRun(
-        tmp_path / "one", stages=STAGES[:1], pictures=2, workers=1, shape=SHAPE, checkpoint_every=1
+def test_the_command_goes_on_to_cuts_in_two_stages(command, tmp_path: Path) -> None:
+    done = command(
+        "m3-train", "model", "--preset", "mini", "--start", default_model_path(), "--focus",
+        "--seed", 31, "--max-steps", 2, "--workers", 1, "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [event["stage"] for event in events] == ["cut", "anneal"]
+    assert all(event["answer_cut"] > 0 for event in events)
+    assert list(M3ForConditionalGeneration.from_pretrained(tmp_path).config.scales) == mini_scales(
+        24
     )
+    assert "seed 31 of the last run" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [STAGES[0], STAGES[2]])
+def test_two_workers_take_the_steps_of_one(stage: Stage, tmp_path: Path) -> None:
+    run = MiniRun(
+        tmp_path / "one", stages=(stage,), pictures=2, workers=1, shape=SHAPE, checkpoint_every=1,
+        validation_pictures=2,
+    )  # fmt: skip
     pair = replace(run, out=tmp_path / "two", workers=2)
     train(run, lambda event: None, seconds=WITH_BF16)
     train(pair, lambda event: None, seconds=WITH_BF16)

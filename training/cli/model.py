@@ -14,7 +14,7 @@ from m3model.terminal import bar, say
 from training.cli.collect import DeviceOption
 from training.errors import TrainingError
 
-MINI_FLAGS = {"out", "preset", "start", "seed", "max_steps", "workers", "device"}
+MINI_FLAGS = {"out", "preset", "start", "focus", "stage", "seed", "max_steps", "workers", "device"}
 
 
 def model(
@@ -32,6 +32,19 @@ def model(
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of the pictures that --data names.")
+    ] = None,
+    focus: Annotated[
+        bool,
+        typer.Option(
+            "--focus",
+            help="Also teach cuts: coarse pictures with the cells fine that questions look at. "
+            "With --init half the loss is then that of one random cut a picture; --preset mini "
+            "goes on from --start in two stages, cut and anneal.",
+        ),
+    ] = False,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="Run this stage of the mini recipe alone, with --start."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the scenes and the order.")] = 0,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
@@ -75,10 +88,12 @@ def model(
         )
         if foreign:
             raise TrainingError(f"the recipe of --preset mini is fixed: leave out {foreign[0]}")
-        _train_mini(out, start, seed, max_steps, workers, device)
+        _train_mini(out, start, focus, stage, seed, max_steps, workers, device)
         return
     if start is not None:
         raise TrainingError("--start goes with --preset mini; use --init for other checkpoints")
+    if stage is not None:
+        raise TrainingError("--stage goes with --preset mini")
     if data is None or images is None or init is None:
         raise TrainingError("--init needs --data FILE and --images DIR")
     from training.finetune.train import FinetuneJob, finetune
@@ -87,8 +102,8 @@ def model(
         init=init, data=data, images=images, out=out, epochs=epochs, max_steps=max_steps,
         batch_size=batch_size, accumulate=accumulate, lr=lr, max_length=max_length, seed=seed,
         save_steps=save_steps, gradient_checkpointing=gradient_checkpointing,
-        freeze_vision=freeze_vision, hold_all_graphs=hold_all_graphs, skip_bad=skip_bad,
-        workers=2 if workers is None else workers, device=device,
+        freeze_vision=freeze_vision, focus=focus, hold_all_graphs=hold_all_graphs,
+        skip_bad=skip_bad, workers=2 if workers is None else workers, device=device,
     )  # fmt: skip
     with bar("training", "steps") as move:
         state: dict[str, Any] = {"loss": None}
@@ -105,6 +120,8 @@ def model(
 def _train_mini(
     out: Path,
     start: Path | None,
+    focus: bool,
+    stage: str | None,
     seed: int,
     max_steps: int,
     workers: int | None,
@@ -112,14 +129,14 @@ def _train_mini(
 ) -> None:
     import torch
 
-    from training.mini.train import ADAPT, STAGES, MiniRun, shortened, train
+    from training.mini.train import MiniRun, recipe_stages, shortened, train
     from training.oracle.workers import default_workers
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     fitting = [n for n in (8, 4, 2, 1) if n <= default_workers(where)]
     if start is not None and not (start / "relevance.safetensors").is_file():
         raise TrainingError(f"{start} is not the folder of an m3-mini")
-    stages = STAGES if start is None else ADAPT
+    stages = recipe_stages(further=start is not None, focus=focus, only=stage)
     stages = stages if max_steps < 0 else shortened(stages, max_steps)
     count = workers or fitting[0]
     run = MiniRun(out=out, seed=seed, stages=stages, start=start, workers=count, device=where)

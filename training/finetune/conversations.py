@@ -6,6 +6,7 @@ Knows the processor's chat template; does not know the model, scales or the loss
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +20,18 @@ from training.sources.tasks import read_picture
 IGNORED = -100
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The questions about a picture, one a turn, as text and as ids; ``record`` is its place."""
+
+    record: int
+    texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+
 class LlavaDataset(Dataset[dict[str, Any]]):
-    """Conversations as token ids with labels on the answers only, and the picture's pixels.
+    """Conversations as token ids with labels on the answers only, the picture's pixels, and what
+    is asked about it.
 
     Args:
         max_length: longer conversations lose their last turns; the first turn must fit.
@@ -45,6 +56,9 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         if record.image is not None:
             rgb = read_picture(record.image, f"record {record.record_id}")
             item["pixel_values"] = self.processor.pixel_values(Image.fromarray(rgb))
+            texts = tuple(turn.question for turn in record.turns)
+            ids_of = self.processor.question_ids
+            item["asked"] = Asked(index, texts, tuple(tuple(ids_of(text)) for text in texts))
         return item
 
 
@@ -80,8 +94,11 @@ def conversation_ids(
     return ids, labels
 
 
-def collate(items: Sequence[dict[str, Any]], pad_id: int = 0) -> dict[str, torch.Tensor]:
-    """Return one batch, padded on the right; pixels of the pictures only, in order."""
+def collate(items: Sequence[dict[str, Any]], pad_id: int = 0) -> dict[str, Any]:
+    """Return one batch, padded on the right; pixels of the pictures only, in order.
+
+    ``asked`` is a row's `Asked`, or None without a picture.
+    """
     longest = max(len(item["input_ids"]) for item in items)
 
     def padded(key: str, fill: int) -> torch.Tensor:
@@ -91,7 +108,12 @@ def collate(items: Sequence[dict[str, Any]], pad_id: int = 0) -> dict[str, torch
     mask = torch.tensor(
         [[1] * len(i["input_ids"]) + [0] * (longest - len(i["input_ids"])) for i in items]
     )
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": padded("labels", IGNORED)}
+    batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": padded("labels", IGNORED),
+        "asked": [item.get("asked") for item in items],
+    }
     pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
     if pixels:
         batch["pixel_values"] = torch.cat(pixels)

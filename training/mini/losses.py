@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from m3model.focus import Focus, focus_visual_tokens
 from m3model.pooling import pool_visual_tokens
+from training.cuts import draw_cut
 from training.mini.batch import IGNORE, SceneBatch, attention_mask
-from training.mini.cuts import draw_cut
 from training.mini.model import MiniModel
 
 Reading = int | Sequence[Focus]  # one scale for all pictures, or a focus for each
@@ -128,12 +128,17 @@ def answer_loss(
 def draw_cuts(
     model: MiniModel, grid: Tensor, batch: SceneBatch, seeds: Sequence[int]
 ) -> tuple[list[Focus], Tensor]:
-    """Return a cut of every picture, drawn from its seed, and weights (B, Q)."""
+    """Return a cut of every picture, drawn from its seed, and weights (B, Q).
+
+    Whichever pictures share a batch, a picture's cut is the same: workers only split the draw.
+    """
     maps = model.relevance_logits(grid, batch.question_ids, batch.question_mask)
-    relevance = maps.float().sigmoid().cpu().numpy()
+    relevance, scales = maps.float().sigmoid().cpu().numpy(), model.m3.config.scales
     truth, asked = batch.relevant.cpu().numpy(), batch.question_mask.any(-1).sum(1).tolist()
     cuts = [
-        draw_cut(relevance[i, :n], truth[i, :n], np.random.default_rng([CUT_STREAM, seeds[i]]))
+        draw_cut(
+            relevance[i, :n], scales, np.random.default_rng([CUT_STREAM, seeds[i]]), truth[i, :n]
+        )
         for i, n in enumerate(asked)
     ]
     weights = torch.zeros(batch.question_mask.shape[:2], device=grid.device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from m3model.config import M3Config
 from m3model.model import M3ForConditionalGeneration
 from m3model.relevance.readout import RelevanceReadout
+from training.cuts import MOST_CELLS
 from training.errors import TrainingError
 from training.scenes.scene import CHARS, COLORS, PATCH_CLASSES, question_words
 
@@ -236,8 +237,14 @@ CARD = Path(__file__).with_name("model_card.md.jinja")
 
 
 @torch.no_grad()
-def export(model: MiniModel, tokenizer, folder: Path, seed: int = 0) -> None:
-    """Write a Hugging Face folder: fp16 weights, tokenizer, processor, readout, card."""
+def export(
+    model: MiniModel, tokenizer, folder: Path, seed: int = 0, *, reads_cuts: bool = False
+) -> None:
+    """Write a Hugging Face folder: fp16 weights, tokenizer, processor, readout, card.
+
+    Args:
+        reads_cuts: whether the run taught cuts, which the card tells.
+    """
     from transformers import GenerationConfig
 
     from m3model.processing import M3Processor, build_image_processor
@@ -262,10 +269,11 @@ def export(model: MiniModel, tokenizer, folder: Path, seed: int = 0) -> None:
     readout = {k: v.detach().float().cpu().numpy() for k, v in model.relevance.items()}
     RelevanceReadout(**readout).save(folder)
     parameters = sum(p.numel() for p in m3.parameters())
-    (folder / "README.md").write_text(_card(m3.config.scales, side, parameters, seed))
+    card = _card(m3.config.scales, side, parameters, seed, reads_cuts)
+    (folder / "README.md").write_text(card)
 
 
-def _card(scales: Sequence[int], side: int, parameters: int, seed: int) -> str:
+def _card(scales: Sequence[int], side: int, parameters: int, seed: int, reads_cuts: bool) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
@@ -277,6 +285,7 @@ def _card(scales: Sequence[int], side: int, parameters: int, seed: int) -> str:
     )
     millions = parameters / 1e6
     card = ModelCard.from_template(
-        data, template_path=str(CARD), scales=scales, side=side, millions=millions, seed=seed
-    )
+        data, template_path=str(CARD), scales=scales, side=side, millions=millions, seed=seed,
+        reads_cuts=reads_cuts, most_cells=max(MOST_CELLS),
+    )  # fmt: skip
     return f"{card}\n"

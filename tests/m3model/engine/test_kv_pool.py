@@ -96,10 +96,38 @@ def test_a_prefix_is_found_again_only_if_its_pictures_are_the_same() -> None:
     assert (pool.pages_used, pool.pages_kept) == (0, 3)
     found = pool.kept(prefix(1, 40))
     assert found is not None
-    assert found.start == extent.start
+    assert (found[0].start, found[1]) == (extent.start, 40)
     assert pool.kept(prefix(1, 40, value=1.0)) is None  # same key, other picture
     assert pool.kept(prefix(1, 39)) is None
     assert pool.kept(prefix(2, 40)) is None
+
+
+def test_of_another_reading_of_the_picture_what_is_the_same_lies_ready() -> None:
+    """Three tokens of text before each picture; of several prefixes the longest in common."""
+    pool = small_pool()
+    picture = torch.arange(40.0)[:, None].expand(40, 4)
+
+    def reading(name: int, alike: int, start: bytes = b"s") -> Prefix:
+        tokens = torch.cat([picture[:alike], 100.0 + name + picture[alike:]])
+        return Prefix(bytes([name]), 43, (tokens,), start, 3)
+
+    places = {}
+    for name, alike in ((1, 36), (2, 9), (3, 38)):
+        extent = pool.reserve(43)
+        assert extent is not None
+        places[name] = extent.start
+        pool.keep(extent, reading(name, alike, b"other" if name == 3 else b"s"))
+    for wanted, place, tokens in ((reading(4, 37), 1, 39), (reading(5, 20), 1, 23)):
+        found = pool.kept(wanted)
+        assert found is not None
+        assert (found[0].start, found[1]) == (places[place], tokens)
+    assert pool.kept(reading(6, 40, b"third")) is None
+    assert pool.kept(Prefix(b"7", 43, (picture,))) is None  # no start, nothing to compare
+    whole = pool.kept(reading(2, 9))
+    assert whole is not None
+    assert (whole[0].start, whole[1]) == (places[2], 43)
+    assert pool.reserve(PAGES * PAGE_TOKENS) is not None  # everything is given up
+    assert pool.kept(reading(4, 37)) is None
 
 
 def test_the_longest_unused_prefix_goes_first_and_the_wanted_one_last() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from safetensors.torch import load_file
 
 from m3model import M3ForConditionalGeneration, M3Processor
 from m3model.convert.checkpoint import convert
-from training.errors import BadRecord
+from training.errors import BadRecord, TrainingError
 from training.finetune.conversations import LlavaDataset, collate, conversation_ids
+from training.finetune.focus import CutDraw
 from training.finetune.train import FinetuneJob, finetune, multi_scale_backward, multi_scale_loss
 from training.sources.llava import read_llava
 
@@ -96,30 +99,38 @@ def test_loss_and_gradients_are_the_official_ones(parity, way: str) -> None:
     model.zero_grad()
 
 
-def test_both_ways_give_the_same_gradients(tiny_model: Path, llava) -> None:
+@pytest.mark.parametrize("cuts", [None, CutDraw(None, 0).draw])
+def test_both_ways_give_the_same_gradients(tiny_model: Path, llava, cuts) -> None:
     model = M3ForConditionalGeneration.from_pretrained(tiny_model).eval()
     processor = M3Processor.from_pretrained(tiny_model)
     dataset = LlavaDataset(read_llava(*llava).records, processor, 512)
     batch = collate([dataset[i] for i in range(5)])
-    grads = []
+    cuts = None if cuts is None else partial(cuts, step=3)
+    grads, losses = [], []
     for joint in (True, False):
         model.zero_grad()
         if joint:
-            (multi_scale_loss(model, batch) * 0.5).backward()
+            loss = multi_scale_loss(model, batch, cuts=cuts)
+            (loss * 0.5).backward()
         else:
-            multi_scale_backward(model, batch, torch.Tensor.backward, weight=0.5)
+            loss = multi_scale_backward(model, batch, torch.Tensor.backward, weight=0.5, cuts=cuts)
+        losses.append(float(loss.detach()))
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert grads[0].keys() == grads[1].keys()
     for name, gradient in grads[0].items():
         torch.testing.assert_close(gradient, grads[1][name], atol=1e-6, rtol=1e-3)
 
 
-def test_vision_tower_runs_once_a_step(tiny_model: Path, llava) -> None:
+@pytest.mark.parametrize("with_cuts", [False, True])
+def test_vision_tower_runs_once_a_step(tiny_model: Path, llava, with_cuts: bool) -> None:
     model = M3ForConditionalGeneration.from_pretrained(tiny_model)
     calls = []
     model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     dataset = LlavaDataset(read_llava(*llava).records, M3Processor.from_pretrained(tiny_model), 512)
-    multi_scale_backward(model, collate([dataset[0], dataset[4]]), torch.Tensor.backward)
+    cuts = partial(CutDraw.of(tiny_model, 0).draw, step=0) if with_cuts else None
+    batch = collate([dataset[0], dataset[4]])
+    multi_scale_backward(model, batch, torch.Tensor.backward, cuts=cuts)
     assert len(calls) == 1
 
 
@@ -135,6 +146,39 @@ def test_labels_lie_on_answers_only(tiny_model: Path, llava) -> None:
     assert ids[: len(short)] == short  # the last turn went
     with pytest.raises(BadRecord, match="more than --max-length"):
         conversation_ids(processor, record, 3)
+
+
+@pytest.mark.slow
+def test_training_on_cuts_goes_on_as_if_never_cut_off(tiny_model: Path, llava, tmp_path) -> None:
+    data, images = llava
+    job = FinetuneJob(
+        init=tiny_model, data=data, images=images, out=tmp_path / "whole", max_steps=4,
+        batch_size=2, accumulate=2, lr=1e-3, save_steps=2, workers=0, device="cpu", focus=True,
+    )  # fmt: skip
+    said: list[str] = []
+    finetune(job, say=said.append)
+    assert said[0] == "cuts follow the relevance of readout"
+    kept = Path("checkpoints", "checkpoint-2")
+    shutil.copytree(job.out / kept, tmp_path / "broken" / kept)
+    finetune(replace(job, out=tmp_path / "broken"), say=said.append)
+    assert "going on from checkpoint-2" in said
+    uniform = finetune(replace(job, out=tmp_path / "uniform", focus=False))
+    whole, resumed, other = (
+        load_file(folder / "model.safetensors")
+        for folder in (job.out, tmp_path / "broken", uniform)
+    )
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert not all(whole[name].equal(other[name]) for name in whole)
+    joint = load_file(
+        finetune(replace(job, out=tmp_path / "joint", hold_all_graphs=True)) / "model.safetensors"
+    )
+    start = load_file(tiny_model / "model.safetensors")
+    moves = [
+        torch.cat([(ended[name] - start[name]).flatten() for name in start])
+        for ended in (whole, joint, other)
+    ]
+    assert torch.nn.functional.cosine_similarity(moves[0], moves[1], dim=0) > 0.999
+    assert torch.nn.functional.cosine_similarity(moves[0], moves[2], dim=0) < 0.99
 
 
 @pytest.mark.slow
@@ -169,6 +213,18 @@ def test_training_learns_saves_and_resumes(tiny_model: Path, llava, tmp_path: Pa
     finetune(job, say=said.append)
     assert said[-2] == "going on from checkpoint-12"
     assert "readout" in said[0]
+
+
+def test_scales_without_room_for_a_cut_are_refused(tiny_model: Path, llava, tmp_path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    shutil.copytree(tiny_model, tmp_path / "one")
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config | {"scales": [576]}))
+    data, images = llava
+    job = FinetuneJob(
+        init=tmp_path / "one", data=data, images=images, out=tmp_path / "out", focus=True
+    )
+    with pytest.raises(TrainingError, match="--focus: scales 576 leave no room for a cut"):
+        finetune(job)
 
 
 def test_unreadable_picture_is_named(tiny_model: Path, tmp_path: Path) -> None:

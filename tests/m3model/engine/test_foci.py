@@ -1,0 +1,108 @@
+"""Requests that are read as foci: mixed with scales they get the answers they get alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from m3model import (
+    Focus,
+    LocalEngine,
+    M3ForConditionalGeneration,
+    M3Processor,
+    Sampling,
+    focus_visual_tokens,
+    pool_visual_tokens,
+)
+from m3model.tiny import write_tiny_checkpoint
+
+READINGS: list[int | Focus] = [
+    Focus(36, 576, (5, 6, 40)), 36, Focus(1, 144, (0, 35)), 576, Focus(9, 576, tuple(range(48))),
+    Focus(36, 576, ()), 1, Focus(144, 576, (7,)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> M3ForConditionalGeneration:
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model", seed=3)
+    return M3ForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def engine(model: M3ForConditionalGeneration) -> Iterator[LocalEngine]:
+    processor = M3Processor.from_pretrained(Path(model.config._name_or_path))
+    made = LocalEngine(model, processor)
+    yield made
+    made.close()
+
+
+def read(grid: torch.Tensor, reading: int | Focus) -> torch.Tensor:
+    if isinstance(reading, Focus):
+        return focus_visual_tokens(grid, reading)
+    return pool_visual_tokens(grid, reading)
+
+
+async def answer(
+    engine: LocalEngine, name: str, ids: list[int], tokens: torch.Tensor
+) -> tuple[list[int], int]:
+    events = [event async for event in engine.submit(name, ids, tokens, Sampling(8))]
+    return [event.token_id for event in events], events[0].cached_tokens
+
+
+def alone(
+    model: M3ForConditionalGeneration, ids: list[int], grid: torch.Tensor, scale: int | Focus
+) -> list[int]:
+    row: Any = model.generate(
+        input_ids=torch.tensor([ids]), image_grids=grid[None], scale=scale, max_new_tokens=8
+    )
+    return list(row[0].tolist())
+
+
+def test_foci_and_scales_together_equal_one_at_a_time(
+    model: M3ForConditionalGeneration, engine: LocalEngine
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    grids = [torch.randn(576, 64, generator=draw) for _ in READINGS]
+    asked = [[1, model.config.image_token_id, *range(7, 9 + i)] for i in range(len(READINGS))]
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(
+            *(
+                answer(engine, str(i), ids, read(grid, reading))
+                for i, (ids, grid, reading) in enumerate(zip(asked, grids, READINGS, strict=True))
+            )
+        )
+
+    for (ids, _), prompt, grid, reading in zip(
+        asyncio.run(run()), asked, grids, READINGS, strict=True
+    ):
+        assert ids == alone(model, prompt, grid, reading)
+
+
+def test_what_foci_of_a_picture_share_is_read_once(
+    model: M3ForConditionalGeneration, engine: LocalEngine
+) -> None:
+    """The coarse tokens, and the fine ones up to the first other cell; no more, though two of
+    these have as many tokens, the same first one and the same last one."""
+    grid = torch.randn(576, 64, generator=torch.Generator().manual_seed(1))
+    prompt = [1, model.config.image_token_id, 7, 8]
+    order: list[tuple[int | Focus, int]] = [
+        (36, 0), (Focus(36, 576, (5, 40)), 36), (Focus(36, 576, (6, 40)), 36),
+        (Focus(36, 576, (5, 17)), 36 + 4), (Focus(36, 576, (5, 40)), 44), (9, 0),
+        (Focus(9, 576, (5,)), 9), (576, 0), (36, 36),
+    ]  # fmt: skip
+
+    async def run() -> list[tuple[list[int], int]]:
+        return [
+            await answer(engine, str(i), prompt, read(grid, reading))
+            for i, (reading, _) in enumerate(order)
+        ]
+
+    for (ids, cached), (reading, shared) in zip(asyncio.run(run()), order, strict=True):
+        assert cached == (1 + shared if shared else 0)
+        assert ids == alone(model, prompt, grid, reading)
