@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from serve.errors import ServeSetupError
 
 if TYPE_CHECKING:
-    from m3model import M3Config
-    from m3model.capacity import Plan, Read
+    from m3model import Focus, M3Config
+    from m3model.capacity import Plan
     from m3model.cost import Hardware
 
 # Of the shipped router's answers to its held-out scenes, the share read at each scale, in percent
 # (`share_of_scale` in benchmarks/results/routing_quality.json; a first look is not counted).
 DEFAULT_MIX = "1:2,9:18,36:34,144:29,576:17"
+Read = int | tuple[int, int]  # a scale; of a focus the coarse one, and how many fine tokens
 HARDWARE = {
     "h200": "NVIDIA H200",
     "h100": "NVIDIA H100 SXM",
@@ -104,13 +105,34 @@ def make_plan(
     shares, config = parsed_mix(mix), shape_of(model)
     try:
         return plan(
-            config, hardware_of(hardware), shares,
+            config, hardware_of(hardware), {_known(config, read): shares[read] for read in shares},
             text_tokens=text_tokens, answer_tokens=answer_tokens, max_batch=max_batch,
         )  # fmt: skip
     except ValueError as error:
         strange = mix == DEFAULT_MIX and not {_levels(r)[0] for r in shares} <= set(config.scales)
         hint = "; say which with --mix" if strange else ""
         raise ServeSetupError(f"{error}{hint}") from error
+
+
+def _known(config: M3Config, read: Read) -> int | Focus:
+    """Return what a share is of, as the model knows it.
+
+    Raises:
+        ValueError: an unknown scale, half a cell, or a focus of as many tokens as the finest scale.
+    """
+    if not isinstance(read, tuple):
+        return read
+    from m3model import Focus
+    from m3model.focus import CELL_TOKENS
+
+    scale, fine = config.check_scale(read[0]), read[1]
+    finest = max(config.scales)
+    if fine % CELL_TOKENS or scale + fine >= finest:
+        raise ValueError(
+            f"--mix {scale}+{fine}: fine tokens come in cells of {CELL_TOKENS}, and a focus has "
+            f"fewer than {finest} tokens in all"
+        )
+    return Focus(scale, finest, tuple(range(fine // CELL_TOKENS)))
 
 
 def _levels(read: Read) -> tuple[int, ...]:
