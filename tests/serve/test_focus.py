@@ -258,6 +258,25 @@ def test_a_router_that_dies_of_a_focus_costs_tokens(
     assert (capped["scale"], capped["visual_tokens"]) == (36, 36)
 
 
+def test_the_answer_is_the_models_own(
+    start: Any, ask_body: Body, tiny_model: Path, picture_bytes: Any
+) -> None:
+    reply = start(WIDE).post(ask_body(seeds=(5,))).json()
+    told = reply["routing"]["focus"]
+    model = M3ForConditionalGeneration.from_pretrained(tiny_model).eval()
+    processor = M3Processor.from_pretrained(tiny_model)
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    ids = processor.prompt_ids([{"role": "user", "content": content}])
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=torch.tensor([ids]),
+            pixel_values=processor.pixel_values(Image.open(io.BytesIO(picture_bytes(5)))),
+            scale=Focus(told["coarse"], told["fine"], tuple(told["cells"])),
+            max_new_tokens=6,
+        )
+    assert reply["choices"][0]["message"]["content"].strip() == processor.decode(out[0]).strip()
+
+
 def test_tokens_are_means_and_rows_of_the_grid(
     start: Any, tiny_model: Path, picture_bytes: Any
 ) -> None:
