@@ -90,8 +90,13 @@ CUT = Stage(
     scale_groups=((1, 9, 36, 36, 144, 144, 144, 576, 576, 576, 576),),
     scale_weight=0.6, cut_weight=1.0, dense_weight=0.5,
 )  # fmt: skip
-ANNEAL = replace(CUT, name="anneal", steps=550, lr=1.0e-3, lr_end=2e-5, warmup=30)
-FOCUS: tuple[Stage, ...] = (CUT, ANNEAL)
+# Where to look, learnt in earnest: what the readout misses a cut cannot show (docs/experiments.md).
+POINT = replace(
+    CUT, name="point", steps=1600, lr=1.1e-3, relevance_weight=3.0,
+    scale_groups=((1, 9, 9, 36, 36, 144, 144, 144, 576, 576, 576, 576),),
+)  # fmt: skip
+ANNEAL = replace(POINT, name="anneal", steps=700, lr=1.0e-3, lr_end=2e-5, warmup=30)
+FOCUS: tuple[Stage, ...] = (CUT, POINT, ANNEAL)
 
 
 @dataclass(frozen=True)
