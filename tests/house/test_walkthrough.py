@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from serve.client import APIError, M3Client
+from serve.demo import read_in_figures
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/tutorial.md")

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -18,8 +19,9 @@ from router.explain import explain
 from router.explanation import RelevanceMap
 from router.features.schema import feature_schema
 from router.policy import Policy
-from serve.client import Answer
-from serve.client.drawing import PADDING, outline, padded, save_answer, veil
+from serve.client import Answer, Focus
+from serve.client.drawing import TINT_OPACITY, outline, save_answer, tint, veil
+from serve.client.seen import PADDING, padded
 
 SCHEMA = feature_schema((1, 4, 16), 4, 6)
 WHITE = (255, 255, 255)
@@ -102,6 +104,55 @@ def test_what_the_words_point_to_stays_bright(tmp_path: Path) -> None:
     assert seen[1, 2] == 255
     seen[1, 2] = 0
     assert seen.max() < 160
+
+
+def test_the_tint_lies_on_the_cells_that_were_read_finely() -> None:
+    """Level 16 has 2 x 2 cells."""
+    shade = tint(Focus(1, 16, (1, 2), 9), "#ff0000")
+    np.testing.assert_allclose(shade[..., 3], [[0.0, TINT_OPACITY], [TINT_OPACITY, 0.0]])
+    np.testing.assert_allclose(shade[0, 1, :3], [1.0, 0.0, 0.0])
+
+
+def drawn(file: Path) -> np.ndarray:
+    """Return the picture's own square in a file that was saved: its white, and what lies on it."""
+    whole = np.asarray(Image.open(file).convert("RGB"), dtype=float)
+    return whole[33:927, 33:927]
+
+
+def test_a_wide_picture_has_its_grid_on_the_padded_square(tmp_path: Path) -> None:
+    """40 x 20: a quarter of the square above it is padding, and belongs to the first tokens."""
+    wide = picture(tmp_path)
+    focus = Focus(4, 64, (0, 6), 12)  # of 4 x 4 cells: first row, first; second row, third
+    for name, read in (("plain", None), ("focus", focus)):
+        save_answer(tmp_path / f"{name}.png", wide, "q", Answer(4, 12, "predicted", focus=read))
+    plain, seen = drawn(tmp_path / "plain.png"), drawn(tmp_path / "focus.png")
+    middle = plain[440:455, 100:340].mean(axis=(1, 2))
+    assert middle.min() < 240 < middle.max()  # the coarse line, on white
+    cell = len(plain) // 4
+    changed = np.abs(plain - seen).max(axis=2)
+    for row in range(4):
+        for column in range(4):
+            inside = np.s_[
+                row * cell + 8 : (row + 1) * cell - 8, column * cell + 8 : (column + 1) * cell - 8
+            ]
+            assert (changed[inside].min() > 5) == (4 * row + column in focus.cells)
+    assert changed[2 * cell + 8 :].max() == 0.0
+    lines = seen[cell + 20 : 2 * cell - 20, 2 * cell + 8 : 3 * cell - 8].mean(axis=(0, 2))
+    assert np.argmin(lines) + 8 == pytest.approx(cell / 2, abs=3)  # between the cell's tokens
+
+
+def test_both_looks_are_drawn(tmp_path: Path) -> None:
+    white = picture(tmp_path, size=(40, 40))
+    first = {"from": 4, "focus": {"coarse": 4, "fine": 16, "cells": [3], "visual_tokens": 8}}
+    told = {"confidence": 0.5, "first_visual_tokens": 8, "second_visual_tokens": 64}
+    once = Answer(64, 64, "predicted", text="x")
+    save_answer(tmp_path / "one.png", white, "q", once)
+    save_answer(tmp_path / "two.png", white, "q", replace(once, second_look=first | told))
+    one, two = drawn(tmp_path / "one.png"), drawn(tmp_path / "two.png")
+    changed = np.abs(one - two).max(axis=2) > 5
+    assert changed[460:880, 460:880].mean() > 0.9  # the cell of the first look
+    assert changed[10:430, 10:430].mean() < 0.1  # of the other height, lines lie a bit elsewhere
+    assert changed[100, 440:455].any()  # its coarse line
 
 
 def test_an_svg_is_drawn_too_and_anything_may_be_asked(tmp_path: Path) -> None:
