@@ -27,7 +27,7 @@ from rich.text import Text
 
 from m3model.terminal import PIPE_WIDTH, bar, one_command, run, say, stage, table
 from serve.client import Answer, APIError, M3Client
-from serve.client.focus import CELL_TOKENS, Focus, Look, looks_of
+from serve.client.focus import CELL_TOKENS, Focus, Look
 from serve.client.words import grid_in_words
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -197,7 +197,7 @@ def print_answers(asked: Sequence[Asked], finest: int, saved: Saving) -> None:
 
 def read_in_figures(answer: Answer) -> str:
     """Return the tokens that each look read, in figures."""
-    return ", then ".join(map(_tokens, looks_of(answer))) or "0"
+    return ", then ".join(map(_tokens, answer.looks)) or "0"
 
 
 def _tokens(look: Look) -> str:

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from serve.client.focus import Focus, Look, Segment, coarse_lines, fine_lines, looks_of
+from serve.client.focus import Focus, Look, Segment, coarse_lines, fine_lines
 from serve.client.seen import padded
 from serve.client.wire import Answer
 from serve.client.words import cost_in_words, grid_in_words
@@ -64,7 +64,7 @@ def save_answer(file: Path, picture: Path, question: str, answer: Answer) -> Non
         of_first = answer.explain.relevance[0]
         relevance = np.array(of_first.values, dtype=np.float64).reshape(of_first.side, -1)
         axes.imshow(veil(relevance), extent=ACROSS, interpolation="nearest")
-    _draw_grids(axes, looks_of(answer))
+    _draw_grids(axes, answer.looks)
     if relevance is not None:
         edges = outline(relevance)
         for width, colour in ((3.4, "#000b"), (1.8, MARK)):

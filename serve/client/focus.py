@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-if TYPE_CHECKING:
-    from serve.client.wire import Route
+from typing import Any, TypeAlias
 
 CELL_SIDE = 2  # fine tokens along one side of a cell
 CELL_TOKENS = CELL_SIDE * CELL_SIDE
@@ -61,20 +58,6 @@ def parse_focus(body: Mapping[str, Any] | None) -> Focus | None:
         cells=tuple(map(int, body["cells"])),
         visual_tokens=int(body["visual_tokens"]),
     )
-
-
-def looks_of(route: Route) -> tuple[Look, ...]:
-    """Return what was read of the picture, one or two looks, the one that counts last.
-
-    Of several pictures, and of none, nothing.
-    """
-    if len(route.scales) > 1 or not route.scale:
-        return ()
-    last = Look(route.scale, route.focus)
-    if route.second_look is None:
-        return (last,)
-    focus = parse_focus(route.second_look.get("focus"))
-    return Look(focus.coarse if focus else int(route.second_look["from"]), focus), last
 
 
 def coarse_lines(look: Look) -> list[Segment]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from serve.client.errors import APIConnectionError, APIError, status_error
 from serve.client.explain import RouteExplanation, action_key, parse_explanation
-from serve.client.focus import Focus, parse_focus
+from serve.client.focus import Focus, Look, parse_focus
 from serve.client.pictures import png_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,19 @@ class Route:
     second_look: dict[str, Any] | None = None
     scales: tuple[int, ...] = ()
     focus: Focus | None = None
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """What was read of the picture in one look or two, the one that counts last.
+
+        Of several pictures, and of none, nothing.
+        """
+        if len(self.scales) > 1 or not self.scale:
+            return ()
+        last = Look(self.scale, self.focus)
+        if self.second_look is None:
+            return (last,)
+        return Look(int(self.second_look["from"]), parse_focus(self.second_look.get("focus"))), last
 
 
 @dataclass(frozen=True)

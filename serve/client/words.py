@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from serve.client.focus import CELL_TOKENS, Look, looks_of
+from serve.client.focus import CELL_TOKENS, Look
 
 if TYPE_CHECKING:
     from serve.client.wire import Route
@@ -21,7 +21,7 @@ def cost_in_words(route: Route) -> str:
     claims no saving.
     """
     read, looked = route.visual_tokens, route.second_look
-    looks = looks_of(route) or (None,)
+    looks = route.looks or (None,)
     finest = 0
     if route.p_suffices and route.scale:
         pictures = len(route.scales) or (1 if looked or route.focus else read // route.scale)
@@ -41,7 +41,7 @@ def cost_in_words(route: Route) -> str:
 
 def grid_in_words(route: Route) -> list[str]:
     """Return for each look at the picture which tokens lie where; of several pictures nothing."""
-    looks = looks_of(route)
+    looks = route.looks
     order = ("",) if len(looks) == 1 else ("first look: ", "second look: ")
     return [f"{which}{_where(look)}" for which, look in zip(order, looks, strict=False)]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from m3model import Focus as ModelFocus
 from m3model.focus import fine_positions
-from serve.client.focus import Focus, Look, coarse_lines, fine_lines, looks_of, parse_focus
+from serve.client.focus import Focus, Look, coarse_lines, fine_lines, parse_focus
 from serve.client.wire import chat_body, parse_route
 
 SENT = {"coarse": 9, "fine": 144, "cells": [7, 8], "visual_tokens": 17}
@@ -39,14 +39,14 @@ def test_focus_is_declined_and_allowed_in_so_many_words() -> None:
 
 def test_the_look_that_counts_comes_last() -> None:
     second: dict[str, Any] = {"from": 9, "confidence": 0.5}
-    assert looks_of(parse_route(reply())) == (Look(9),)
-    assert looks_of(parse_route(reply(focus=SENT))) == (Look(9, READ),)
+    assert parse_route(reply()).looks == (Look(9),)
+    assert parse_route(reply(focus=SENT)).looks == (Look(9, READ),)
     again = parse_route(reply(scale=576, scales=[576], second_look=second | {"focus": SENT}))
-    assert looks_of(again) == (Look(9, READ), Look(576))
+    assert again.looks == (Look(9, READ), Look(576))
     finer = parse_route(reply(scale=9, focus=SENT, second_look=second))
-    assert looks_of(finer) == (Look(9), Look(9, READ))
+    assert finer.looks == (Look(9), Look(9, READ))
     for nothing in (reply(scale=0, scales=[]), reply(scales=[9, 9])):
-        assert looks_of(parse_route(nothing)) == ()
+        assert parse_route(nothing).looks == ()
 
 
 def test_the_lines_of_a_whole_picture_lie_between_its_tokens() -> None:
