@@ -195,7 +195,7 @@ def ask(
         )  # fmt: skip
     print(answer.text)
     print(cost_in_words(answer), file=sys.stderr)
-    if answer.focus is not None:
+    if any(look.cells for look in answer.looks):
         print(*grid_in_words(answer), sep="\n", file=sys.stderr)
     router = answer.router_version or "none"
     print(f"{answer.total_ms:.0f} ms, router {router}", file=sys.stderr)
