@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -175,6 +180,55 @@ def test_the_command_saves_a_picture_beside_its_answer(running: Any, tmp_path: P
     assert done.stdout.count("\n") == 1
     with Image.open(wanted) as drawn:
         assert (drawn.format, drawn.width) == ("PNG", 960)
+
+
+@contextmanager
+def answering(routing: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A service that always answers "seven", read so; yields its address and what it was sent."""
+    sent: list[dict[str, Any]] = []
+    choice = {"index": 0, "message": {"content": "seven"}, "finish_reason": "stop"}
+    reply = json.dumps({"id": "chatcmpl-1", "choices": [choice], "routing": routing}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.send_header("content-length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", sent
+        server.shutdown()
+        thread.join()
+
+
+def test_the_command_tells_and_draws_where_the_fine_tokens_lie(
+    command: Any, tmp_path: Path
+) -> None:
+    wide, wanted = picture(tmp_path), tmp_path / "answer.png"
+    focus = {"coarse": 4, "fine": 64, "cells": [0, 6], "visual_tokens": 12}
+    routing = {"scale": 4, "scales": [4], "visual_tokens": 12, "reason": "predicted"}
+    with answering(routing | {"p_suffices": {"4": 0.5, "64": 0.9}, "focus": focus}) as (url, sent):
+        ask = ("m3-serve", "ask", wide, "q", "--url", url)
+        for more in ((), ("--explain",)):
+            done = command(*ask, "--save-picture", wanted, *more)
+            assert (done.returncode, done.stdout) == (0, "seven\n"), done.stderr
+            assert done.stderr.splitlines()[:2] == [
+                "4 coarse + 8 fine = 12 of 64 visual tokens, 81 % saved (predicted)",
+                "4 coarse tokens everywhere, 4 x 2 fine tokens where the question looks",
+            ]
+            cell = drawn(wanted)[240:430, 460:650]  # the third of the second row, on white
+            assert cell[..., 0].mean() < cell[..., 1].mean() - 20  # tinted
+            wanted.unlink()
+        command(*ask, "--no-focus")
+    asked_for = [body.get("routing") for body in sent]
+    assert asked_for == [{"explain": True}, {"explain": True}, {"focus": False}]
 
 
 def test_a_picture_that_cannot_be_saved_is_one_line_before_anything_is_asked(
