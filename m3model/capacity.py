@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 USABLE = 0.9  # of a device's memory
 WORKSPACE_BYTES = 2.8e9  # of a GPU, for activations and the allocator
+Read = int | tuple[int, int]  # a scale; of a focus the coarse one, and how many fine tokens
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Plan:
 def plan(
     config: M3Config,
     hardware: Hardware,
-    mix: Mapping[int, float],
+    mix: Mapping[Read, float],
     *,
     text_tokens: int = 40,
     answer_tokens: int = 16,
@@ -75,18 +76,21 @@ def plan(
     """Capacity of one replica that encodes and answers.
 
     Args:
-        mix: share of the requests by scale, any positive numbers; one picture a request.
+        mix: share of the requests by what they read, any positive numbers; one picture a request.
         text_tokens, answer_tokens: of a typical request.
         max_batch: requests that the engine lets into a pass.
 
     Raises:
-        ValueError: an empty mix, a negative share, a scale that the model does not have, or a
-            model that does not fit this hardware.
+        ValueError: an empty mix, a negative share, a scale that the model does not have, a focus
+            of as many tokens as the finest, or a model that does not fit this hardware.
     """
     total = sum(mix.values())
     if not mix or not 0 < total < math.inf or min(mix.values()) < 0:
         raise ValueError("a mix needs at least one scale with a positive share")
-    shares = {config.check_scale(scale): share / total for scale, share in mix.items()}
+    shares: dict[int, float] = {}
+    for read, share in mix.items():
+        tokens = _visual_tokens(config, read)
+        shares[tokens] = shares.get(tokens, 0.0) + share / total
     finest = {max(config.scales): 1.0}
     size = hardware.value_bytes
     embedding = size * config.text_config.vocab_size * config.hidden_size
@@ -118,6 +122,17 @@ def plan(
 
     mean = sum(scale * share for scale, share in shares.items())
     return Plan(hardware, weights, workspace, room, mean, load(shares), load(finest))
+
+
+def _visual_tokens(config: M3Config, read: Read) -> int:
+    coarse, fine = read if isinstance(read, tuple) else (read, 0)
+    tokens = config.check_scale(coarse) + fine
+    if fine and tokens >= max(config.scales):
+        raise ValueError(
+            f"a focus of {coarse}+{fine} tokens reads as many as the finest scale; "
+            f"it must stay below {max(config.scales)}"
+        )
+    return tokens
 
 
 def measured_cpu(threads: int | None = None) -> Hardware:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from router.errors import (
         BudgetTooSmall,
+        Contradiction,
         FeatureMismatch,
         NotCertified,
         RouterFileError,
@@ -50,6 +51,7 @@ _HOMES = {
     "Certificate": "certificate",
     "ComplexityPredictor": "predictor",
     "Constraints": "decision",
+    "Contradiction": "errors",
     "DecisionRecord": "records",
     "Explanation": "explanation",
     "FeatureMismatch": "errors",
@@ -91,6 +93,7 @@ __all__ = [
     "Certificate",
     "ComplexityPredictor",
     "Constraints",
+    "Contradiction",
     "DecisionRecord",
     "Explanation",
     "FeatureMismatch",

@@ -3,7 +3,8 @@
 Knows scales, caps and words; knows nothing of features, LightGBM or HTTP. Everything here is pure.
 Precedence: routing.scale > model id m3-<scale> > image detail > cap and policy. The first two pin
 all pictures of a request, a detail its own picture. A pin that does not fit the cap is refused,
-never clamped.
+never clamped. A pin reads the whole picture at one scale, so it excludes a focus, as do several
+pictures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,20 @@ from enum import StrEnum
 from typing import cast
 
 from router.actions import Reading
-from router.errors import BudgetTooSmall, NotCertified, UnknownDetail, UnknownScale
+from router.errors import (
+    BudgetTooSmall,
+    Contradiction,
+    NotCertified,
+    UnknownDetail,
+    UnknownScale,
+)
 from router.explanation import Explanation
 from router.policy.budget import Pins, even_shares
 from router.second_look import OpenLook
 
 
 class Reason(StrEnum):
-    """Why a request got its scale, or its pictures their scales."""
+    """Why a request's pictures are read as they are."""
 
     predicted = "predicted"
     """The policy chose freely, for every picture that has no detail of its own."""
@@ -28,11 +35,11 @@ class Reason(StrEnum):
     detail = "detail"
     """The caller's image details name it, that of every picture."""
     budget_cap = "budget_cap"
-    """The policy wanted another scale for some picture; the cap on visual tokens forbade it."""
+    """The policy wanted some picture read otherwise; the cap on visual tokens forbade it."""
     no_image = "no_image"
     """The request carries no picture: scale 0, no visual tokens."""
     degraded = "degraded"
-    """The service was overloaded: the raised price took another scale, or no second look."""
+    """The service was overloaded: the raised price took another action, or no second look."""
     fallback = "fallback"
     """Routing failed: the finest scale that the caller's constraints allow."""
 
@@ -173,6 +180,7 @@ def resolve_constraints(
     detail_map: Mapping[str, int] | None = None,
     explain: bool = False,
     max_harm: float | None = None,
+    focus: bool | None = None,
 ) -> Constraints:
     """Return the one set of constraints that a request's wishes add up to.
 
@@ -190,12 +198,15 @@ def resolve_constraints(
         detail_map: scale of each detail where it differs from `default_detail_map`.
         explain: passed on.
         max_harm: bound on lost answers; whether it can be kept is for the router to say.
+        focus: whether fine tokens of some cells alone may be read; None allows it where it can be,
+            True insists that nothing else of the request forbids it.
 
     Raises:
         UnknownScale: a named scale is not in ``scales``.
         UnknownDetail: ``detail`` is not a known word.
         BudgetTooSmall: the pinned scales, or the coarsest ones, do not fit the cap.
         NotCertified: ``max_harm`` with a pin below the finest scale, or with several pictures.
+        Contradiction: ``focus`` True beside a pin or several pictures.
         ValueError: another number of details than of pictures.
     """
     details = {**default_detail_map(scales), **(detail_map or {})}
@@ -204,6 +215,8 @@ def resolve_constraints(
         if scale is not None and (isinstance(scale, bool) or scale not in scales):
             raise UnknownScale(scale, scales)
     by_detail = _pins_of_details(detail, n_pictures, details)
+    if focus:
+        _may_focus(routing_scale, model_scale, by_detail, n_pictures)
 
     pinned: int | None = None
     pins: tuple[int | None, ...] = ()
@@ -218,7 +231,9 @@ def resolve_constraints(
     keeps_cap(pins or (pinned,) * n_pictures, scales, max_visual_tokens)
     if n_pictures == 0:
         pinned, reason = None, Reason.no_image
-    found = Constraints(pinned, max_visual_tokens, reason, explain, max_harm, pins=pins)
+    found = Constraints(
+        pinned, max_visual_tokens, reason, explain, max_harm, pins=pins, focus=focus is not False
+    )
     if max_harm is not None:
         _may_be_bounded(max_harm, found, n_pictures, scales[-1])
     return found
@@ -238,6 +253,31 @@ def _pins_of_details(
             raise UnknownDetail(word, sorted(known))
         pins.append(None if word is None or word == "auto" else known[word])
     return tuple(pins * n_pictures if of_all else pins)
+
+
+def _may_focus(
+    routing_scale: int | None,
+    model_scale: int | None,
+    by_detail: Pins,
+    n_pictures: int,
+) -> None:
+    """Return nothing if a focus may be asked for beside the other wishes.
+
+    Raises:
+        Contradiction: it may not.
+    """
+    whole = "which reads the whole picture at one scale"
+    against = None
+    if routing_scale is not None:
+        against = f"routing.scale {routing_scale}, {whole}"
+    elif model_scale is not None:
+        against = f"the model m3-{model_scale}, {whole}"
+    elif any(by_detail):
+        against = f"an image detail, {whole}"
+    elif n_pictures > 1:
+        against = f"{n_pictures} pictures, which are read at one scale each"
+    if against is not None:
+        raise Contradiction("focus", against)
 
 
 def _may_be_bounded(max_harm: float, asked: Constraints, n_pictures: int, finest: int) -> None:
@@ -262,9 +302,9 @@ def _may_be_bounded(max_harm: float, asked: Constraints, n_pictures: int, finest
         )
 
 
-def affordable(scales: Sequence[int], max_visual_tokens: int | None) -> list[bool]:
-    """Return for each scale whether one picture at it fits the cap."""
-    return [max_visual_tokens is None or scale <= max_visual_tokens for scale in scales]
+def affordable(tokens: Sequence[int], max_visual_tokens: int | None) -> list[bool]:
+    """Return for each scale, or other number of tokens, whether one picture fits the cap so."""
+    return [max_visual_tokens is None or count <= max_visual_tokens for count in tokens]
 
 
 def keeps_cap(pins: Pins, scales: Sequence[int], max_visual_tokens: int | None) -> None:

@@ -6,6 +6,7 @@
         UnknownDetail         the image detail is not low, high, original or auto
         BudgetTooSmall        the cap on visual tokens cannot be kept
         NotCertified          no certificate keeps the bound on lost answers that was asked for
+        Contradiction         two wishes of one request that cannot both be kept
       FeatureMismatch         features of another shape or schema than the router was fitted on
       RouterFileError         a router folder that is missing, damaged or made for other features
 
@@ -65,6 +66,18 @@ class NotCertified(RoutingError):
     def __init__(self, message: str, code: str) -> None:
         self.code = code
         super().__init__(message)
+
+
+class Contradiction(RoutingError):
+    """Two wishes of one request, of which one forbids the other.
+
+    Attributes:
+        wish: name of the knob that cannot be honoured beside the rest.
+    """
+
+    def __init__(self, wish: str, against: str) -> None:
+        self.wish = wish
+        super().__init__(f"routing.{wish}: true contradicts {against}; leave out one of them")
 
 
 class FeatureMismatch(ValueError):

@@ -1,16 +1,18 @@
-"""Why a request got its scale: what each feature group added, and which price would change it.
+"""Why a request got its action: what each feature group added, and which price would change it.
 
 Knows values, costs, a price and TreeSHAP contributions; knows nothing of LightGBM, pictures or
 HTTP. Everything here is pure.
-Notation: K scales ascending, F features, v[k] value and c[k] cost of a scale.
+Notation: K options, which are the scales ascending or scales and foci; F features, v[k] value and
+c[k] cost of an option.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from router.actions import Reading
 from router.explanation import Comparison, Explanation, RelevanceMap, Switch, sentence
 from router.features.schema import FeatureSchema
 from router.policy import Policy
@@ -25,6 +27,21 @@ GROUP_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class Option:
+    """One way the picture could have been read.
+
+    Attributes:
+        key: a scale by its number, a focus by its name.
+        reading: what would have been read.
+        cost: of that, relative.
+    """
+
+    key: int | str
+    reading: Reading
+    cost: float
+
+
 def explain(
     schema: FeatureSchema,
     values: Sequence[float],
@@ -33,6 +50,7 @@ def explain(
     contributions: np.ndarray,
     pinned: int | None = None,
     chosen: int | None = None,
+    options: Sequence[Option] | None = None,
 ) -> Explanation:
     """Return the explanation of the decision about one picture.
 
@@ -40,51 +58,61 @@ def explain(
         schema: of the features; its groups are what is told apart.
         values: (K,) predicted quality.
         policy: that decides.
-        allowed: (K,) which scales the cap leaves; None allows all.
-        contributions: (K, F+1) to the log odds of each scale, the last one the base.
+        allowed: (K,) which options the cap leaves; None allows all.
+        contributions: (K, F+1) to the log odds of each option, the last one the base.
         pinned: the scale that the caller fixed, if any.
-        chosen: index of the scale that was decided on; None: what the policy chooses.
+        chosen: index of the option that was decided on; None: what the policy chooses.
+        options: (K,); None means the scales of the schema at the policy's costs.
 
     Raises:
-        ValueError: contributions of another shape, or no scale is allowed.
+        ValueError: contributions of another shape, or no option is allowed.
     """
-    scales, shape = schema.scales, (len(schema.scales), len(schema.names) + 1)
+    shape = (len(schema.scales if options is None else options), len(schema.names) + 1)
     if contributions.shape != shape:
         raise ValueError(f"expected {shape} contributions, got {contributions.shape}")
+    if options is None:
+        scales = zip(schema.scales, policy.costs, strict=True)
+        options = [Option(scale, Reading.uniform(scale), cost) for scale, cost in scales]
+    keys, costs = [each.key for each in options], [each.cost for each in options]
+    words = {each.key: each.reading.words for each in options}
     if chosen is None:
-        chosen = policy.choose(values, allowed)
+        chosen = policy.choose(values, allowed, costs)
     by_group = grouped(contributions, schema.groups)
     base = contributions[:, -1].tolist()
-    chose = f"The router chose {scales[chosen]}"
+    chose = f"The router chose {words[keys[chosen]]}"
     if pinned is not None:
-        chose = f"{pinned} was asked for; the router would have chosen {scales[chosen]}"
+        chose = f"{pinned} was asked for; the router would have chosen {words[keys[chosen]]}"
     if policy.finest_only:
         below, above = None, None
         said = f"{chose}: it always takes the finest scale allowed."
     else:
-        turns = switches(values, policy.costs, chosen, allowed)
-        below, above = (turn and Switch(turn[0], scales[turn[1]]) for turn in turns)
-        said = sentence(chose, policy.price, below, above)
+        turns = switches(values, costs, chosen, allowed)
+        below, above = (turn and Switch(turn[0], keys[turn[1]]) for turn in turns)
+        said = sentence(chose, policy.price, below, above, words)
+    # Neighbours by the tokens they take of this picture; of scales that is their own order.
+    order = sorted(range(len(options)), key=lambda k: options[k].reading.visual_tokens)
+    place = order.index(chosen)
 
-    def against(other: int) -> Comparison | None:
-        if not 0 <= other < len(scales):
+    def against(neighbour: int) -> Comparison | None:
+        if not 0 <= neighbour < len(order):
             return None
+        other = order[neighbour]
         here, there = by_group[chosen], by_group[other]
         return Comparison(
-            scale=scales[other],
+            scale=keys[other],
             base=base[chosen] - base[other],
             contributions={name: here[name] - there[name] for name in here},
         )
 
     return Explanation(
-        values=dict(zip(scales, map(float, values), strict=True)),
-        costs=dict(zip(scales, policy.costs, strict=True)),
+        values=dict(zip(keys, map(float, values), strict=True)),
+        costs=dict(zip(keys, costs, strict=True)),
         price=policy.price,
-        scale=scales[chosen],
-        base=dict(zip(scales, base, strict=True)),
-        contributions=dict(zip(scales, by_group, strict=True)),
-        coarser=against(chosen - 1),
-        finer=against(chosen + 1),
+        scale=keys[chosen],
+        base=dict(zip(keys, base, strict=True)),
+        contributions=dict(zip(keys, by_group, strict=True)),
+        coarser=against(place - 1),
+        finer=against(place + 1),
         below=below,
         at_or_above=above,
         sentence=said,
@@ -96,7 +124,7 @@ def explain_together(each: Sequence[Explanation], scales: Sequence[int]) -> Expl
 
     Args:
         each: one for each picture, in order.
-        scales: at which they are read.
+        scales: at which they are read, of a focus the coarse level.
     """
     if len(each) == 1:
         return each[0]
@@ -114,7 +142,7 @@ def relevance_map(relevance: np.ndarray) -> RelevanceMap:
 
 
 def grouped(contributions: np.ndarray, groups: Sequence[str]) -> list[dict[str, float]]:
-    """Return for each scale the sum of its contributions (K, F+1) over every group, by name."""
+    """Return for each option the sum of its contributions (K, F+1) over every group, by name."""
     kinds = list(dict.fromkeys(groups))
     members = np.asarray(groups)[None] == np.asarray(kinds)[:, None]  # (groups, F)
     sums = contributions[:, :-1] @ members.T
@@ -131,14 +159,14 @@ def switches(
     """Return where `router.policy.choose` leaves ``chosen``: (price, index) downwards and upwards.
 
     As functions of the price the utilities v - price * c are straight lines, and the choice is the
-    upper one: it changes where the line of a dearer scale (downwards) or of a cheaper one
-    (upwards) crosses first. Ties go to the cheaper scale, so at the lower price itself the choice
+    upper one: it changes where the line of a dearer option (downwards) or of a cheaper one
+    (upwards) crosses first. Ties go to the cheaper option, so at the lower price itself the choice
     still holds, and at the upper one it does not.
 
     Args:
         values, costs: (K,).
-        chosen: index of the scale that is best at the present price.
-        allowed: (K,) which scales may be chosen; None allows all.
+        chosen: index of the option that is best at the present price.
+        allowed: (K,) which options may be chosen; None allows all.
     """
     dearer: list[tuple[float, float, int]] = []
     cheaper: list[tuple[float, float, int]] = []

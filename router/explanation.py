@@ -6,6 +6,7 @@ library, so that the light client may have it. Attribute docstrings are the API'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 _DESCRIBED = {"use_attribute_docstrings": True}  # for pydantic, where a reply's schema is made
@@ -13,27 +14,27 @@ _DESCRIBED = {"use_attribute_docstrings": True}  # for pydantic, where a reply's
 
 @dataclass(frozen=True)
 class Switch:
-    """A price at which the router's choice changes, and the scale it changes to."""
+    """A price at which the router's choice changes, and what it changes to."""
 
     __pydantic_config__ = _DESCRIBED
 
     price: float
     """Quality that one unit of cost would have to buy."""
-    scale: int
-    """What would be chosen."""
+    scale: int | str
+    """What would be chosen: a scale, or the name of a focus."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What speaks for the chosen scale rather than a neighbour: differences of log odds.
+    """What speaks for what was chosen rather than a neighbour: differences of log odds.
 
-    ``base`` and ``contributions`` add up to the difference of the two scales' log odds.
+    ``base`` and ``contributions`` add up to the difference of the log odds of both.
     """
 
     __pydantic_config__ = _DESCRIBED
 
-    scale: int
-    """The neighbour."""
+    scale: int | str
+    """The neighbour: a scale, or the name of a focus."""
     base: float
     """Difference of the two bases."""
     contributions: dict[str, float]
@@ -54,32 +55,35 @@ class RelevanceMap:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the decision was made of: argmax over scales of value - price x cost, and why."""
+    """What the decision was made of: argmax of value - price x cost, and why.
+
+    Scales are called by their number, foci by their name; foci are told where one could be read.
+    """
 
     __pydantic_config__ = _DESCRIBED
 
-    scale: int
+    scale: int | str
     """What the router chose; with a pinned scale, what it would have chosen. Before a second look,
     its first choice."""
-    values: dict[int, float]
-    """Scale -> predicted quality."""
-    costs: dict[int, float]
-    """Scale -> relative cost."""
+    values: dict[int | str, float]
+    """Scale or focus -> predicted quality."""
+    costs: dict[int | str, float]
+    """Scale or focus -> relative cost, for this picture and question."""
     price: float
     """Quality that one unit of cost had to buy."""
-    base: dict[int, float]
-    """Scale -> log odds (before calibration) of an average question."""
-    contributions: dict[int, dict[str, float]]
-    """Scale -> feature group -> what the group added to the log odds (TreeSHAP); base and groups
-    add up to the log odds of this question about this picture."""
+    base: dict[int | str, float]
+    """Scale or focus -> log odds (before calibration) of an average question."""
+    contributions: dict[int | str, dict[str, float]]
+    """Scale or focus -> feature group -> what the group added to the log odds (TreeSHAP); base and
+    groups add up to the log odds of this question about this picture."""
     coarser: Comparison | None
-    """Against the next coarser scale."""
+    """Against the next coarser scale, or focus with fewer tokens."""
     finer: Comparison | None
-    """Against the next finer scale."""
+    """Against the next finer scale, or focus with more tokens."""
     below: Switch | None
-    """Just below this price the router would choose this finer scale instead."""
+    """Just below this price the router would choose this dearer one instead."""
     at_or_above: Switch | None
-    """From this price on the router would choose this cheaper scale instead."""
+    """From this price on the router would choose this cheaper one instead."""
     sentence: str
     """What would change the choice, in words."""
     relevance: tuple[RelevanceMap, ...] = ()
@@ -88,10 +92,14 @@ class Explanation:
     """Of several pictures each one's explanation, in order, the others taken as they are; beside
     them stands that of the picture read finest, the first of these. Empty for one picture."""
 
-    def before_second_look(self, confidence: float, scale: int) -> Explanation:
-        """Return the explanation of a first choice whose answer was asked for again, finer."""
-        chosen = sentence(f"The router first chose {self.scale}", self.price, self.below,
-                          self.at_or_above)  # fmt: skip
+    def before_second_look(self, confidence: float, scale: int | str) -> Explanation:
+        """Return the explanation of a first choice whose answer was asked for again.
+
+        Args:
+            confidence: of the first answer.
+            scale: what was read then, as a number or in words.
+        """
+        chosen = self.sentence.replace("The router chose", "The router first chose", 1)
         sure = f"{100 * confidence:.0f} % sure"
         again = f"The answer given there was {sure}, and a second look read {scale}."
         return replace(self, sentence=f"{chosen} {again}")
@@ -100,12 +108,13 @@ class Explanation:
         """Return the explanation as lines of text, 100 columns at most for usual numbers."""
         if self.pictures:
             return [line for picture in self.pictures for line in picture.lines()]
-        told = [f"{'scale':>8} {'value':>7} {'cost':>7} {'value - price x cost':>21}"]
-        for scale, value in self.values.items():
-            cost = self.costs[scale]
-            mark = "*" if scale == self.scale else " "
+        wide = max(7, *(len(str(key)) for key in self.values))
+        told = [f"{'scale':>{wide + 1}} {'value':>7} {'cost':>7} {'value - price x cost':>21}"]
+        for key, value in self.values.items():
+            cost = self.costs[key]
+            mark = "*" if key == self.scale else " "
             told.append(
-                f"{mark}{scale:>7} {value:7.3f} {cost:7.3f} {value - self.price * cost:21.3f}"
+                f"{mark}{key:>{wide}} {value:7.3f} {cost:7.3f} {value - self.price * cost:21.3f}"
             )
         columns = {str(self.scale): self.contributions[self.scale]}
         for other in (self.coarser, self.finer):
@@ -114,19 +123,39 @@ class Explanation:
         heading = " ".join(f"{name:>12}" for name in columns)
         told.append(f"{'log odds that it suffices':26} {heading}")
         for group in self.contributions[self.scale]:
-            numbers = [column.get(group, 0.0) for column in columns.values()]
-            told.append(f"  {group:24} " + " ".join(f"{number:+12.2f}" for number in numbers))
+            numbers = [
+                f"{column.get(group, 0.0):+{max(12, len(name))}.2f}"
+                for name, column in columns.items()
+            ]
+            told.append(f"  {group:24} " + " ".join(numbers))
         return [*told, self.sentence]
 
 
-def sentence(chose: str, price: float, below: Switch | None, at_or_above: Switch | None) -> str:
-    """Return what was chosen, in the words of ``chose``, and what would have to change."""
+def sentence(
+    chose: str,
+    price: float,
+    below: Switch | None,
+    at_or_above: Switch | None,
+    words: Mapping[int | str, str] | None = None,
+) -> str:
+    """Return what was chosen, in the words of ``chose``, and what would have to change.
+
+    Args:
+        chose: as it is to be told.
+        price: that was decided at.
+        below, at_or_above: where the choice changes.
+        words: what the switches' scales and foci are called; None calls them by their keys.
+    """
+
+    def called(switch: Switch) -> str:
+        return str(switch.scale) if words is None else words[switch.scale]
+
     turns = []
     if below is not None:
-        turns.append(f"{below.scale} if the price were below {below.price:.3g}")
+        turns.append(f"{called(below)} if the price were below {below.price:.3g}")
     if at_or_above is not None:
         subject = "it" if turns else "the price"
-        turns.append(f"{at_or_above.scale} if {subject} were {at_or_above.price:.3g} or above")
+        turns.append(f"{called(at_or_above)} if {subject} were {at_or_above.price:.3g} or above")
     if not turns:
         return f"{chose} at the price {price:.3g}; no other price changes that."
     return f"{chose} at the price {price:.3g}; it would be {', and '.join(turns)}."

@@ -3,13 +3,14 @@
 Knows file names, digests and JSON; knows nothing of decisions. Every file is plain text and
 nothing in a folder runs when it is loaded: config.json (policy), schema.json (features),
 scale_0001.txt ... (LightGBM texts), calibration.json (and a probe row), second_look.json where the
-router has one, README.md (card).
+router has one, README.md (card). Format 2, written where the router may also choose a focus, adds
+actions.json (the space) and focus_02.txt ... (boosters, numbered by the place of their action).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
+from router.actions import ActionSpace, uniform_space
 from router.errors import RouterFileError
 from router.features.schema import FeatureSchema, feature_schema
 from router.policy import Policy
@@ -31,9 +33,12 @@ CONFIG_FILE = "config.json"
 SCHEMA_FILE = "schema.json"
 CALIBRATION_FILE = "calibration.json"
 SECOND_LOOK_FILE = "second_look.json"
+ACTIONS_FILE = "actions.json"
+BOOSTER_FILES = ("scale_*.txt", "focus_*.txt")
 CARD_FILE = "README.md"
+_BOOSTER_NAME = r"(scale|focus)_\d+\.txt"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-FORMAT = 1
+FORMATS = (1, 2)  # of scales alone, and of a space with foci
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,16 @@ class RouterParts:
     schema: FeatureSchema
     policy: Policy
     metadata: dict[str, Any]
-    second_look: SecondLook | None = None
+    second_look: SecondLook | None
+    space: ActionSpace
 
 
-def booster_file(scale: int) -> str:
-    """Return the name of a scale's booster file."""
-    return f"scale_{scale:04d}.txt"
+def booster_files(space: ActionSpace) -> list[str]:
+    """Return the name of each action's booster file; nothing of an action's name is in it."""
+    return [
+        f"scale_{action.coarse:04d}.txt" if action.is_uniform else f"focus_{place:02d}.txt"
+        for place, action in enumerate(space.actions)
+    ]
 
 
 def version_of(files: Mapping[str, bytes]) -> str:
@@ -76,8 +85,9 @@ def predictor_hash(files: Mapping[str, bytes]) -> str:
 
 def render(parts: RouterParts) -> dict[str, bytes]:
     """Return the files that decide: all but the card. Equal parts give equal bytes."""
+    uniform = parts.space.is_uniform
     config = {
-        "format": FORMAT,
+        "format": 1 if uniform else 2,
         "scales": list(parts.schema.scales),
         "costs": list(parts.policy.costs),
         "cost_unit": parts.policy.cost_unit,
@@ -90,18 +100,19 @@ def render(parts: RouterParts) -> dict[str, bytes]:
     return {
         CONFIG_FILE: _json(config),
         SCHEMA_FILE: _json(parts.schema.to_json()),
-        **_render_predictor(parts.predictor, parts.schema.scales),
+        **_render_predictor(parts.predictor, parts.space),
+        **({} if uniform else {ACTIONS_FILE: _json(parts.space.to_json())}),
         **({} if again is None else {SECOND_LOOK_FILE: again.to_bytes()}),
     }
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """Return the files of a folder that decide; a card, plots and reports do not count."""
-    named = {CONFIG_FILE, SCHEMA_FILE, CALIBRATION_FILE, SECOND_LOOK_FILE}
+    named = {CONFIG_FILE, SCHEMA_FILE, CALIBRATION_FILE, SECOND_LOOK_FILE, ACTIONS_FILE}
     return {
         path.name: path.read_bytes()
         for path in sorted(folder.iterdir())
-        if path.is_file() and (path.name in named or re.fullmatch(r"scale_\d+\.txt", path.name))
+        if path.is_file() and (path.name in named or re.fullmatch(_BOOSTER_NAME, path.name))
     }
 
 
@@ -117,9 +128,10 @@ def parse(files: Mapping[str, bytes]) -> RouterParts:
     if missing:
         raise RouterFileError(f"missing {', '.join(missing)}")
     config, stored = _object(files, CONFIG_FILE), _object(files, SCHEMA_FILE)
-    if config.get("format") != FORMAT:
+    if config.get("format") not in FORMATS:
         raise RouterFileError(
-            f"format {config.get('format')!r}; this program reads format {FORMAT}"
+            f"it is of format {config.get('format')!r}; this program reads format "
+            f"{' and '.join(map(str, FORMATS))}: update it, or fit the router again"
         )
     try:
         scales = tuple(int(scale) for scale in config["scales"])
@@ -147,15 +159,18 @@ def parse(files: Mapping[str, bytes]) -> RouterParts:
         raise RouterFileError(
             f"scales {scales} with {len(policy.costs)} costs, but the schema has {schema.scales}"
         )
-    surplus = {name for name in files if name.startswith("scale_")} - set(map(booster_file, scales))
+    space = _parse_space(files, scales, config["format"])
+    boosters = {name for name in files if re.fullmatch(_BOOSTER_NAME, name)}
+    surplus = boosters - set(booster_files(space))
     if surplus:
         raise RouterFileError(f"boosters of other scales: {', '.join(sorted(surplus))}")
-    predictor = _parse_predictor(files, scales)
+    predictor = _parse_predictor(files, space)
     if predictor.n_features_in_ != len(schema.names):
         raise RouterFileError(
             f"boosters of {predictor.n_features_in_} features for a schema of {len(schema.names)}"
         )
-    return RouterParts(predictor, schema, policy, metadata, _parse_second_look(files, scales))
+    look = _parse_second_look(files, space)
+    return RouterParts(predictor, schema, policy, metadata, look, space)
 
 
 def plain_card(parts: RouterParts, version: str) -> str:
@@ -171,6 +186,7 @@ def plain_card(parts: RouterParts, version: str) -> str:
         schema_hash=parts.schema.hash,
         n_features=len(parts.schema.names),
         rows=list(zip(parts.schema.scales, parts.policy.costs, strict=True)),
+        foci=[action for action in parts.space.actions if not action.is_uniform],
         facts=json.dumps(parts.metadata, indent=1, sort_keys=True),
     )
     return f"{card}\n"
@@ -187,19 +203,24 @@ def card_data() -> "ModelCardData":
     )
 
 
-def _render_predictor(predictor: ComplexityPredictor, scales: Sequence[int]) -> dict[str, bytes]:
+def _render_predictor(predictor: ComplexityPredictor, space: ActionSpace) -> dict[str, bytes]:
     if not hasattr(predictor, "boosters_"):
         raise NotFittedError("this ComplexityPredictor is not fitted yet; call fit first")
     texts = {
-        booster_file(scale): text.encode()
-        for scale, text in zip(scales, predictor.model_texts_, strict=True)
+        name: text.encode()
+        for name, text in zip(booster_files(space), predictor.model_texts_, strict=True)
     }
+    params = predictor.get_params()
+    if params["bases"] is None:  # as before there were any: equal routers give equal bytes
+        del params["bases"]
+    else:
+        params["bases"] = list(params["bases"])
     stored = {
-        "params": predictor.get_params(),
+        "params": params,
         "n_features": predictor.n_features_in_,
         "calibrations": {
-            str(scale): calibration.to_json()
-            for scale, calibration in zip(scales, predictor.calibrations_, strict=True)
+            name: calibration.to_json()
+            for name, calibration in zip(space.names, predictor.calibrations_, strict=True)
         },
         "boosters_sha256": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
         "probe_row": [float(value) for value in predictor.probe_row_],
@@ -208,17 +229,36 @@ def _render_predictor(predictor: ComplexityPredictor, scales: Sequence[int]) -> 
     return {**texts, CALIBRATION_FILE: _json(stored)}
 
 
-def _parse_predictor(files: Mapping[str, bytes], scales: Sequence[int]) -> ComplexityPredictor:
-    names = [booster_file(scale) for scale in scales]
+def _parse_space(files: Mapping[str, bytes], scales: tuple[int, ...], written: int) -> ActionSpace:
+    if written == 1:
+        if ACTIONS_FILE in files:
+            raise RouterFileError(f"{ACTIONS_FILE} in a folder of format 1, which has none")
+        return uniform_space(scales)
+    if ACTIONS_FILE not in files:
+        raise RouterFileError(f"missing {ACTIONS_FILE}")
+    try:
+        space = ActionSpace.from_json(json.loads(files[ACTIONS_FILE]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RouterFileError(f"{ACTIONS_FILE} is damaged: {error!r}") from error
+    if space.scales != scales:
+        raise RouterFileError(f"{ACTIONS_FILE} has the scales {space.scales}, not {scales}")
+    return space
+
+
+def _parse_predictor(files: Mapping[str, bytes], space: ActionSpace) -> ComplexityPredictor:
+    names = booster_files(space)
     missing = [name for name in names if name not in files]
     if missing:
         raise RouterFileError(f"missing {', '.join(missing)}")
     stored = _object(files, CALIBRATION_FILE)
     try:
-        made = ComplexityPredictor(**stored["params"])
+        params = dict(stored["params"])
+        if "bases" in params:
+            params["bases"] = tuple(map(int, params["bases"]))
+        made = ComplexityPredictor(**params)
         made.n_features_in_ = int(stored["n_features"])
         made.calibrations_ = [
-            Calibration.from_json(stored["calibrations"][str(scale)]) for scale in scales
+            Calibration.from_json(stored["calibrations"][name]) for name in space.names
         ]
         digests = dict(stored["boosters_sha256"])
         probe = np.asarray(stored["probe_row"], dtype=np.float32)
@@ -229,7 +269,10 @@ def _parse_predictor(files: Mapping[str, bytes], scales: Sequence[int]) -> Compl
         # LightGBM's parser may end the process on a damaged text: never show it one.
         if hashlib.sha256(files[name]).hexdigest() != digests.get(name):
             raise RouterFileError(f"{name} is not the file this router was saved with")
-    made.adopt([files[name].decode() for name in names])
+    try:
+        made.adopt([files[name].decode() for name in names])
+    except ValueError as error:
+        raise RouterFileError(f"{CALIBRATION_FILE} is damaged: {error}") from error
     made.probe_row_ = probe
     widths = {int(booster.num_feature()) for booster in made.boosters_}
     if widths != {made.n_features_in_} or probe.shape != (made.n_features_in_,):
@@ -242,15 +285,18 @@ def _parse_predictor(files: Mapping[str, bytes], scales: Sequence[int]) -> Compl
     return made
 
 
-def _parse_second_look(files: Mapping[str, bytes], scales: tuple[int, ...]) -> SecondLook | None:
+def _parse_second_look(files: Mapping[str, bytes], space: ActionSpace) -> SecondLook | None:
     if SECOND_LOOK_FILE not in files:
         return None
     try:
         look = SecondLook.from_json(_object(files, SECOND_LOOK_FILE))
     except (ValueError, KeyError, TypeError) as error:
         raise RouterFileError(f"{SECOND_LOOK_FILE} is damaged: {error!r}") from error
-    if look.scales != scales:
-        raise RouterFileError(f"{SECOND_LOOK_FILE} has scales {look.scales}, not {scales}")
+    if look.actions != space.names:
+        raise RouterFileError(
+            f"{SECOND_LOOK_FILE} has actions {', '.join(look.actions)}, "
+            f"not {', '.join(space.names)}"
+        )
     return look
 
 

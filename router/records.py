@@ -2,7 +2,8 @@
 
 Knows columns, types and versions; knows nothing of files, routers or the service. Logs and oracle
 data are Parquet, so pyarrow is loaded on the first use of a schema or table.
-Notation: n records, K scales, F features.
+Version 2 tells of actions; a table of version 1, and a row that names none, is of scales alone.
+Notation: n records, K scales, A actions, F features.
 """
 
 import functools
@@ -32,7 +33,8 @@ Split = Literal["train", "calibration", "test"]
 # Columns that are narrower than Python's numbers; the second half is Arrow's name of the type.
 Int32 = Annotated[int, "int32"]
 Float32 = Annotated[float, "float32"]
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+READ_VERSIONS = ("1", "2")
 _ARROW_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 
@@ -83,15 +85,16 @@ class OracleRecord:
 class DecisionRecord:
     """One request as it was served; text and answer are None unless logging them is switched on.
 
-    ``time_utc`` is an aware datetime. ``p_suffices`` is aligned with the checkpoint's scales and
-    None where nothing was predicted. ``status`` is "ok" or an error code. ``max_harm`` is the
-    certified bound the decision was held to, None where none was asked for. ``escalated_from`` and
-    ``first_confidence`` are the first answer's where a second look followed: then ``scale`` is the
-    second scale, and tokens are the sum of both. ``tenant`` is the name of the key that asked, None
-    where none was asked for: callers choose ``request_id``, so two tenants may choose the same.
-    ``scales`` are those of each picture, of which ``scale`` is the finest; None in logs older than
-    the column, and where nothing was decided. ``actions`` and ``cells`` are what was read of each
-    picture (after a second look, by that), ``action_space`` the hash of the router's space.
+    ``time_utc`` is an aware datetime. ``p_suffices`` is aligned with the actions of the router, of
+    which the checkpoint's scales are all or some, and None where nothing was predicted. ``status``
+    is "ok" or an error code. ``max_harm`` is the certified bound the decision was held to, None
+    where none was asked for. ``escalated_from`` and ``first_confidence`` are the first answer's
+    where a second look followed: then ``scale`` is the second scale, and tokens are the sum of
+    both. ``tenant`` is the name of the key that asked, None where none was asked for: callers
+    choose ``request_id``, so two tenants may choose the same. ``scales`` are those of each picture,
+    of which ``scale`` is the finest; None in logs older than the column, and where nothing was
+    decided. ``actions`` and ``cells`` are what was read of each picture (after a second look, by
+    that), ``action_space`` the hash of the router's space.
     """
 
     request_id: str
@@ -146,9 +149,11 @@ class OracleArrays:
         picture_ids, question_ids, questions, kinds, datasets: (n,) object arrays of str.
         splits: (n,) object array of `split_of` each picture.
         scales: K scales, ascending, the same for all rows.
+        actions: names of the A actions, the same for all rows; scales alone are named by them.
+        action_space: hash of the space they are of; None where no row tells it.
         features: (n, F) float32 with the schema hash ``feature_schema``.
-        scores, p_reference, confidence: (n, K) float32.
-        visual_tokens: (n, K) int32.
+        scores, p_reference, confidence: (n, A) float32.
+        visual_tokens: (n, A) int32.
     """
 
     picture_ids: np.ndarray
@@ -158,6 +163,8 @@ class OracleArrays:
     datasets: np.ndarray
     splits: np.ndarray
     scales: tuple[int, ...]
+    actions: tuple[str, ...]
+    action_space: str | None
     features: np.ndarray
     feature_schema: str
     scores: np.ndarray
@@ -236,10 +243,7 @@ def from_table(table: "pa.Table", record_type: type[Record]) -> list[Record]:
     """
     checked = conform(table, record_type)
     names = checked.schema.names
-    columns = [
-        [tuple(value) if isinstance(value, list) else value for value in column.to_pylist()]
-        for column in checked.columns
-    ]
+    columns = [[_tuples(value) for value in column.to_pylist()] for column in checked.columns]
     return [record_type(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
@@ -256,10 +260,10 @@ def conform(table: "pa.Table", record_type: type[Record]) -> "pa.Table":
     schema = schema_of(record_type)
     name = record_type.__name__
     version = (table.schema.metadata or {}).get(b"schema_version")
-    if version is not None and version.decode() != SCHEMA_VERSION:
+    if version is not None and version.decode() not in READ_VERSIONS:
         raise ValueError(
             f"{name} table has schema version {version.decode()}; "
-            f"this program reads {SCHEMA_VERSION}"
+            f"this program reads {' and '.join(READ_VERSIONS)}"
         )
     for field in schema:  # older logs lack newer columns that may be empty
         if field.nullable and field.name not in table.schema.names:
@@ -277,7 +281,8 @@ def oracle_arrays(table: "pa.Table") -> OracleArrays:
     """Return oracle records as arrays for fitting and evaluation, without a Python object a row.
 
     Raises:
-        ValueError: no rows, several sets of scales, or several feature schemas in one table.
+        ValueError: no rows, several sets of scales or of actions, or several feature schemas in
+            one table.
     """
     checked = conform(table, OracleRecord).combine_chunks()
     n = checked.num_rows
@@ -298,6 +303,7 @@ def oracle_arrays(table: "pa.Table") -> OracleArrays:
     scales = matrix("scales")
     if (scales != scales[0]).any():
         raise ValueError("the oracle table mixes records with different scales")
+    actions, action_space = _one_space(checked, tuple(int(scale) for scale in scales[0]))
     schemas = sorted(set(checked["feature_schema"].to_pylist()))
     if len(schemas) != 1:
         raise ValueError(f"the oracle table mixes feature schemas {', '.join(schemas)}")
@@ -311,6 +317,8 @@ def oracle_arrays(table: "pa.Table") -> OracleArrays:
         datasets=texts("dataset"),
         splits=np.asarray([splits[picture] for picture in picture_ids], dtype=object),
         scales=tuple(int(scale) for scale in scales[0]),
+        actions=actions,
+        action_space=action_space,
         features=matrix("features"),
         feature_schema=schemas[0],
         scores=matrix("scores"),
@@ -318,6 +326,38 @@ def oracle_arrays(table: "pa.Table") -> OracleArrays:
         confidence=matrix("confidence"),
         visual_tokens=matrix("visual_tokens"),
     )
+
+
+def _one_space(table: "pa.Table", scales: tuple[int, ...]) -> tuple[tuple[str, ...], str | None]:
+    """Return the names of the actions that all rows are answered by, and their space's hash.
+
+    Raises:
+        ValueError: there are several.
+    """
+    # Few spaces stand in many rows: what differs is found without a Python object a row.
+    names = table["actions"].combine_chunks()
+    spaces = table["action_space"].unique().to_pylist()
+    uniform = tuple(str(scale) for scale in scales)
+    if names.null_count == len(names):
+        found = uniform
+    else:
+        found = tuple(names.drop_null()[0].as_py())
+        lengths = names.value_lengths().fill_null(0).unique().to_pylist()
+        width = len(found)
+        flat = names.flatten().dictionary_encode().indices.to_numpy()
+        same = lengths == [width] and (flat.reshape(-1, width) == flat[:width]).all()
+        if not same:
+            raise ValueError("the oracle table mixes records of different actions")
+    if len(spaces) != 1:
+        raise ValueError("the oracle table mixes records of different action spaces")
+    return found, spaces[0]
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists as tuples, also those within a list."""
+    if not isinstance(value, list):
+        return value
+    return tuple(map(tuple, value)) if value and isinstance(value[0], list) else tuple(value)
 
 
 def schema_of(record_type: type) -> "pa.Schema":

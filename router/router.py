@@ -1,21 +1,22 @@
-"""`Router`: features in, a scale out. Predictor, policy and schema, saved as one folder.
+"""`Router`: features in, a reading out. Predictor, policy and schema, saved as one folder.
 
 Knows features, costs and constraints; knows nothing of pictures, prompts or HTTP.
-Notation: F features, K scales ascending.
+Notation: F features, K scales ascending, A actions of the space.
 """
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from router.actions import ActionSpace, Plan, Reading, uniform_space
+from router.actions import ActionSpace, Plan, uniform_space
 from router.certificate.held import HeldCertificate
 from router.certificate.promise import CERTIFICATE_FILE, Certificate
 from router.decision import (
@@ -27,12 +28,14 @@ from router.decision import (
     keeps_cap,
     within_bound,
 )
-from router.errors import FeatureMismatch, RouterFileError, UnknownScale
-from router.explain import explain, explain_together
+from router.errors import FeatureMismatch, NotCertified, RouterFileError, UnknownScale
+from router.explain import Option, explain, explain_together
 from router.explanation import Explanation
 from router.features.schema import FeatureSchema
 from router.features.vector import checked_rows
 from router.folder import (
+    ACTIONS_FILE,
+    BOOSTER_FILES,
     CARD_FILE,
     SECOND_LOOK_FILE,
     RouterParts,
@@ -44,21 +47,47 @@ from router.folder import (
     version_of,
 )
 from router.hub import local_folder, upload
-from router.policy import Policy, best_shares
+from router.policy import Policy, best_shares, costs_of_row
 from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
 
+_FREE = Constraints()
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What may be read of a picture, caps apart.
+
+    Attributes:
+        tokens: (A,) visual tokens of each action; of a focus that is not open the coarse ones.
+        costs: (A,) relative, inf where an action is not open.
+        open: (A,) whether it may be read.
+        plan: what the foci read; None where none is open.
+    """
+
+    tokens: tuple[int, ...]
+    costs: tuple[float, ...]
+    open: tuple[bool, ...]
+    plan: Plan | None = None
+
+    def within(self, cap: int | None) -> Sequence[bool]:
+        """Return (A,) whether an action is open and keeps the cap."""
+        if cap is None:
+            return self.open
+        return [ok and count <= cap for ok, count in zip(self.open, self.tokens, strict=True)]
+
 
 class Router:
-    """Decides how many visual tokens a question about a picture gets. Immutable, thread-safe.
+    """Decides what is read of a picture for a question about it. Immutable, thread-safe.
 
     Args:
-        predictor: fitted on features of ``schema``, one column per scale.
+        predictor: fitted on features of ``schema``, one column per action.
         schema: what the features mean.
-        policy: costs and price.
+        policy: costs of the scales, and price.
         metadata: JSON facts to keep with the router: data hash, model hash, metrics, date.
         card_text: text of README.md; None writes one from what is known.
         second_look: when to look finer after an answer; None never.
+        space: the actions to choose from; None takes the scales of the schema alone.
 
     Attributes:
         version: 12 hex digits over config, schema, boosters and calibration; card, certificate
@@ -82,17 +111,27 @@ class Router:
                 f"the schema has {len(schema.names)} features, "
                 f"the predictor {predictor.n_features_in_}"
             )
-        if not len(schema.scales) == predictor.n_scales_ == len(policy.costs):
+        space = uniform_space(schema.scales) if space is None else space
+        if not len(space) == predictor.n_scales_ or len(schema.scales) != len(policy.costs):
             raise ValueError(
-                f"{len(schema.scales)} scales, {predictor.n_scales_} predicted, "
-                f"{len(policy.costs)} costs: these must be equal"
+                f"{len(space)} actions, {predictor.n_scales_} predicted; {len(schema.scales)} "
+                f"scales, {len(policy.costs)} costs: these must be equal"
+            )
+        if space.scales != schema.scales:
+            raise ValueError(f"the space has the scales {space.scales}, the schema {schema.scales}")
+        coarsest = min(action.coarse for action in space.actions)
+        if coarsest < schema.scales[0]:
+            raise ValueError(f"a focus from {coarsest} is coarser than every scale {schema.scales}")
+        if second_look is not None and second_look.actions != space.names:
+            raise ValueError(
+                f"a second look at {', '.join(second_look.actions)}, not {', '.join(space.names)}"
             )
         self.predictor = predictor
         self.schema = schema
         self.policy = policy
         self.metadata = dict(metadata or {})
         self.second_look = second_look
-        self.space = uniform_space(schema.scales) if space is None else space
+        self.space = space
         self._files = render(self._parts)
         self.version = version_of(self._files)
         if card_text is not None:
@@ -102,7 +141,7 @@ class Router:
     @property
     def _parts(self) -> RouterParts:
         return RouterParts(
-            self.predictor, self.schema, self.policy, self.metadata, self.second_look
+            self.predictor, self.schema, self.policy, self.metadata, self.second_look, self.space
         )
 
     @cached_property
@@ -133,12 +172,12 @@ class Router:
         n_pictures: int | None = None,
         plan: Plan | None = None,
     ) -> RoutingDecision:
-        """Return the decision for one request: a scale for its picture, or for each of several.
+        """Return the decision for one request: what is read of its picture, or of each of several.
 
-        Several pictures share the cap: each scale is judged by the predictions for its own
-        picture, and the sum of value - price * cost over all pictures is the greatest that the
-        cap allows. ``decision.scales`` has them in order, ``decision.scale`` the finest, and
-        ``decision.p_suffices`` the mean over pictures.
+        Several pictures are read at one scale each and share the cap: each scale is judged by the
+        predictions for its own picture, and the sum of value - price * cost over all pictures is
+        the greatest that the cap allows. ``decision.readings`` has them in order,
+        ``decision.scale`` the finest, and ``decision.p_suffices`` the mean over pictures.
 
         Args:
             features: (F,) of one picture or (n_pictures, F); None is enough where the constraints
@@ -153,11 +192,11 @@ class Router:
             NotCertified: ``constraints.max_harm`` cannot be kept.
             UnknownScale: a pinned scale is not one of the router's.
             FeatureMismatch: features of another width.
-            ValueError: a feature is not finite, there is nothing to decide from, or numbers of
-                pictures differ.
+            ValueError: a feature is not finite, there is nothing to decide from, numbers of
+                pictures differ, or a plan beside several pictures or of another space.
         """
         started = time.perf_counter()
-        limits = constraints or Constraints()
+        limits = constraints or _FREE
         if limits.reason is Reason.no_image or n_pictures == 0:
             return decided((), Reason.no_image, router_version=self.version)
         rows = None if features is None else checked_rows(self.schema, features)
@@ -165,53 +204,59 @@ class Router:
         if rows is not None and len(rows) != pictures:
             raise ValueError(f"features of {len(rows)} pictures for a request with {pictures}")
         pins = self._pins(limits, pictures)
+        offer = self._offer(plan, limits, pictures)
         values = None if rows is None else self._values(rows)
         reason: Reason = limits.reason
         policy, bound, look = self.policy, None, None
-        scales = limits.fixed(pictures)
-        if scales is None:
+        cap = limits.max_visual_tokens
+        fixed = limits.fixed(pictures)
+        if fixed is not None:
+            picks = self._places(fixed)
+        else:
             if values is None:
                 raise ValueError("features are needed to decide; only pinned scales go without")
             if limits.max_harm is not None:
                 policy, bound = self.held.policy(policy, limits.max_harm, pictures)
+                self._keeps_promise(policy, offer, limits.max_harm)
             elif limits.second_look and pictures == 1 and self.second_look is not None:
-                look = self.second_look
-                policy = replace(policy, price=look.start_price, finest_only=False)
-            scales, reason = self._choose(policy, values, pins, limits.max_visual_tokens)
+                look, policy = self.second_look, self._first_policy
+            picks, reason = self._choose(policy, values, pins, cap, offer)
             if reason is Reason.budget_cap:
                 bound = None  # the cap has overruled the choice that was certified
             if limits.price_floor > 0.0 and limits.max_harm is None:
                 policy = replace(self.policy, price=max(self.policy.price, limits.price_floor))
-                coarser, _ = self._choose(policy, values, pins, limits.max_visual_tokens)
-                if look is not None or coarser != scales:
-                    scales, reason, look = coarser, Reason.degraded, None
+                cheaper, _ = self._choose(policy, values, pins, cap, offer)
+                if look is not None or cheaper != picks:
+                    picks, reason, look = cheaper, Reason.degraded, None
         explanation = None
         if limits.explain and rows is not None and values is not None:
-            explanation = self._explain(policy, rows, values, limits, pins, scales)
+            explanation = self._explain(policy, rows, values, limits, pins, picks, offer)
         mean = None if values is None else _mean(values)
-        by_scale: dict[int | str, float] | None = None
-        if mean is not None:
-            by_scale = dict(zip(self.scales, mean, strict=True))
+        opened = None
+        if look is not None and mean is not None and reason is Reason.predicted:
+            opened = look.opened(
+                mean, picks[0], offer.tokens, offer.costs, self.space, offer.plan, cap
+            )
+        readings = tuple([self.space.reading(pick, offer.plan) for pick in picks])
+        by_action = None if mean is None else dict(zip(self._keys, mean, strict=True))
         decision = RoutingDecision(
-            scale=max(scales),
-            visual_tokens=sum(scales),
+            scale=max([reading.scale for reading in readings]),
+            visual_tokens=sum([reading.visual_tokens for reading in readings]),
             reason=reason,
-            p_suffices=by_scale,
-            values=by_scale,
+            p_suffices=by_action,
+            values=by_action,
             price=policy.price,
             router_version=self.version,
             latency_ms=(time.perf_counter() - started) * 1e3,
             certified=bound,
             explanation=explanation,
-            readings=tuple(map(Reading.uniform, scales)),
+            open_look=opened,
+            readings=readings,
         )
-        if look is not None and mean is not None and reason is Reason.predicted:
-            opened = look.opened(mean, scales[0], policy.costs, limits.max_visual_tokens)
-            decision = replace(decision, open_look=opened)
         return within_bound(decision, limits, self.scales)
 
     def predict_values(self, X: np.ndarray) -> np.ndarray:
-        """Return (n, K) what the policy weighs against cost: today P(scale suffices).
+        """Return (n, A) what the policy weighs against cost: today P(action suffices).
 
         A predictor of something better to weigh would change this and `_values`, nothing else.
         """
@@ -223,7 +268,7 @@ class Router:
         A second look goes: its prices were chosen for the target that the old price kept.
         """
         facts = {**self.metadata, **(metadata or {})}
-        made = Router(self.predictor, self.schema, policy, metadata=facts)
+        made = Router(self.predictor, self.schema, policy, metadata=facts, space=self.space)
         made.held = self.held.checked(predictor_hash=made.predictor_hash)
         return made
 
@@ -243,7 +288,8 @@ class Router:
         """Return the folder, written. A router already in it is replaced, other files stay."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        for stale in (*target.glob("scale_*.txt"), target / SECOND_LOOK_FILE):
+        boosters = [path for pattern in BOOSTER_FILES for path in target.glob(pattern)]
+        for stale in (*boosters, target / ACTIONS_FILE, target / SECOND_LOOK_FILE):
             if stale.name not in self._files:
                 stale.unlink(missing_ok=True)
         for name, content in self._files.items():
@@ -274,6 +320,7 @@ class Router:
         router = cls(
             parts.predictor, parts.schema, parts.policy,
             metadata=parts.metadata, card_text=card_text, second_look=parts.second_look,
+            space=parts.space,
         )  # fmt: skip
         # The version is that of the bytes on disk, also where someone edited config.json by hand.
         router._files, router.version = files, version_of(files)
@@ -313,23 +360,80 @@ class Router:
             keeps_cap(pins, self.scales, limits.max_visual_tokens)
         return pins
 
+    @cached_property
+    def _keys(self) -> tuple[int | str, ...]:
+        return tuple(action.key for action in self.space.actions)
+
+    @cached_property
+    def _first_policy(self) -> Policy:
+        """The policy of a first choice that a second look may follow."""
+        look = self.second_look
+        price = self.policy.price if look is None else look.start_price
+        return replace(self.policy, price=price, finest_only=False)
+
+    @cached_property
+    def _uniform_offer(self) -> _Offer:
+        """The scales alone: without a plan, and wherever a focus may not be read."""
+        costs = dict(zip(self.space.uniform, self.policy.costs, strict=True))
+        actions = self.space.actions
+        return _Offer(
+            tokens=tuple(action.coarse for action in actions),
+            costs=tuple(costs.get(place, math.inf) for place in range(len(actions))),
+            open=tuple(action.is_uniform for action in actions),
+        )
+
+    def _offer(self, plan: Plan | None, limits: Constraints, pictures: int) -> _Offer:
+        if plan is None:
+            return self._uniform_offer
+        if pictures != 1:
+            raise ValueError(f"a plan is of one picture, this request has {pictures}")
+        if not len(plan.tokens) == len(plan.cells) == len(self.space):
+            raise ValueError(f"a plan of {len(plan.tokens)} actions for {len(self.space)}")
+        if not limits.focus:
+            return self._uniform_offer
+        costs = costs_of_row(plan.tokens, self.scales, self.policy.costs)
+        return _Offer(plan.tokens, costs, (True,) * len(costs), plan)
+
+    def _keeps_promise(self, policy: Policy, offer: _Offer, max_harm: float) -> None:
+        """Return nothing if what was certified is what is decided between.
+
+        Raises:
+            NotCertified: foci that were certified along may not be read.
+        """
+        if not (policy.finest_only or all(offer.open)):
+            raise NotCertified(
+                f"max_harm={max_harm:g} is certified for choices that a focus is among; leave out "
+                "routing.focus: false or max_harm, or pin the finest scale",
+                "not_certified",
+            )
+
+    def _places(self, scales: Sequence[int]) -> tuple[int, ...]:
+        """Return the indices of the actions that read whole pictures at these scales."""
+        return tuple([self.space.uniform[self.scales.index(scale)] for scale in scales])
+
     def _choose(
         self,
         policy: Policy,
         values: Sequence[Sequence[float]],
         pins: Sequence[int | None],
         cap: int | None,
+        offer: _Offer,
     ) -> tuple[tuple[int, ...], Reason]:
+        """Return the index of each picture's action, and whether the cap had a say."""
         if len(values) == 1:
             (of_one,) = values
-            index = free = policy.choose(of_one)
-            if cap is not None:
-                index = policy.choose(of_one, affordable(self.scales, cap))
-            return (self.scales[index],), Reason.predicted if index == free else Reason.budget_cap
+            if policy.finest_only:
+                offer = self._uniform_offer
+            index = free = policy.choose(of_one, offer.open, offer.costs)
+            if cap is not None and offer.tokens[free] > cap:
+                index = policy.choose(of_one, offer.within(cap), offer.costs)
+            return (index,), Reason.predicted if index == free else Reason.budget_cap
+        if not self.space.is_uniform:
+            values = [[row[place] for place in self.space.uniform] for row in values]
         wanted = best_shares(policy, values, self.scales, pins)
         if cap is None or sum(wanted) <= cap:
-            return wanted, Reason.predicted
-        return best_shares(policy, values, self.scales, pins, cap), Reason.budget_cap
+            return self._places(wanted), Reason.predicted
+        return self._places(best_shares(policy, values, self.scales, pins, cap)), Reason.budget_cap
 
     def _explain(
         self,
@@ -338,31 +442,44 @@ class Router:
         values: Sequence[Sequence[float]],
         limits: Constraints,
         pins: Sequence[int | None],
-        scales: Sequence[int],
+        picks: Sequence[int],
+        offer: _Offer,
     ) -> Explanation:
-        cap = limits.max_visual_tokens
+        if policy.finest_only:
+            offer = self._uniform_offer
+        cap, spent = limits.max_visual_tokens, sum(offer.tokens[pick] for pick in picks)
+        told_of = [place for place, ok in enumerate(offer.open) if ok]
+        options = [
+            Option(self._keys[k], self.space.reading(k, offer.plan), offer.costs[k])
+            for k in told_of
+        ]
         told = []
         for number, contributions in enumerate(self.predictor.contributions(rows)):
             # What one picture may read, the others as they are.
-            left = None if cap is None else cap - sum(scales) + scales[number]
-            chosen = self.scales.index(scales[number]) if pins[number] is None else None
+            left = None if cap is None else cap - spent + offer.tokens[picks[number]]
             told.append(
                 explain(
-                    self.schema, values[number], policy, affordable(self.scales, left),
-                    contributions, pins[number], chosen,
+                    self.schema,
+                    [values[number][k] for k in told_of],
+                    policy,
+                    affordable([offer.tokens[k] for k in told_of], left),
+                    contributions[told_of],
+                    pins[number],
+                    told_of.index(picks[number]) if pins[number] is None else None,
+                    options,
                 )
-            )  # fmt: skip
-        return explain_together(told, scales)
+            )
+        return explain_together(told, [offer.tokens[pick] for pick in picks])
 
     def _values(self, rows: np.ndarray) -> list[list[float]]:
-        """Return (n_pictures, K) predicted values."""
+        """Return (n_pictures, A) predicted values."""
         to_p = [calibration.one for calibration in self.predictor.calibrations_]
         raw = self.predictor.unchecked_scores(rows).tolist()
         return [[one(z) for one, z in zip(to_p, scores, strict=True)] for scores in raw]
 
 
 def _mean(values: Sequence[Sequence[float]]) -> Sequence[float]:
-    """Return (K,), the mean over pictures."""
+    """Return (A,), the mean over pictures."""
     if len(values) == 1:
         return values[0]
     return [sum(column) / len(values) for column in zip(*values, strict=True)]

@@ -1,10 +1,11 @@
-"""The second look: after a coarse answer its own confidence decides whether to look finer, once.
+"""The second look: after a coarse answer its own confidence decides whether to read more, once.
 
-For a first scale s and each scale k >= s a gate tells P(right at k) from three log odds: what the
-router predicted for k and for s, and the confidence of the answer given at s. Escalating goes to
-the scale with the greatest gate - price x cost, where staying costs nothing more.
+For a first action s and each action k >= s of the space a gate tells P(right at k) from three log
+odds: what the router predicted for k and for s, and the confidence of the answer given at s.
+Escalating goes to the action with the greatest gate - price x cost, where staying costs nothing
+more. Only actions that take more tokens of this picture than the first one are looked at.
 Knows numbers; knows nothing of LightGBM, files, language models or HTTP.
-Notation: n questions, K scales ascending.
+Notation: n questions, A actions in the order of their space.
 """
 
 import json
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from router.actions import Reading
+from router.actions import ActionSpace, Plan, Reading
 
 _LEAST = 1e-6  # probabilities are kept this far from 0 and 1
+_CLOSED = math.inf  # the cost of what may not be read
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,28 @@ class Gate:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """Whether an answer is good enough, and where to look again if it is not.
+    """Whether an answer is good enough, and what to read if it is not.
 
     Attributes:
-        scales: (K,) ascending.
-        gates: for each first scale but the finest, K - s gates: of itself and of the finer ones.
+        actions: (A,) their names, in the order of the space.
+        gates: for each first action but the last, A - s gates: of itself and of the later ones.
         start_price: the price of the first choice, in place of the policy's.
         price: of escalating: quality that one unit of cost must buy.
         facts: JSON facts about the fit; they decide nothing.
     """
 
-    scales: tuple[int, ...]
+    actions: tuple[str, ...]
     gates: tuple[tuple[Gate, ...], ...]
     start_price: float
     price: float
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        wanted = list(range(len(self.scales), 1, -1))
+        wanted = list(range(len(self.actions), 1, -1))
         if [len(row) for row in self.gates] != wanted:
-            raise ValueError(f"{len(self.scales)} scales need gates in rows of {wanted}")
-        if list(self.scales) != sorted(set(self.scales)):
-            raise ValueError(f"scales must ascend, got {self.scales}")
+            raise ValueError(f"{len(self.actions)} actions need gates in rows of {wanted}")
+        if len(set(self.actions)) != len(self.actions):
+            raise ValueError(f"two actions of one name: {', '.join(self.actions)}")
         numbers = [self.start_price, self.price]
         for gate in (gate for row in self.gates for gate in row):
             numbers += [gate.finer, gate.first, gate.confidence, gate.offset]
@@ -68,11 +70,11 @@ class SecondLook:
             raise ValueError("gates and prices must be finite numbers, the price not negative")
 
     def p_right(self, values: np.ndarray, start: int, confidence: np.ndarray) -> np.ndarray:
-        """Return (n, K - start) probabilities of being right from the first scale on.
+        """Return (n, A - start) probabilities of being right from the first action on.
 
         Args:
-            values: (n, K) predicted P(right) before any answer.
-            start: index of the first scale, not the finest.
+            values: (n, A) predicted P(right) before any answer.
+            start: index of the first action, not the last one.
             confidence: (n,) of the answers given there.
         """
         before, sure = log_odds(values), log_odds(confidence)
@@ -84,71 +86,85 @@ class SecondLook:
         return said
 
     def ends(
-        self, p_right: np.ndarray, costs: Sequence[float], price: float | None = None
+        self,
+        p_right: np.ndarray,
+        costs: Sequence[float] | np.ndarray,
+        price: float | None = None,
     ) -> np.ndarray:
-        """Return (n,) how many scales finer the last answer is: 0 stays.
+        """Return (n,) how many actions later the last answer is: 0 stays.
 
-        Ties stay, and go to the coarser scale.
+        Ties stay, and go to the earlier action.
 
         Args:
             p_right: (n, M) from `p_right`.
-            costs: (M,) of the same scales; the first is paid already.
+            costs: (M,) of the same actions, or (n, M); the first is paid already, and what may not
+                be read costs inf.
             price: another than one's own.
         """
-        more = np.array([0.0, *costs[1:]]) * (self.price if price is None else price)
+        one = self.price if price is None else price
+        more = np.array(costs, dtype=np.float64)
+        more[..., 0] = 0.0
+        open_to = more < _CLOSED
+        more = np.multiply(more, one, where=open_to, out=more)  # a price of 0 opens nothing
         ends: np.ndarray = np.argmax(p_right - more, axis=1)
         return ends
 
     def escalate(
-        self,
-        values: Sequence[float],
-        scale: int,
-        confidence: float,
-        costs: Sequence[float],
-        cap: int | None = None,
+        self, values: Sequence[float], start: int, confidence: float, costs: Sequence[float]
     ) -> int | None:
-        """Return the finer scale worth asking again, or None to keep the answer.
+        """Return the index of the action worth asking again, or None to keep the answer.
 
         Args:
-            values: (K,) predicted P(right).
-            scale: of the first answer.
+            values: (A,) predicted P(right).
+            start: index of the action of the first answer.
             confidence: product of the answer's token probabilities, its end token included.
-            costs: (K,) of one look.
-            cap: most visual tokens of both looks together.
-
-        Raises:
-            ValueError: ``scale`` is not one of the scales.
+            costs: (A - start,) of one look, from `costs_after`.
         """
-        start, within = self.scales.index(scale), self._within(scale, cap)
-        if within <= start + 1:
+        if start == len(self.actions) - 1:
             return None
         p = self.p_right(np.array([values], float), start, np.array([confidence], float))
-        more = int(self.ends(p[:, : within - start], costs[start:within])[0])
-        return self.scales[start + more] if more else None
+        more = int(self.ends(p, costs)[0])
+        return start + more if more else None
 
     def opened(
-        self, values: Sequence[float], scale: int, costs: Sequence[float], cap: int | None = None
+        self,
+        values: Sequence[float],
+        start: int,
+        tokens: Sequence[int],
+        costs: Sequence[float],
+        space: ActionSpace,
+        plan: Plan | None = None,
+        cap: int | None = None,
     ) -> "OpenLook | None":
-        """Return what decides after the answer, or None where no finer scale is left."""
-        if self._within(scale, cap) <= self.scales.index(scale) + 1:
-            return None
-        return OpenLook(self, tuple(values), scale, tuple(costs), cap)
+        """Return what decides after the answer, or None where nothing is left to read.
 
-    def _within(self, first: int, cap: int | None) -> int:
-        """Return how many scales a second look may still read after the first."""
-        return sum(cap is None or first + each <= cap for each in self.scales)
+        Args:
+            values: (A,) predicted P(right).
+            start: index of the action of the first answer.
+            tokens, costs: (A,) of this picture and question, costs inf where an action is closed.
+            space: of the actions.
+            plan: what they read.
+            cap: most visual tokens of both looks together.
+        """
+        after = costs_after(start, tokens, costs, cap)
+        if not any(cost < _CLOSED for cost in after[1:]):
+            return None
+        return OpenLook(self, tuple(values), start, after, space, plan)
 
     def to_bytes(self) -> bytes:
         """Return the JSON text of second_look.json."""
         rows = {
-            str(first): {
-                str(scale): [gate.finer, gate.first, gate.confidence, gate.offset]
-                for scale, gate in zip(self.scales[start:], self.gates[start], strict=True)
+            first: {
+                name: [gate.finer, gate.first, gate.confidence, gate.offset]
+                for name, gate in zip(self.actions[start:], self.gates[start], strict=True)
             }
-            for start, first in enumerate(self.scales[:-1])
+            for start, first in enumerate(self.actions[:-1])
         }
+        # Scales alone are told as they were before there was anything else.
+        scales = [int(name) for name in self.actions if name.isdecimal()]
+        uniform = len(scales) == len(self.actions)
         stored = {
-            "scales": list(self.scales),
+            **({"scales": scales} if uniform else {"actions": list(self.actions)}),
             "start_price": self.start_price,
             "price": self.price,
             "gates": rows,
@@ -163,16 +179,14 @@ class SecondLook:
         Raises:
             ValueError, KeyError, TypeError: it is damaged.
         """
-        scales = tuple(int(scale) for scale in stored["scales"])
+        names = stored["actions"] if "actions" in stored else stored["scales"]
+        actions = tuple(str(name) for name in names)
         gates = tuple(
-            tuple(
-                Gate(*map(float, stored["gates"][str(first)][str(scale)]))
-                for scale in scales[start:]
-            )
-            for start, first in enumerate(scales[:-1])
+            tuple(Gate(*map(float, stored["gates"][first][name])) for name in actions[start:])
+            for start, first in enumerate(actions[:-1])
         )
         return cls(
-            scales,
+            actions,
             gates,
             float(stored["start_price"]),
             float(stored["price"]),
@@ -182,18 +196,51 @@ class SecondLook:
 
 @dataclass(frozen=True)
 class OpenLook:
-    """The second look that may follow the answer of one request."""
+    """The second look that may follow the answer of one request.
+
+    Attributes:
+        look: decides.
+        values: (A,) predicted P(right).
+        start: index of the action of the first answer.
+        costs: (A - start,) of this picture and question, inf where an action is closed.
+        space: of the actions.
+        plan: what they read; None where no focus may be read.
+    """
 
     look: SecondLook
     values: tuple[float, ...]
-    scale: int
+    start: int
     costs: tuple[float, ...]
-    cap: int | None = None
+    space: ActionSpace
+    plan: Plan | None = None
 
     def escalate(self, confidence: float) -> Reading | None:
         """Return what is worth asking again, or None; see `SecondLook.escalate`."""
-        finer = self.look.escalate(self.values, self.scale, confidence, self.costs, self.cap)
-        return None if finer is None else Reading.uniform(finer)
+        index = self.look.escalate(self.values, self.start, confidence, self.costs)
+        return None if index is None else self.space.reading(index, self.plan)
+
+
+def costs_after(
+    start: int, tokens: Sequence[int], costs: Sequence[float], cap: int | None = None
+) -> tuple[float, ...]:
+    """Return the costs (A - start,) of what may be read after action ``start``, the others inf.
+
+    A second look must read more of the picture than the first did, and both must fit the cap.
+
+    Args:
+        start: index of the action of the first answer.
+        tokens, costs: (A,).
+        cap: most visual tokens of both looks together.
+    """
+    first = tokens[start]
+    later = zip(tokens[start + 1 :], costs[start + 1 :], strict=True)
+    return (
+        costs[start],
+        *(
+            cost if first < count and (cap is None or first + count <= cap) else _CLOSED
+            for count, cost in later
+        ),
+    )
 
 
 def log_odds(p: np.ndarray) -> np.ndarray:

@@ -293,7 +293,8 @@ def plan(
     mix: Annotated[
         str,
         typer.Option(
-            help="Shares of the requests by scale. The default is what the shipped router read "
+            help="Shares of the requests by scale; of a focus by its coarse scale and fine tokens, "
+            "as in 36+96:20. The default is what the shipped router read "
             "held-out generated scenes at, first looks not counted "
             "(benchmarks/results/routing_quality.json)."
         ),

@@ -16,7 +16,13 @@ replicas, so they pickle through their five plain fields.
 
 from __future__ import annotations
 
-from router.errors import BudgetTooSmall, NotCertified, RoutingError, UnknownScale
+from router.errors import (
+    BudgetTooSmall,
+    Contradiction,
+    NotCertified,
+    RoutingError,
+    UnknownScale,
+)
 
 
 class ServiceError(Exception):
@@ -196,6 +202,8 @@ def refusal(error: RoutingError) -> BadRequest:
         param, code = "routing.scale", "unknown_scale"
     elif isinstance(error, BudgetTooSmall):
         param, code = "routing.max_visual_tokens", "budget_too_small"
+    elif isinstance(error, Contradiction):
+        param, code = f"routing.{error.wish}", f"no_{error.wish}"
     elif isinstance(error, NotCertified):
         param, code = "routing.max_harm", error.code
     return BadRequest(as_sentence(error), param, code)

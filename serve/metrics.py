@@ -35,7 +35,14 @@ class Spec(NamedTuple):
 
 METRICS: dict[str, Spec] = {
     "m3_requests": Spec("counter", "Requests by endpoint and outcome.", ("endpoint", "status")),
-    "m3_decisions": Spec("counter", "Pictures by scale (0: none) and reason.", ("scale", "reason")),
+    "m3_decisions": Spec(
+        "counter",
+        "Pictures by scale (0: none; of a focus the coarse level) and reason.",
+        ("scale", "reason"),
+    ),
+    "m3_focus_decisions": Spec(
+        "counter", "Pictures read finely in some cells only, by the name of the focus.", ("focus",)
+    ),
     "m3_visual_tokens": Spec("counter", "Visual tokens sent to the language model."),
     "m3_visual_tokens_finest": Spec("counter", "Visual tokens the finest scale would have taken."),
     "m3_completion_tokens": Spec("counter", "Answer tokens generated."),

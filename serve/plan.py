@@ -12,7 +12,7 @@ from serve.errors import ServeSetupError
 
 if TYPE_CHECKING:
     from m3model import M3Config
-    from m3model.capacity import Plan
+    from m3model.capacity import Plan, Read
     from m3model.cost import Hardware
 
 # Of the shipped router's answers to its held-out scenes, the share read at each scale, in percent
@@ -26,26 +26,29 @@ HARDWARE = {
 }
 
 
-def parsed_mix(words: str) -> dict[int, float]:
-    """Return the shares in `"1:30,9:25,..."`, by scale.
+def parsed_mix(words: str) -> dict[Read, float]:
+    """Return the shares in `"9:25,36+96:20,..."`, by scale, or by scale and fine tokens of a focus.
 
     Raises:
         ServeSetupError: anything else.
     """
-    mix: dict[int, float] = {}
+    mix: dict[Read, float] = {}
     for word in words.split(","):
         try:
-            scale, share = word.split(":")
-            number = int(scale)
+            name, share = word.split(":")
+            scale, *fine = map(int, name.split("+", 1))
             value = float(share.removesuffix("%"))
+            if min(fine, default=1) < 1:
+                raise ValueError(fine)
         except ValueError:
             raise ServeSetupError(
-                f"--mix wants SCALE:SHARE,SCALE:SHARE as in 1:30,9:25,36:20,144:15,576:10; "
-                f"{word!r} is not SCALE:SHARE"
+                f"--mix wants SCALE:SHARE,SCALE:SHARE as in 1:30,9:25,36:20,144:15,576:10, of a "
+                f"focus with its fine tokens as in 36+96:20; {word!r} is not SCALE:SHARE"
             ) from None
-        if number in mix:
-            raise ServeSetupError(f"--mix names scale {number} twice")
-        mix[number] = value
+        read = (scale, fine[0]) if fine else scale
+        if read in mix:
+            raise ServeSetupError(f"--mix names scale {name} twice")
+        mix[read] = value
     return mix
 
 
@@ -105,16 +108,23 @@ def make_plan(
             text_tokens=text_tokens, answer_tokens=answer_tokens, max_batch=max_batch,
         )  # fmt: skip
     except ValueError as error:
-        strange = mix == DEFAULT_MIX and not set(shares) <= set(config.scales)
+        strange = mix == DEFAULT_MIX and not {_levels(r)[0] for r in shares} <= set(config.scales)
         hint = "; say which with --mix" if strange else ""
         raise ServeSetupError(f"{error}{hint}") from error
+
+
+def _levels(read: Read) -> tuple[int, ...]:
+    return read if isinstance(read, tuple) else (read,)
 
 
 def lines(plan: Plan, mix: str) -> list[str]:
     """Return the plan and the mix it is for as a person reads them."""
     shares = parsed_mix(mix)
     total = sum(shares.values())
-    parts = ", ".join(f"{share / total:.0%} at {scale}" for scale, share in sorted(shares.items()))
+    parts = ", ".join(
+        f"{shares[read] / total:.0%} at {'+'.join(map(str, _levels(read)))}"
+        for read in sorted(shares, key=_levels)
+    )
     whose = (
         " (the shipped router on held-out scenes; first looks not counted)"
         if mix == DEFAULT_MIX

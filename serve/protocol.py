@@ -2,7 +2,7 @@
 
 Knows JSON shapes and which knobs are honoured; knows nothing of models, routers or HTTP. A knob is
 honoured or refused, never ignored: `serve.gateway.question` names the first that would change an
-answer.
+answer. What a reply tells of the decision is in `serve.routing_reply`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from router.explanation import Explanation
+from serve.routing_reply import Routing as Routing
+from serve.routing_reply import is_none
 
 ROUTED_MODEL = "m3-auto"
 PINNED_MODEL_PREFIX = "m3-"
@@ -121,6 +122,9 @@ class RoutingRequest(Wire):
     second_look: bool | None = None
     """false keeps the first answer, true refuses where no second look can follow, left out takes
     what there is."""
+    focus: bool | None = None
+    """false has every picture read at one scale all over; else one may be read coarsely, with fine
+    tokens where the question looks. true beside a pinned scale or several pictures is refused."""
 
 
 class ChatRequest(Wire):
@@ -152,66 +156,6 @@ class ChatRequest(Wire):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-
-def _is_none(value: object) -> bool:
-    return value is None
-
-
-class Certified(BaseModel):
-    """The bound a decision keeps; ``delta`` 0, ``price`` null: the finest scale, nothing lost."""
-
-    bound: Literal["harm"] = "harm"
-    max_harm: float
-    delta: float
-    price: float | None
-
-
-class SecondLooked(BaseModel):
-    """The answer that was not good enough, and what both looks read."""
-
-    model_config = ConfigDict(serialize_by_alias=True, use_attribute_docstrings=True)
-
-    first_scale: int = Field(alias="from")
-    """Its scale."""
-    confidence: float
-    """How sure the model was of it: the product of its tokens' probabilities."""
-    first_visual_tokens: int
-    """Visual tokens of the first look."""
-    second_visual_tokens: int
-    """Visual tokens of the second; ``routing.visual_tokens`` is the sum."""
-
-
-class Routing(BaseModel):
-    """How the scale was chosen; a top-level field of every answer."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    scale: int
-    """Of the answer; after a second look the second one; of several pictures the finest."""
-    scales: list[int]
-    """Of each picture, in the order of the request; empty without one."""
-    visual_tokens: int
-    """Read in all; after a second look by both."""
-    reason: str
-    """predicted, pinned (scale or model id), detail (of every picture), budget_cap (another scale
-    was wanted and fits neither cap nor context), no_image, degraded (overload: a raised price, no
-    second look), or fallback (routing failed: the finest scales allowed)."""
-    p_suffices: dict[str, float] | None
-    """Scale -> probability that its answer suffices, the mean over pictures; null where nothing was
-    predicted. Each picture's own are in ``explain``."""
-    router_version: str | None
-    """Which router decided; null: none."""
-    latency_ms: float
-    """Features and decision."""
-    explain: Explanation | None = Field(None, exclude_if=_is_none)
-    """Where ``explain`` asked for it."""
-    certified: Certified | None = Field(None, exclude_if=_is_none)
-    """The bound that is kept, where ``max_harm`` asked for one."""
-    second_look: SecondLooked | None = Field(None, exclude_if=_is_none)
-    """The first answer, where there were two."""
-    price: float | None = Field(None, exclude_if=_is_none)
-    """The price in force, where it was raised and changed the choice: ``reason`` degraded."""
 
 
 class CountedTokens(BaseModel):
@@ -302,8 +246,8 @@ class ChatCompletion(BaseModel):
 class Delta(BaseModel):
     """A piece of an answer: its role at the beginning, then text, nothing at the end."""
 
-    role: Literal["assistant"] | None = Field(None, exclude_if=_is_none)
-    content: str | None = Field(None, exclude_if=_is_none)
+    role: Literal["assistant"] | None = Field(None, exclude_if=is_none)
+    content: str | None = Field(None, exclude_if=is_none)
 
 
 class ChunkChoice(BaseModel):
@@ -323,8 +267,8 @@ class ChatChunk(BaseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = Field(None, exclude_if=_is_none)
-    routing: Routing | None = Field(None, exclude_if=_is_none)
+    usage: Usage | None = Field(None, exclude_if=is_none)
+    routing: Routing | None = Field(None, exclude_if=is_none)
 
 
 class CountedChunk(ChatChunk):

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,42 @@ def make_router(tiny_model: Path) -> Callable[[Path, int], str]:
         router = Router(predictor, schema, policy)
         router.save_pretrained(folder)
         return router.version
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_focus_router(tiny_model: Path) -> Callable[..., Any]:
+    """Writes a router of scales and foci; it chooses the named action, or else the finest scale."""
+    from m3model import M3Config
+    from router import Action, ActionSpace, ComplexityPredictor, Policy, Router, feature_schema
+    from router.actions import CellRule
+
+    space = ActionSpace(
+        (
+            Action("1", 1), Action("9", 9, base="1"),
+            Action("9+144@500x12", 9, 144, CellRule(500, False, 12), "9"),
+            Action("36", 36, base="9"),
+            Action("36+576@250rx48", 36, 576, CellRule(250, True, 48), "36"),
+            Action("144", 144, base="36"), Action("576", 576, base="144"),
+        )
+    )  # fmt: skip
+    config = M3Config.from_pretrained(tiny_model)
+    schema = feature_schema(SCALES, config.grid_side, config.hidden_size)
+    random = np.random.default_rng(0)
+    features = random.standard_normal((40, len(schema.names))).astype(np.float32)
+
+    @cache
+    def fitted(favourite: str) -> ComplexityPredictor:
+        suffices = np.tile([name in (favourite, "576") for name in space.names], (40, 1))
+        return ComplexityPredictor().fit(features, suffices)
+
+    def make(folder: Path, favourite: str, second_look: Any = None) -> Router:
+        predictor = fitted(favourite)
+        policy = Policy(costs=tuple(scale / SCALES[-1] for scale in SCALES), price=0.1)
+        router = Router(predictor, schema, policy, second_look=second_look, space=space)
+        router.save_pretrained(folder)
+        return router
 
     return make
 

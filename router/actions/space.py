@@ -55,6 +55,14 @@ class Reading:
         """Tokens that reach the language model."""
         return self.scale + CELL_TOKENS * len(self.cells)
 
+    @property
+    def words(self) -> str:
+        """What it is called in a sentence: "36", or "36 with 12 cells at 576"."""
+        if self.fine is None:
+            return str(self.scale)
+        count = len(self.cells)
+        return f"{self.scale} with {count} cell{'' if count == 1 else 's'} at {self.fine}"
+
 
 @dataclass(frozen=True)
 class Action:

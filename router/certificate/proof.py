@@ -9,7 +9,8 @@ weigh more) is another number and is not bounded here.
 Two losses: harm, 1 where the finest scale is right and the chosen one wrong, and drop, the finest
 scale's score minus the chosen one's, in [-1, 1]. Rescued answers offset a drop, never a harm.
 
-Notation: n questions, K scales, P pictures, G members of the family, member 0 always the finest.
+Notation: n questions, A actions, the finest scale last, P pictures, G members of the family,
+member 0 always the finest.
 """
 
 import math
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.policy import choose_many
+from router.policy.rule import Costs
 
 Array = NDArray[np.float64]
 Loss = Literal["harm", "drop"]
@@ -52,8 +54,8 @@ def question_losses(outcomes: Array, picks: NDArray[np.intp], loss: Loss) -> Arr
     """Return (n,): what each question loses against the finest scale at its pick.
 
     Args:
-        outcomes: (n, K) scores in [0, 1]; a score of at least one half is right.
-        picks: (n,) indices of the chosen scales.
+        outcomes: (n, A) scores in [0, 1]; a score of at least one half is right.
+        picks: (n,) indices of the chosen actions.
     """
     chosen, finest = outcomes[np.arange(len(outcomes)), picks], outcomes[:, -1]
     if loss == "harm":
@@ -64,7 +66,7 @@ def question_losses(outcomes: Array, picks: NDArray[np.intp], loss: Loss) -> Arr
 def picture_losses(
     values: Array,
     outcomes: Array,
-    costs: Sequence[float],
+    costs: Costs,
     pictures: NDArray[np.int64],
     prices: Array,
     loss: Loss,
@@ -72,12 +74,13 @@ def picture_losses(
     """Return (G, P) mean loss of each picture for each member: always the finest, then the prices.
 
     Args:
-        values: (n, K) predictions by something fitted on other pictures.
-        outcomes: (n, K) scores in [0, 1].
+        values: (n, A) predictions by something fitted on other pictures.
+        outcomes: (n, A) scores in [0, 1].
+        costs: (A,), or (n, A) where they depend on the question.
         pictures: (n,) integers 0..P-1, each taken at least once.
         prices: (G - 1,) ascending.
     """
-    finest = np.full(len(values), len(costs) - 1, dtype=np.intp)
+    finest = np.full(len(values), values.shape[1] - 1, dtype=np.intp)
     members = [finest] + [choose_many(values, costs, float(price)) for price in prices]
     return np.stack(
         [mean_by_picture(question_losses(outcomes, m, loss), pictures) for m in members]

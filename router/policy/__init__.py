@@ -1,4 +1,4 @@
-"""Quality against cost: which scale a request's pictures get, and at which price the fleet works.
+"""Quality against cost: what a request's pictures are read at, and at which price the fleet works.
 
 `rule` decides for one picture and finds prices, `budget` shares one cap among several pictures.
 """
@@ -12,7 +12,9 @@ from router.policy.rule import (
     candidate_prices,
     choose,
     choose_many,
+    costs_of_row,
     frontier,
+    row_costs,
     token_costs,
 )
 
@@ -25,7 +27,9 @@ __all__ = [
     "candidate_prices",
     "choose",
     "choose_many",
+    "costs_of_row",
     "even_shares",
     "frontier",
+    "row_costs",
     "token_costs",
 ]

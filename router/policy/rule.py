@@ -1,17 +1,20 @@
-"""Quality against cost: which scale a request gets, and at which price the whole fleet works.
+"""Quality against cost: which action a request gets, and at which price the whole fleet works.
 
 Knows values, costs and prices; knows nothing of features, boosters or pictures.
-Notation: n questions, K scales ascending, v[i, k] the predicted quality of question i at scale k,
-y[i, k] what came out, c[k] the relative cost of a scale, price = quality that one unit of cost
-must buy.
+Notation: n questions, K scales ascending, A actions (the K scales, and foci whose tokens depend on
+the question), v[i, k] the predicted quality of question i at action k, y[i, k] what came out, c[k]
+or c[i, k] the relative cost, price = quality that one unit of cost must buy.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_CHUNK = 4_000_000  # elements of one (prices, n, K) block: bounds memory, not speed
+Costs = Sequence[float] | np.ndarray  # (A,) the same for every question, or (n, A)
+
+_CHUNK = 4_000_000  # elements of one (prices, n, A) block: bounds memory, not speed
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,21 @@ class Policy:
             raise ValueError(f"price must be finite, got {self.price}")
 
     def choose(
-        self, values: np.ndarray | Sequence[float], allowed: Sequence[bool] | None = None
+        self,
+        values: np.ndarray | Sequence[float],
+        allowed: Sequence[bool] | None = None,
+        costs: Sequence[float] | None = None,
     ) -> int:
-        """Return the index of the scale for one request; see `choose`."""
+        """Return the index of the scale, or of the action, for one request; see `choose`.
+
+        Args:
+            values: (K,), or (A,) with as many costs.
+            allowed: which of them the constraints leave; None allows all.
+            costs: of this request's actions; None takes those of the scales.
+        """
         if self.finest_only:
-            return len(self.costs) - 1 if allowed is None else int(np.flatnonzero(allowed)[-1])
-        return choose(values, self.costs, self.price, allowed)
+            return len(values) - 1 if allowed is None else int(np.flatnonzero(allowed)[-1])
+        return choose(values, self.costs if costs is None else costs, self.price, allowed)
 
 
 @dataclass(frozen=True)
@@ -89,21 +101,65 @@ def token_costs(scales: Sequence[int]) -> tuple[float, ...]:
     return tuple(scale / scales[-1] for scale in scales)
 
 
+def row_costs(tokens: np.ndarray, scales: Sequence[int], costs: Sequence[float]) -> np.ndarray:
+    """Return the costs of reading that many tokens, the shape of ``tokens``: (n, A) or (A,).
+
+    They lie on the line through (scale, cost), which bends at the scales, so a scale costs exactly
+    what it is said to.
+
+    Args:
+        tokens: between the coarsest and the finest scale.
+        scales: (K,) ascending.
+        costs: (K,) of the scales.
+
+    Raises:
+        ValueError: tokens beyond the scales.
+    """
+    t = np.asarray(tokens, dtype=np.float64)
+    x, y = np.asarray(scales, dtype=np.float64), np.asarray(costs, dtype=np.float64)
+    if len(x) != len(y):
+        raise ValueError(f"{len(y)} costs for {len(x)} scales")
+    if t.size and not (x[0] <= t.min() and t.max() <= x[-1]):
+        raise ValueError(f"{t.min():g} to {t.max():g} tokens lie beyond the scales {tuple(scales)}")
+    below = np.searchsorted(x, t, side="right") - 1
+    above = np.minimum(below + 1, len(x) - 1)
+    step = np.where(above > below, x[above] - x[below], 1.0)
+    found: np.ndarray = (y[above] - y[below]) / step * (t - x[below]) + y[below]
+    return found
+
+
+def costs_of_row(
+    tokens: Sequence[int], scales: Sequence[int], costs: Sequence[float]
+) -> tuple[float, ...]:
+    """Return `row_costs` of one question, to the last bit, without numpy: a few microseconds."""
+    found = []
+    for count in tokens:
+        below = bisect_right(scales, count) - 1
+        if below < 0 or count > scales[-1]:
+            raise ValueError(f"{count} tokens lie beyond the scales {tuple(scales)}")
+        cost, left = costs[below], count - scales[below]
+        if left:
+            cost += (costs[below + 1] - cost) / (scales[below + 1] - scales[below]) * left
+        found.append(cost)
+    return tuple(found)
+
+
 def choose(
     values: np.ndarray | Sequence[float],
     costs: Sequence[float],
     price: float,
     allowed: Sequence[bool] | None = None,
 ) -> int:
-    """Return the index of the allowed scale with the greatest value - price * cost.
+    """Return the index of the allowed action with the greatest value - price * cost.
 
-    Ties go to the cheaper scale, and among equally cheap ones to the coarser.
+    Ties go to the cheaper action, and among equally cheap ones to the earlier (of scales, the
+    coarser).
 
     Args:
-        values: (K,) predicted quality.
-        costs: (K,) relative costs.
+        values: (A,) predicted quality.
+        costs: (A,) relative costs, those of this question.
         price: quality per unit of cost.
-        allowed: (K,) which scales the constraints leave; None allows all.
+        allowed: (A,) which actions the constraints leave; None allows all.
 
     Raises:
         ValueError: no scale is allowed, or a value is NaN.
@@ -123,28 +179,44 @@ def choose(
     return best
 
 
-def choose_many(values: np.ndarray, costs: Sequence[float], price: float) -> np.ndarray:
-    """Return (n,) indices: `choose` for every row of values (n, K) at one price."""
+def choose_many(values: np.ndarray, costs: Costs, price: float) -> np.ndarray:
+    """Return (n,) indices: `choose` for every row of values (n, A) at one price.
+
+    Args:
+        values: (n, A) predicted quality.
+        costs: (A,), or (n, A) where they depend on the question.
+        price: quality per unit of cost.
+    """
     _check(values, costs)
     v, c = np.asarray(values, dtype=np.float64), np.asarray(costs, dtype=np.float64)
     picks: np.ndarray = _picks(v, c, np.asarray([price], dtype=np.float64))[0]
     return picks
 
 
-def candidate_prices(values: np.ndarray, costs: Sequence[float], n_prices: int = 256) -> np.ndarray:
+def candidate_prices(values: np.ndarray, costs: Costs, n_prices: int = 256) -> np.ndarray:
     """Return ascending prices at which choices change: 0, quantiles of the break-even prices, and
-    one above them all (everything at the cheapest scale).
+    one above them all (everything at the cheapest action).
 
-    A question moves from scale j to a cheaper scale k where the price passes
+    A question moves from action j to a cheaper action k where the price passes
     (v_j - v_k) / (c_j - c_k); no other price matters.
+
+    Args:
+        values: (n, A).
+        costs: (A,), or (n, A) where they depend on the question.
+        n_prices: quantiles.
     """
     v = np.asarray(values, dtype=np.float64)
     c = np.asarray(costs, dtype=np.float64)
     rises: list[np.ndarray] = []
-    for cheap in range(len(c)):
-        for dear in range(len(c)):
-            if c[dear] > c[cheap]:
-                rises.append((v[:, dear] - v[:, cheap]) / (c[dear] - c[cheap]))
+    for cheap in range(c.shape[-1]):
+        for dear in range(c.shape[-1]):
+            step = c[..., dear] - c[..., cheap]
+            if c.ndim == 1:
+                if step > 0:
+                    rises.append((v[:, dear] - v[:, cheap]) / step)
+            else:
+                rows = step > 0
+                rises.append((v[rows, dear] - v[rows, cheap]) / step[rows])
     even = np.concatenate(rises) if rises else np.zeros(0)
     even = even[even > 0]
     if len(even) == 0:
@@ -156,18 +228,18 @@ def candidate_prices(values: np.ndarray, costs: Sequence[float], n_prices: int =
 def frontier(
     values: np.ndarray,
     outcomes: np.ndarray,
-    costs: Sequence[float],
+    costs: Costs,
     *,
-    scales: Sequence[int] | None = None,
+    scales: Sequence[int] | np.ndarray | None = None,
     prices: np.ndarray | None = None,
 ) -> Frontier:
     """Return accuracy, cost and visual tokens of the policy at each price.
 
     Args:
-        values: (n, K) predicted quality.
-        outcomes: (n, K) what came out, in [0, 1].
-        costs: (K,) relative costs.
-        scales: (K,) visual tokens of each scale; None where costs already are tokens.
+        values: (n, A) predicted quality.
+        outcomes: (n, A) what came out, in [0, 1].
+        costs: (A,) relative costs, or (n, A) where they depend on the question.
+        scales: visual tokens, (A,) or (n, A); None where costs already are tokens.
         prices: ascending; None takes `candidate_prices`.
     """
     v, y, c = _arrays(values, outcomes, costs)
@@ -177,15 +249,15 @@ def frontier(
     for part in _parts(len(grid), v.size):
         picks = _picks(v, c, grid[part])
         accuracy[part] = y[np.arange(len(y)), picks].mean(axis=1)
-        cost[part] = c[picks].mean(axis=1)
-        visual[part] = tokens[picks].mean(axis=1)
+        cost[part] = _picked(c, picks).mean(axis=1)
+        visual[part] = _picked(tokens, picks).mean(axis=1)
     return Frontier(price=grid, accuracy=accuracy, cost=cost, visual_tokens=visual)
 
 
 def calibrate_price(
     values: np.ndarray,
     outcomes: np.ndarray,
-    costs: Sequence[float],
+    costs: Costs,
     groups: np.ndarray | Sequence[str] | None = None,
     *,
     target: float = 0.99,
@@ -200,9 +272,9 @@ def calibrate_price(
     feasible the result has price 0 and ``feasible`` False: its policy is the finest scale always.
 
     Args:
-        values: (n, K) predictions on pictures the predictor was not fitted on.
-        outcomes: (n, K) what came out on them, in [0, 1].
-        costs: (K,) relative costs.
+        values: (n, A) predictions on pictures the predictor was not fitted on.
+        outcomes: (n, A) what came out on them, in [0, 1]; the finest scale is the last.
+        costs: (A,) relative costs, or (n, A) where they depend on the question.
         groups: (n,) picture of each row; None takes every row as its own picture.
         target: share of the finest accuracy to keep.
         z: standard errors of safety.
@@ -228,7 +300,7 @@ def calibrate_price(
         sums = np.stack([np.bincount(members, row, minlength=n_groups) for row in residuals])
         spread = n_groups / max(n_groups - 1, 1)
         margin = z * np.sqrt(spread * (sums**2).sum(axis=1)) / n
-        spent = c[picks].mean(axis=1)
+        spent = _picked(c, picks).mean(axis=1)
         for index in np.flatnonzero(mean >= margin):
             # On equal cost the lower price stays: it is the safer of two that did the same.
             if best is None or spent[index] < best.cost:
@@ -243,15 +315,26 @@ def calibrate_price(
     if best is not None:
         return best
     accuracy = float(finest.mean())
-    return CalibratedPrice(0.0, False, accuracy, float(c[-1]), accuracy, 0.0)
+    return CalibratedPrice(0.0, False, accuracy, float(c[..., -1].mean()), accuracy, 0.0)
 
 
 def _picks(v: np.ndarray, c: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """Return (P, n) indices of the best scale for every price and row, ties to the cheaper."""
-    order = np.argsort(c, kind="stable")  # argmax takes the first of equals: make it the cheapest
-    utility = v[None, :, order] - prices[:, None, None] * c[order]
-    picks: np.ndarray = order[np.argmax(utility, axis=2)]
-    return picks
+    """Return (P, n) indices of the best action for every price and row, ties to the cheaper."""
+    # argmax takes the first of equals: make it the cheapest.
+    order = np.argsort(c, axis=-1, kind="stable")
+    if c.ndim == 1:
+        best = np.argmax(v[None, :, order] - prices[:, None, None] * c[order], axis=2)
+        return np.asarray(order[best])
+    v, c = (np.take_along_axis(each, order, axis=1) for each in (v, c))
+    best = np.argmax(v - prices[:, None, None] * c, axis=2)
+    return np.asarray(order[np.arange(len(order)), best])
+
+
+def _picked(of_actions: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Return (P, n) what picks (P, n) have, of numbers (A,) or (n, A)."""
+    if of_actions.ndim == 1:
+        return np.asarray(of_actions[picks])
+    return np.asarray(of_actions[np.arange(len(of_actions)), picks])
 
 
 def _parts(n_prices: int, block: int) -> list[slice]:
@@ -259,16 +342,19 @@ def _parts(n_prices: int, block: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, n_prices, step)]
 
 
-def _check(values: np.ndarray, costs: Sequence[float]) -> None:
-    shape = np.shape(values)
-    if len(shape) != 2 or shape[1] != len(costs) or shape[0] == 0:
-        raise ValueError(f"expected (n, {len(costs)}) values with n > 0, got {shape}")
+def _check(values: np.ndarray, costs: Costs) -> None:
+    shape, priced = np.shape(values), np.shape(costs)
+    if len(shape) != 2 or shape[0] == 0 or priced not in (shape, shape[1:]):
+        rows = "n" if len(priced) < 2 else priced[0]
+        raise ValueError(f"expected ({rows}, {priced[-1]}) values with n > 0, got {shape}")
     if not np.isfinite(values).all():
         raise ValueError("values must be finite")
+    if len(priced) == 2 and not np.isfinite(costs).all():
+        raise ValueError("costs must be finite")
 
 
 def _arrays(
-    values: np.ndarray, outcomes: np.ndarray, costs: Sequence[float]
+    values: np.ndarray, outcomes: np.ndarray, costs: Costs
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     _check(values, costs)
     if np.shape(outcomes) != np.shape(values):

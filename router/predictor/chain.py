@@ -1,8 +1,8 @@
-"""`ComplexityPredictor`: features of a question about a picture to P(scale suffices), per scale.
+"""`ComplexityPredictor`: features of a question about a picture to P(action suffices), per action.
 
 Knows feature matrices and labels; knows nothing of what a column means, of costs or of pictures.
-Notation: n rows, F features, K scales ascending, Y[i, k] in [0, 1] whether (or how probably)
-scale k suffices for row i. Monotonicity is never forced.
+Notation: n rows, F features, K actions (the scales ascending, or scales and foci), Y[i, k] in
+[0, 1] whether (or how probably) action k suffices for row i. Monotonicity is never forced.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 from router.errors import FeatureMismatch
 from router.predictor.boosting import Rows, train
 from router.predictor.calibration import Calibration, constant, fit_calibration
+from router.predictor.forest import fitting_order, summed
 from router.predictor.trees import table_of
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  # untyped
-    """One LightGBM booster per scale, each followed by a calibration.
+    """One LightGBM booster per action, each followed by a calibration.
 
     Boosters are fitted on folds first, rows of one group (picture) always together: that tells how
     many trees serve unseen pictures, and gives every row a score by a booster that has not seen
-    its picture, on which the calibration is fitted. Then each scale is fitted on all rows.
+    its picture, on which the calibration is fitted. Then each action is fitted on all rows.
     Fitting is deterministic: the same rows and parameters give the same text, byte for byte.
 
     Args:
-        n_estimators: most trees per scale.
+        n_estimators: most trees per action.
         learning_rate, num_leaves, min_child_samples, feature_fraction, reg_lambda, max_bin: as
             LightGBM names them.
         early_stopping_rounds: trees without improvement on a fold's own groups before stopping.
@@ -40,7 +41,9 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         calibration: "platt" keeps the order of the scores; "isotonic" fits any monotone shape but
             makes ties; "none".
         chained: each scale's booster corrects the log odds of the next coarser scale, so that what
-            is alike in neighbours is learnt once; otherwise scales are fitted independently.
+            is alike in neighbours is learnt once; otherwise actions are fitted independently.
+        bases: (K,) in place of ``chained``: for each action the index of the one whose log odds
+            its booster corrects, which may come later; -1 for none.
         seed: of the folds and of LightGBM.
         num_threads: threads of fitting.
 
@@ -52,6 +55,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         calibrations_: K `Calibration`.
         probe_row_: (F,) float32 row within the range of the data that is nobody's own; with its
             probabilities it shows later that a saved predictor still says the same.
+        bases_: (K,) the bases that ``chained`` or ``bases`` amount to.
         n_features_in_, n_scales_: F and K.
     """
 
@@ -69,6 +73,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         n_folds: int = 4,
         calibration: Literal["none", "platt", "isotonic"] = "platt",
         chained: bool = False,
+        bases: Sequence[int] | None = None,
         seed: int = 0,
         num_threads: int = 1,
     ) -> None:
@@ -83,6 +88,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         self.n_folds = n_folds
         self.calibration = calibration
         self.chained = chained
+        self.bases = bases
         self.seed = seed
         self.num_threads = num_threads
 
@@ -98,13 +104,14 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
 
         Args:
             X: (n, F) finite features.
-            Y: (n, K) labels in [0, 1], bool or soft, columns coarsest to finest.
+            Y: (n, K) labels in [0, 1], bool or soft, a column for each action.
             sample_weight: (n,) not negative.
             groups: (n,) picture of each row; None takes every row as its own.
-            progress: called with (boosters done, K, words) as each scale's booster begins.
+            progress: called with (boosters done, K, words) as each action's booster begins.
 
         Raises:
-            ValueError: shapes that do not fit, values that are not finite or not in [0, 1].
+            ValueError: shapes that do not fit, values that are not finite or not in [0, 1], or
+                bases that lead nowhere.
         """
         X = _features(X)
         Y = np.asarray(Y, dtype=np.float64)
@@ -116,21 +123,28 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         if weight is not None and (weight.shape != (len(X),) or not (weight >= 0).all()):
             raise ValueError(f"expected ({len(X)},) weights that are not negative")
         folds = self._folds(len(X), groups)
-        said = np.zeros((len(folds) + 1, len(X)))
-        fitted, n_scales = [], Y.shape[1]
-        for k, y in enumerate(Y.T):
-            progress(k, n_scales, f"booster {k + 1} of {n_scales}")
-            fitted.append(self._fit_scale(Rows(X, y, weight), folds, said))
-        self.calibrations_ = [calibration for _, calibration in fitted]
+        n_actions = Y.shape[1]
+        bases = self._bases(n_actions)
+        order = fitting_order(bases)
+        nothing = np.zeros((len(folds) + 1, len(X)))
+        said = {-1: nothing}
+        texts, calibrations = [""] * n_actions, [Calibration("none")] * n_actions
+        for done, k in enumerate(order):
+            progress(done, n_actions, f"booster {done + 1} of {n_actions}")
+            rows = Rows(X, Y[:, k], weight)
+            texts[k], calibrations[k], said[k] = self._fit_action(rows, folds, said[bases[k]])
+            still = {bases[later] for later in order[done + 1 :]}
+            said = {base: sums for base, sums in said.items() if base in still}
+        self.calibrations_ = calibrations
         self.n_features_in_ = X.shape[1]
-        self.adopt([text for text, _ in fitted])
+        self.adopt(texts)
         levels = np.random.default_rng(0).random(X.shape[1])
         low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
         self.probe_row_ = np.asarray(low + levels * (high - low), dtype=np.float32)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return (n, K) calibrated P(scale suffices) of features (n, F).
+        """Return (n, K) calibrated P(action suffices) of features (n, F).
 
         Raises:
             FeatureMismatch: another number of features than fitted.
@@ -169,17 +183,35 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
 
     def _summed(self, scores: np.ndarray) -> np.ndarray:
         """Return (n, K, ...) log odds of what the boosters say."""
-        return scores.cumsum(axis=1) if self.chained else scores
+        if self.chained:
+            return scores.cumsum(axis=1)
+        return scores if self.bases is None else summed(scores, self.bases_, self._order)
+
+    def _bases(self, n_actions: int) -> tuple[int, ...]:
+        """Return the base of each action."""
+        if self.bases is None:
+            return tuple(range(-1, n_actions - 1)) if self.chained else (-1,) * n_actions
+        if self.chained:
+            raise ValueError("bases say what chained says: give one of them")
+        if len(self.bases) != n_actions:
+            raise ValueError(f"{len(self.bases)} bases for {n_actions} actions")
+        return tuple(self.bases)
 
     def adopt(self, texts: Sequence[str]) -> None:
-        """Take over K boosters from LightGBM texts, which must be known to be whole."""
+        """Take over K boosters from LightGBM texts, which must be known to be whole.
+
+        Raises:
+            ValueError: bases that do not fit them.
+        """
+        self.bases_ = self._bases(len(texts))
+        self._order = fitting_order(self.bases_)
         self.model_texts_ = list(texts)
         self.boosters_ = [booster_of(text) for text in self.model_texts_]
         self.table_ = table_of(self.model_texts_)
         self.n_scales_ = len(self.model_texts_)
 
     def score(self, X: np.ndarray, Y: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
-        """Return minus the mean log loss over rows and scales, so that greater is better."""
+        """Return minus the mean log loss over rows and actions, so that greater is better."""
         p = np.clip(self.predict_proba(X), 1e-6, 1.0 - 1e-6)
         y = np.asarray(Y, dtype=np.float64)
         rows = (y * np.log(p) + (1.0 - y) * np.log(1.0 - p)).mean(axis=1)
@@ -207,26 +239,27 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         fold_of_group = np.random.default_rng(self.seed).permutation(n_groups) % self.n_folds
         return [np.flatnonzero(fold_of_group[members] == fold) for fold in range(self.n_folds)]
 
-    def _fit_scale(
-        self, rows: Rows, folds: list[np.ndarray], said: np.ndarray
-    ) -> tuple[str, Calibration]:
-        """Return the text of one scale's booster, fitted on all rows, and its calibration.
+    def _fit_action(
+        self, rows: Rows, folds: list[np.ndarray], before: np.ndarray
+    ) -> tuple[str, Calibration, np.ndarray]:
+        """Return the text of one booster, fitted on all rows, its calibration, and its sums.
 
-        ``said`` (folds + 1, n) holds what the coarser scales' boosters add up to: those of each
-        fold, which have not seen its rows, and those fitted on all rows. It is brought up to date.
+        ``before`` (folds + 1, n) holds what the boosters that it starts from add up to: those of
+        each fold, which have not seen its rows, and those fitted on all rows. The sums are the same
+        with this booster added.
         """
-        y = rows.y
+        y, said = rows.y, before.copy()
         if float(np.ptp(y)) == 0.0:
             # Nothing to learn. One tree that cannot split keeps the folder complete, and says
-            # nothing to finer scales; the calibration holds the constant itself.
-            flat = np.full(len(y), 0.5) if self.chained else y
+            # nothing to boosters that start here; the calibration holds the constant itself.
+            flat = y if self.bases is None and not self.chained else np.full(len(y), 0.5)
             text = train(Rows(rows.X, flat), self._parameters(), 1).model_to_string()
-            return text, constant(float(y[0]))
+            return text, constant(float(y[0])), said
         if self.calibration == "none":
             folds = folds[:1]
         tried = []
         for fold, held in enumerate(folds):
-            here = self._onwards(rows, said[fold])
+            here = _onwards(rows, before[fold])
             kept = here.take(np.setdiff1d(np.arange(len(y)), held))
             if float(np.ptp(kept.y)) > 0.0:
                 most, watched = self.n_estimators, here.take(held)
@@ -236,24 +269,20 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         n_trees = self.n_estimators
         if tried:
             n_trees = max(1, round(float(np.mean([made.best_iteration for *_, made in tried]))))
-        whole = train(self._onwards(rows, said[-1]), self._parameters(), n_trees)
+        whole = train(_onwards(rows, before[-1]), self._parameters(), n_trees)
         raw = [
             made.predict(rows.X, raw_score=True, num_iteration=n_trees, num_threads=1)
             for made in (*(made for *_, made in tried), whole)
         ]
         for fold, add in zip([*(fold for fold, *_ in tried), -1], raw, strict=True):
-            said[fold] = said[fold] + add if self.chained else add
+            said[fold] += add
         text = whole.model_to_string()
         if self.calibration == "none" or not tried:
-            return text, Calibration("none")
+            return text, Calibration("none"), said
         unseen = np.concatenate([held for _, held, _ in tried])
         scores = np.concatenate([said[fold][held] for fold, held, _ in tried])
         part = None if rows.weight is None else rows.weight[unseen]
-        return text, fit_calibration(self.calibration, scores, y[unseen], part)
-
-    def _onwards(self, rows: Rows, said: np.ndarray) -> Rows:
-        """Return the rows, for a chained scale that is not the first with where it starts."""
-        return replace(rows, start=said) if self.chained and said.any() else rows
+        return text, fit_calibration(self.calibration, scores, y[unseen], part), said
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -271,6 +300,11 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             "num_threads": self.num_threads,
             "verbosity": -1,
         }
+
+
+def _onwards(rows: Rows, said: np.ndarray) -> Rows:
+    """Return the rows with where they start, if something was said of them."""
+    return replace(rows, start=said) if said.any() else rows
 
 
 def booster_of(text: str) -> "lightgbm.Booster":

@@ -8,8 +8,8 @@ subtree; when every split of the tree has been looked at, in any order, the lowe
 is the leaf that the row falls into (QuickScorer, Lucchese et al. 2015). So all splits of all trees
 are compared at once, without a branch.
 
-Notation: n rows, F features, K boosters, I trees of the longest booster, T = I*K trees (shorter
-boosters end in trees that add nothing), S splits of the largest tree, L = S+1 leaves.
+Notation: n rows, F features, K boosters, T trees of all of them, one booster's after the other's,
+S splits of the largest tree, L = S+1 leaves.
 """
 
 import re
@@ -35,6 +35,7 @@ class TreeTable:
         clears: (S, T, 1) int32 bits of the leaves a row cannot reach that goes right.
         values: (T*L,) leaf values, left to right.
         first_leaf: (T, 1) where a tree's values begin, less 127.
+        booster: (T,) which booster a tree is of.
         n_boosters: K.
     """
 
@@ -43,6 +44,7 @@ class TreeTable:
     clears: np.ndarray
     values: np.ndarray
     first_leaf: np.ndarray
+    booster: np.ndarray
     n_boosters: int
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
@@ -56,17 +58,20 @@ class TreeTable:
 
     def _scores(self, X: np.ndarray) -> np.ndarray:
         n, columns = len(X), np.ascontiguousarray(X.T)
-        n_trees, width = len(self.first_leaf), self.n_boosters * n
-        step = self.n_boosters * max(1, _TREE_ROWS_AT_ONCE // width)
-        scores = np.zeros(width)
-        for start in range(0, n_trees, step):
+        width, step = self.n_boosters * n, max(1, _TREE_ROWS_AT_ONCE // n)
+        scores: np.ndarray = np.zeros(width)
+        for start in range(0, len(self.first_leaf), step):
             trees = slice(start, start + step)
             leaf = self._lowest_leaf(columns, trees) + self.first_leaf[trees]
-            values = self.values.take(leaf, mode="clip").reshape(-1, width)
-            values[0] += scores
-            # One tree after the other, as LightGBM adds them: a sum along a contiguous axis would
-            # add in another order.
-            scores = np.add.reduce(values) if width > 1 else np.add.accumulate(values)[-1]
+            values = self.values.take(leaf, mode="clip").reshape(-1)
+            place = self.booster[trees]
+            if n > 1:
+                place = (place[:, None] * n + np.arange(n)).reshape(-1)
+            if start:
+                place = np.concatenate([np.arange(width), place])
+                values = np.concatenate([scores, values])
+            # One tree after the other, as LightGBM adds them; a sum would add in another order.
+            scores = np.bincount(place, values, width)
         return scores.reshape(self.n_boosters, n).T
 
     def _lowest_leaf(self, columns: np.ndarray, trees: slice) -> np.ndarray:
@@ -100,28 +105,29 @@ def table_of(texts: Sequence[str]) -> TreeTable | None:
     if any(booster is None for booster in boosters):
         return None
     read = [booster for booster in boosters if booster is not None]
-    n_trees = max(len(booster.n_leaves) for booster in read)
     n_leaves = max(int(booster.n_leaves.max()) for booster in read)
-    n_splits, shape = max(n_leaves - 1, 1), (n_trees, len(read))
-    feature = np.zeros((n_splits, *shape), dtype=np.intp)
-    threshold = np.zeros((n_splits, *shape), dtype=np.float32)
-    clears = np.zeros((n_splits, *shape), dtype=np.int32)
-    values = np.zeros((*shape, n_leaves))
-    for k, booster in enumerate(read):
+    n_splits = max(n_leaves - 1, 1)
+    counts = [len(booster.n_leaves) for booster in read]
+    total, first_tree = sum(counts), np.cumsum([0, *counts])
+    feature = np.zeros((n_splits, total), dtype=np.intp)
+    threshold = np.zeros((n_splits, total, 1), dtype=np.float32)
+    clears = np.zeros((n_splits, total, 1), dtype=np.int32)
+    values = np.zeros((total, n_leaves))
+    for begin, booster in zip(first_tree, read, strict=False):
         tree, split = booster.splits
         n_left, first, place = booster.order()
-        feature[split, tree, k] = booster.feature
-        threshold[split, tree, k] = _at_or_below(booster.threshold)
-        clears[split, tree, k] = ((1 << n_left) - 1) << first
+        feature[split, begin + tree] = booster.feature
+        threshold[split, begin + tree, 0] = _at_or_below(booster.threshold)
+        clears[split, begin + tree, 0] = ((1 << n_left) - 1) << first
         tree, leaf = booster.leaves
-        values[tree, k, place[tree, leaf]] = booster.value
-    total = n_trees * len(read)
+        values[begin + tree, place[tree, leaf]] = booster.value
     return TreeTable(
-        feature=feature.reshape(n_splits, total),
-        threshold=threshold.reshape(n_splits, total, 1),
-        clears=clears.reshape(n_splits, total, 1),
+        feature=feature,
+        threshold=threshold,
+        clears=clears,
         values=values.reshape(-1),
         first_leaf=(np.arange(total) * n_leaves - 127)[:, None],
+        booster=np.repeat(np.arange(len(read)), counts),
         n_boosters=len(read),
     )
 

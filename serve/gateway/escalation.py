@@ -1,4 +1,4 @@
-"""The second look of one request: hold the first answer back, ask again finer where that pays.
+"""The second look of one request: hold the first answer back, ask with more where that pays.
 
 Knows traces, parts of answers and what decides; knows nothing of retries, queues or HTTP.
 """
@@ -19,7 +19,7 @@ from router.second_look import OpenLook
 from serve.errors import ServiceError
 from serve.gateway.request_trace import Trace
 from serve.metrics import Metrics
-from serve.stages.messages import AnswerPart, GenerateRequest
+from serve.stages.messages import AnswerPart, GenerateRequest, focus_name
 from serve.telemetry import spans
 
 LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ async def looked_again(
     here and is given.
 
     Args:
-        request: with the tokens of the first scale.
+        request: with the tokens of the first reading.
         look: decides.
         trace: of the request; told when the second answer begins.
         ask: gives an answer's parts.
@@ -60,7 +60,10 @@ async def looked_again(
     if finer is not None:
         begun = False
         try:
-            with spans.span("m3.second_look", trace.span.traceparent, scale=finer.scale) as work:
+            focus = focus_name((finer,))
+            with spans.span(
+                "m3.second_look", trace.span.traceparent, scale=finer.scale, focus=focus
+            ) as work:
                 tokens = await pool(finer, work.traceparent)
                 again = replace(request, visual_tokens=(tokens,), traceparent=work.traceparent)
                 async with aclosing(ask(again)) as parts:

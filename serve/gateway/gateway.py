@@ -48,6 +48,7 @@ from serve.stages.messages import (
     GenerateRequest,
     GeneratorStage,
     PoolRequest,
+    focus_name,
 )
 from serve.telemetry import logs, spans
 
@@ -129,9 +130,8 @@ class Gateway:
                         for chunk in replies.first_chunks(trace):
                             yield chunk
                         first = False
-                    for chunk in await self._told(
-                        trace, len(part.logprobs), replies.chunks, trace, part
-                    ):
+                    told = await self._told(trace, len(part.logprobs), replies.chunks, trace, part)
+                    for chunk in told:
                         yield chunk
             if body.stream_options is not None and body.stream_options.include_usage:
                 yield replies.usage_chunk(trace)
@@ -234,6 +234,8 @@ class Gateway:
         decision = encoded.decision
         for scale in decision.scales or (0,):
             self.metrics.count("m3_decisions", scale=str(scale), reason=decision.reason.value)
+        if (focus := focus_name(decision.readings)) is not None:
+            self.metrics.count("m3_focus_decisions", focus=focus)
         if decision.reason is Reason.degraded:
             self.metrics.gauge("m3_price_floor", decision.price or 0.0)
         if not decide_only:
@@ -380,19 +382,17 @@ class Gateway:
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
-                if lost := self.log.write(trace):
-                    self.metrics.count("m3_pictures_not_logged", lost)
+                self.metrics.count("m3_pictures_not_logged", self.log.write(trace))
                 self.metrics.count("m3_log_dropped", self.log.newly_dropped())
             trace.tell_span()
 
     def _count_for_tenant(
         self, call: Call, status: str, visual_tokens: int = 0, completion_tokens: int = 0
     ) -> None:
-        if not (tenant := call.tenant):
-            return
-        self.metrics.count("m3_tenant_requests", tenant=tenant, status=status)
-        self.metrics.count("m3_tenant_visual_tokens", visual_tokens, tenant=tenant)
-        self.metrics.count("m3_tenant_completion_tokens", completion_tokens, tenant=tenant)
+        if tenant := call.tenant:
+            self.metrics.count("m3_tenant_requests", tenant=tenant, status=status)
+            self.metrics.count("m3_tenant_visual_tokens", visual_tokens, tenant=tenant)
+            self.metrics.count("m3_tenant_completion_tokens", completion_tokens, tenant=tenant)
 
 
 def _word(error: ServiceError) -> str:

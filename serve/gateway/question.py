@@ -166,6 +166,7 @@ def _constraints(
             detail_map=settings.detail_scales,
             explain=wishes is not None and wishes.explain,
             max_harm=None if wishes is None else wishes.max_harm,
+            focus=None if wishes is None else wishes.focus,
         )
     except RoutingError as error:
         raise refusal(error) from error

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from router.actions import Reading
 from router.decision import Reason
 from serve.protocol import (
     AnswerMessage,
-    Certified,
     ChatChunk,
     ChatCompletion,
     Choice,
@@ -25,11 +25,10 @@ from serve.protocol import (
     PromptTokensDetails,
     RouteReply,
     RouteUsage,
-    Routing,
-    SecondLooked,
     TokenLogprob,
     Usage,
 )
+from serve.routing_reply import Certified, Focused, Routing, SecondLooked
 
 if TYPE_CHECKING:
     from serve.gateway.request_trace import FirstLook, Trace
@@ -155,6 +154,7 @@ def _usage(trace: Trace) -> Usage:
 
 def _routing(trace: Trace) -> Routing:
     decision = cast("Encoded", trace.encoded).decision
+    focus = _focused(decision.readings[0]) if len(decision.readings) == 1 else None
     return Routing(
         scale=decision.scale,
         scales=list(decision.scales),
@@ -163,6 +163,7 @@ def _routing(trace: Trace) -> Routing:
         p_suffices=_by_scale(decision.p_suffices),
         router_version=decision.router_version or None,
         latency_ms=round(decision.latency_ms, 3),
+        focus=focus,
         explain=decision.explanation,
         certified=decision.certified and Certified(**asdict(decision.certified)),
         price=decision.price if decision.reason is Reason.degraded else None,
@@ -170,15 +171,28 @@ def _routing(trace: Trace) -> Routing:
     )
 
 
+def _focused(reading: Reading) -> Focused | None:
+    if reading.fine is None:
+        return None
+    return Focused(
+        coarse=reading.scale,
+        fine=reading.fine,
+        cells=list(reading.cells),
+        visual_tokens=reading.visual_tokens,
+    )
+
+
 def _second_look(first: FirstLook, both: int) -> SecondLooked:
+    tokens = first.reading.visual_tokens
     told = {
-        "from": first.scale,
+        "from": first.reading.scale,
         "confidence": round(first.confidence, 6),
-        "first_visual_tokens": first.visual_tokens,
-        "second_visual_tokens": both - first.visual_tokens,
+        "first_visual_tokens": tokens,
+        "second_visual_tokens": both - tokens,
+        "focus": _focused(first.reading),
     }
     return SecondLooked.model_validate(told)
 
 
 def _by_scale(numbers: dict[int | str, float] | None) -> dict[str, float] | None:
-    return None if numbers is None else {str(scale): float(p) for scale, p in numbers.items()}
+    return None if numbers is None else {str(key): float(p) for key, p in numbers.items()}

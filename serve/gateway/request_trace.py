@@ -19,16 +19,21 @@ from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
 from serve.protocol import REPLY_ID_PREFIX, ChatRequest
 from serve.settings import ServeSettings
-from serve.stages.messages import AnswerPart, Encoded, GenerateRequest, TokenLogprob
+from serve.stages.messages import (
+    AnswerPart,
+    Encoded,
+    GenerateRequest,
+    TokenLogprob,
+    focus_name,
+)
 from serve.telemetry import spans
 
 
 @dataclass(frozen=True)
 class FirstLook:
-    """The answer that a second look replaced: its scale, confidence and tokens."""
+    """The answer that a second look replaced: what it read, its confidence and tokens."""
 
-    scale: int
-    visual_tokens: int
+    reading: Reading
     confidence: float
     text_tokens: int
     completion_tokens: int
@@ -127,16 +132,16 @@ class Trace:
         )
 
     def look_again(self, parts: Sequence[AnswerPart], confidence: float, finer: Reading) -> None:
-        """Take in that another answer follows, read finer; tokens count for both."""
+        """Take in that another answer follows, which reads more; tokens count for both."""
         encoded = cast(Encoded, self.encoded)
         decision = encoded.decision
         self.completion_tokens = sum(part.n_tokens for part in parts)
         self.first = FirstLook(
-            decision.scale, decision.visual_tokens, confidence, parts[-1].text_tokens,
-            self.completion_tokens, parts[-1].cached_tokens,
+            decision.readings[0], confidence, parts[-1].text_tokens, self.completion_tokens,
+            parts[-1].cached_tokens,
         )  # fmt: skip
         told = decision.explanation and decision.explanation.before_second_look(
-            confidence, finer.scale
+            confidence, finer.words
         )
         both = decision.visual_tokens + finer.visual_tokens
         decision = replace(
@@ -156,7 +161,9 @@ class Trace:
                 scale=decision.scale, reason=decision.reason.value,
                 scales=decision.scales if len(decision.scales) > 1 else None,
                 visual_tokens=decision.visual_tokens, router_version=decision.router_version,
-                first_scale=None if self.first is None else self.first.scale,
+                focus=focus_name(decision.readings),
+                first_scale=None if self.first is None else self.first.reading.scale,
+                first_focus=None if self.first is None else focus_name((self.first.reading,)),
             )  # fmt: skip
 
     @property
@@ -212,8 +219,11 @@ class Trace:
             audited=audited,
             status=self.status,
             max_harm=None if bound is None else bound.max_harm,
-            escalated_from=None if self.first is None else self.first.scale,
+            escalated_from=None if self.first is None else self.first.reading.scale,
             first_confidence=None if self.first is None else self.first.confidence,
             tenant=self.call.tenant or None,
             scales=None if decision is None else decision.scales,
+            actions=None if decision is None else tuple(r.action for r in decision.readings),
+            action_space=None if self.encoded is None else self.encoded.action_space,
+            cells=None if decision is None else tuple(r.cells for r in decision.readings),
         )

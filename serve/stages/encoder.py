@@ -1,4 +1,4 @@
-"""Pictures and a question in; the decision and the visual tokens at its scales out.
+"""Pictures and a question in; the decision and the visual tokens that it reads out.
 
 Knows batching, caching and the router; knows neither HTTP nor Ray nor the language model. A picture
 is encoded once: requests for it that come together share the pass, later ones the cache. Its
@@ -29,6 +29,7 @@ from router.actions import Reading
 from router.decision import Reason, RoutingDecision, decided, finest_fallback, within_bound
 from router.errors import RoutingError
 from router.explain import relevance_map
+from router.router import Router
 from serve.errors import BadRequest, NotReady, no_second_look, refusal, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
@@ -38,9 +39,15 @@ from serve.stages.decoding import Decoder, SharedWork
 from serve.stages.degrading import under_pressure
 from serve.stages.in_time import in_time
 from serve.stages.live_router import LiveRouter
-from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest
+from serve.stages.messages import (
+    Encoded,
+    EncodeRequest,
+    EncoderStatus,
+    PoolRequest,
+    focus_name,
+)
 from serve.stages.prompts import MOST_CHARACTERS_AT_ONCE, Prompts, context_tokens
-from serve.stages.vision import EncodedPicture, PreparedPicture, Vision
+from serve.stages.vision import EncodedPicture, PreparedPicture, Vision, plan_of
 from serve.telemetry import logs, spans
 
 LOG = logging.getLogger(__name__)
@@ -112,32 +119,37 @@ class Encoder:
         n_pictures = len(request.pictures)
         with spans.span("m3.encode", request.traceparent, pictures=n_pictures) as work:
             pictures = await self._encode_all(request.pictures, work.traceparent)
+            router = self._router.current  # one for the whole request: swaps cannot split it
             with spans.span("m3.route", work.traceparent):
                 quick = self._decides_quickly(request, pictures)
-                decision = await self._done(quick, self._decide, request, pictures)
-                decision = await self._within_context(request, pictures, decision)
+                decision = await self._done(quick, self._decide, request, pictures, router)
+                decision = await self._within_context(request, pictures, router, decision)
             if request.decide_only:
                 self._prompts.check(text_tokens + decision.visual_tokens)
             tokens: tuple[NDArray[np.float16], ...] = ()
             if pictures and not request.decide_only:
-                with spans.span("m3.pool", work.traceparent, scale=decision.scale):
+                focus = focus_name(decision.readings)
+                with spans.span("m3.pool", work.traceparent, scale=decision.scale, focus=focus):
                     quick = self._is_quick(pictures)
                     tokens = await self._done(quick, self._pool, pictures, decision.readings)
         encode_ms = _ms_since(started)
         if pictures:  # a question without any would make encoding look quick
             self._metrics.observe("m3_encode_latency_ms", encode_ms)
         ids = tuple(picture.picture_id for picture in pictures)
-        return Encoded(ids, tokens, decision, encode_ms, text_tokens)
+        space = None if router is None else router.space.hash
+        return Encoded(ids, tokens, decision, encode_ms, text_tokens, space)
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return the tokens (n, D) of a picture; one that was forgotten is encoded again."""
-        with spans.span("m3.pool", request.traceparent, scale=request.reading.scale) as work:
+        reading = request.reading
+        focus = focus_name((reading,))
+        with spans.span("m3.pool", request.traceparent, scale=reading.scale, focus=focus) as work:
             known = self._cache.get(request.picture_id)
             if known is None:
                 self._metrics.count("m3_second_look_encodes")
                 known = await self._encode(request.picture, work.traceparent)
             quick = self._is_quick([known])
-            return await self._done(quick, self._vision.tokens, known, request.reading)
+            return await self._done(quick, self._vision.tokens, known, reading)
 
     async def status(self) -> EncoderStatus:
         """Return the state of this replica."""
@@ -278,7 +290,11 @@ class Encoder:
         return tuple(map(self._vision.tokens, pictures, readings))
 
     async def _within_context(
-        self, request: EncodeRequest, pictures: list[EncodedPicture], decision: RoutingDecision
+        self,
+        request: EncodeRequest,
+        pictures: list[EncodedPicture],
+        router: Router | None,
+        decision: RoutingDecision,
     ) -> RoutingDecision:
         """Return the decision, or one whose tokens the conversation leaves room for.
 
@@ -296,23 +312,23 @@ class Encoder:
             return decision
         narrower = replace(request, constraints=replace(bound, max_visual_tokens=room))
         try:
-            return await self._done(
-                self._decides_quickly(narrower, pictures), self._decide, narrower, pictures
-            )
+            quick = self._decides_quickly(narrower, pictures)
+            return await self._done(quick, self._decide, narrower, pictures, router)
         except BadRequest:
             return decision
 
-    def _decide(self, request: EncodeRequest, pictures: list[EncodedPicture]) -> RoutingDecision:
+    def _decide(
+        self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
+    ) -> RoutingDecision:
         try:
-            decision = self._decide_freely(request, pictures)
+            decision = self._decide_freely(request, pictures, router)
             return within_bound(decision, request.constraints, self._vision.scales)
         except RoutingError as error:  # the caller's wish cannot be met: no failure of the router
             raise refusal(error) from error
 
     def _decide_freely(
-        self, request: EncodeRequest, pictures: list[EncodedPicture]
+        self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
     ) -> RoutingDecision:
-        router = self._router.current  # one reference for the whole decision: swaps cannot split it
         version = "" if router is None else router.version
         constraints, n_pictures = request.constraints, len(pictures)
         if request.needs_second_look and (router is None or router.second_look is None):
@@ -333,7 +349,8 @@ class Encoder:
                 constraints = under_pressure(
                     constraints, router, request.pressure, self._settings.overload.max_harm
                 )
-            decision = router.route(features, constraints)
+            plan = plan_of(router, maps) if constraints.focus else None
+            decision = router.route(features, constraints, plan=plan)
             if (told := decision.explanation) is not None:
                 told = replace(told, relevance=tuple(map(relevance_map, maps)))
             # Callers pay for the features too, so the latency they see includes them.

@@ -160,9 +160,9 @@ class Generator:
         names = [uuid.uuid4().hex for _ in range(request.n)]
 
         def submit(index: int) -> AsyncIterator[TokenEvent]:
-            sampling = self._sampling(request, index)
+            sampling, since = self._sampling(request, index), AnswerTimes()
             events = self._engine.submit(names[index], prompt, visual, sampling)
-            times[index] = AnswerTimes()
+            times[index] = since  # the engine's own clock began after it
             return events
 
         first = submit(0)

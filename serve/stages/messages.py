@@ -6,7 +6,7 @@ the handles of Ray Serve both satisfy the protocols, so the gateway cannot tell 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,13 +41,22 @@ class EncodeRequest:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The decision and, pooled to its own scale, the tokens of each picture: (scale, D) float16."""
+    """The decision and the tokens of each picture, as its reading says: (n, D) float16.
+
+    ``action_space``: hash of the actions that the router chose between; None without a router.
+    """
 
     picture_ids: tuple[str, ...]
     visual_tokens: tuple[NDArray[np.float16], ...]
     decision: RoutingDecision
     encode_ms: float
     text_tokens: int = 0  # of the prompt without visual tokens, where they were counted
+    action_space: str | None = None
+
+
+def focus_name(readings: Sequence[Reading]) -> str | None:
+    """Return what the focus is called that a picture is read by, None where none is."""
+    return next((reading.action for reading in readings if reading.fine is not None), None)
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ class EncoderStage(Protocol):
         """Return the decision and the tokens."""
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
-        """Return the tokens (scale, D) of a picture at another scale."""
+        """Return the tokens (n, D) of a picture for another reading."""
 
     async def status(self) -> EncoderStatus:
         """Return the state of one replica."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from m3model import Focus, focus_visual_tokens, pool_visual_tokens
+from m3model import pool_visual_tokens
+from m3model.focus import fine_positions
 from m3model.relevance.source import encode_with_tower
-from router.actions import Reading
+from router.actions import Plan, Reading
 from router.errors import FeatureMismatch
 from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
@@ -144,12 +144,15 @@ class Vision:
         return np.stack(rows), maps
 
     def tokens(self, picture: EncodedPicture, reading: Reading) -> NDArray[np.float16]:
-        """Return the picture's visual tokens (n, D), which are not to be written to."""
-        if reading.fine is not None:
-            focus = Focus(reading.scale, reading.fine, reading.cells)
-            read = focus_visual_tokens(torch.from_numpy(picture.features.patches), focus)
-            return cast("NDArray[np.float16]", read.to(torch.float16).numpy())
-        return self._uniform(picture, reading.scale)
+        """Return the picture's visual tokens (n, D), which are not to be written to.
+
+        Of a focus those of `m3model.focus_visual_tokens`, to the bit, from what is pooled already.
+        """
+        coarse = self._uniform(picture, reading.scale)
+        if reading.fine is None or not reading.cells:
+            return coarse
+        inside = fine_positions(reading.fine, reading.cells)
+        return np.concatenate([coarse, self._uniform(picture, reading.fine)[inside]])
 
     def _uniform(self, picture: EncodedPicture, scale: int) -> NDArray[np.float16]:
         if (known := picture.pooled.get(scale)) is not None:
@@ -164,13 +167,19 @@ class Vision:
         """Return if the router fits this model and decides on a made-up picture.
 
         Raises:
-            FeatureMismatch: other scales or other features than this model gives.
+            FeatureMismatch: other scales, levels or features than this model gives.
             ValueError: the router decides nothing sensible.
         """
         if tuple(router.scales) != self.scales:
             raise FeatureMismatch(
                 f"the router knows the scales {tuple(router.scales)}, the model {self.scales}"
             )
+        for action in router.space.actions:
+            if action.fine is not None and not {action.coarse, action.fine} <= set(self.scales):
+                raise FeatureMismatch(
+                    f"the router's focus {action.name} reads levels {action.coarse} and "
+                    f"{action.fine}, the model has {self.scales}"
+                )
         name = router.schema.relevance
         if name not in self._sources:
             raise FeatureMismatch(
@@ -190,8 +199,17 @@ class Vision:
         weight = self._model.model.multi_modal_projector.linear_1.weight
         projected = source.project(grid, tower.to(weight.device, weight.dtype))
         made_up = EncodedPicture("", picture_features(grid, self.scales), {name: projected})
-        rows, _ = self.features([made_up], "What is in the picture?", name)
-        decision = router.route(rows)
+        rows, maps = self.features([made_up], "What is in the picture?", name)
+        decision = router.route(rows, plan=plan_of(router, maps))
         if decision.scale not in self.scales:
             raise ValueError(f"the router chose {decision.scale}, which is no scale of the model")
         self._in_use = self._in_use | {name}
+
+
+def plan_of(router: Router, maps: Sequence[NDArray[np.float32]]) -> Plan | None:
+    """Return what each action of a router would read of the one picture; None where only scales
+    can be chosen: of several pictures, and by a router without a focus.
+    """
+    if len(maps) != 1 or router.space.is_uniform:
+        return None
+    return router.space.plan(maps[0])

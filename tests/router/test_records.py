@@ -102,7 +102,7 @@ def test_records_survive_parquet(tmp_path: Path) -> None:
         (feedback, FeedbackRecord),
     ):
         table = through_parquet(to_table(records, kind), tmp_path / f"{kind.__name__}.parquet")
-        assert table.schema.metadata[b"schema_version"] == b"1"
+        assert table.schema.metadata[b"schema_version"] == b"2"
         assert from_table(table, kind) == records
         none = through_parquet(to_table([], kind), tmp_path / "none.parquet")
         assert from_table(none, kind) == []
@@ -112,7 +112,13 @@ def test_records_survive_parquet(tmp_path: Path) -> None:
 TEXT, FLAG, INT32, FLOAT32, FLOAT64 = (
     pa.string(), pa.bool_(), pa.int32(), pa.float32(), pa.float64(),
 )  # fmt: skip
-# What is on disk since version 1: (column, type, may be null). Derived from nothing.
+# What version 2 added to both.
+ACTIONS = [
+    ("actions", pa.list_(TEXT), True),
+    ("action_space", TEXT, True),
+    ("cells", pa.list_(pa.list_(INT32)), True),
+]
+# What is on disk since version 2: (column, type, may be null). Derived from nothing.
 COLUMNS = {
     OracleRecord: [
         ("picture_id", TEXT, False),
@@ -133,6 +139,7 @@ COLUMNS = {
         ("model_hash", TEXT, False),
         ("size_px", FLOAT32, True),
         ("metadata", TEXT, False),
+        *ACTIONS,
     ],
     DecisionRecord: [
         ("request_id", TEXT, False),
@@ -160,6 +167,7 @@ COLUMNS = {
         ("first_confidence", FLOAT32, True),
         ("tenant", TEXT, True),
         ("scales", pa.list_(INT32), True),
+        *ACTIONS,
     ],
     FeedbackRecord: [
         ("request_id", TEXT, False),
@@ -175,7 +183,7 @@ COLUMNS = {
 def test_the_annotations_give_the_schema_that_is_on_disk(kind: type) -> None:
     expected = pa.schema(
         [pa.field(name, arrow, nullable=nullable) for name, arrow, nullable in COLUMNS[kind]],
-        metadata={"schema_version": "1", "record": kind.__name__},
+        metadata={"schema_version": "2", "record": kind.__name__},
     )
     assert schema_of(kind).equals(expected, check_metadata=True), schema_of(kind)
 
@@ -213,12 +221,54 @@ def test_logs_from_before_a_column_are_read() -> None:
     assert from_table(old, DecisionRecord) == DECISIONS
 
 
+def test_tables_of_version_1_are_read_as_scales_alone() -> None:
+    added = [name for name, _, _ in ACTIONS]
+    for records, kind in (([oracle(1), oracle(2)], OracleRecord), (DECISIONS, DecisionRecord)):
+        table = to_table(records, kind).drop_columns(added)
+        old = table.replace_schema_metadata({"schema_version": "1"})
+        assert from_table(old, kind) == records
+        assert all(getattr(row, name) is None for row in from_table(old, kind) for name in added)
+    got = oracle_arrays(to_table([oracle(1)], OracleRecord).drop_columns(added))
+    assert (got.actions, got.action_space) == (("1", "9", "36"), None)
+
+
+FOCUSED = {
+    "actions": ("1", "1+36@500x2", "9", "36"),
+    "action_space": "feedfacecafe",
+    "cells": ((), (3, 7), (), ()),
+    "answers": ("blue", "red", "red", "red"),
+    "scores": (0.0, 1.0, 1.0, 1.0),
+    "p_reference": (0.125, 0.25, 0.5, 0.75),
+    "confidence": (0.5, 0.5, 0.5, 0.875),
+    "visual_tokens": (1, 9, 9, 36),
+}
+
+
+def test_actions_and_their_cells_survive_parquet(tmp_path: Path) -> None:
+    records = [oracle(1, **FOCUSED), oracle(2, **FOCUSED)]
+    records[1] = dataclasses.replace(
+        records[1], visual_tokens=(1, 5, 9, 36), cells=((), (0,), (), ())
+    )
+    table = through_parquet(to_table(records, OracleRecord), tmp_path / "oracle.parquet")
+    assert from_table(table, OracleRecord) == records
+    got = oracle_arrays(table)
+    assert (got.actions, got.action_space) == (FOCUSED["actions"], "feedfacecafe")
+    assert got.scales == (1, 9, 36)
+    assert got.visual_tokens.tolist() == [[1, 9, 9, 36], [1, 5, 9, 36]]
+    assert got.scores.shape == (2, 4)
+    decision = dataclasses.replace(
+        DECISIONS[0], actions=("9", "36"), action_space="feedfacecafe", cells=((), (1, 2))
+    )
+    back = through_parquet(to_table([decision], DecisionRecord), tmp_path / "log.parquet")
+    assert from_table(back, DecisionRecord) == [decision]
+
+
 def test_tables_that_do_not_fit_are_refused() -> None:
     table = to_table([oracle(1)], OracleRecord)
     with pytest.raises(ValueError, match="lacks the columns scores"):
         from_table(table.drop_columns("scores"), OracleRecord)
-    with pytest.raises(ValueError, match="schema version 2; this program reads 1"):
-        from_table(table.replace_schema_metadata({"schema_version": "2"}), OracleRecord)
+    with pytest.raises(ValueError, match="schema version 3; this program reads 1 and 2"):
+        from_table(table.replace_schema_metadata({"schema_version": "3"}), OracleRecord)
     at = table.schema.get_field_index("scores")
     wrong = table.set_column(at, "scores", pa.array(["high"]))
     with pytest.raises(ValueError, match="does not fit"):
@@ -228,7 +278,7 @@ def test_tables_that_do_not_fit_are_refused() -> None:
 
 
 def test_records_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="answers has 2 entries for 3 scales"):
+    with pytest.raises(ValueError, match="answers has 2 entries for 3 actions"):
         oracle(answers=("a", "b"))
     with pytest.raises(ValueError, match="question must not be None"):
         to_table([oracle(question=None)], OracleRecord)
@@ -263,6 +313,15 @@ def test_oracle_arrays_refuse_mixtures() -> None:
         arrays(oracle(), oracle(scales=(1, 9, 144)))
     with pytest.raises(ValueError, match="mixes feature schemas"):
         arrays(oracle(), oracle(feature_schema="other"))
+    focused = oracle(**FOCUSED)
+    with pytest.raises(ValueError, match="different actions"):
+        arrays(focused, oracle(1))
+    with pytest.raises(ValueError, match="different actions"):
+        arrays(focused, dataclasses.replace(focused, actions=("1", "9", "1+36@500x2", "36")))
+    with pytest.raises(ValueError, match="different actions"):
+        arrays(oracle(), oracle(actions=("1", "9", "36")))
+    with pytest.raises(ValueError, match="different action spaces"):
+        arrays(focused, dataclasses.replace(focused, action_space="0123456789ab"))
     with pytest.raises(ValueError, match="features has rows of different lengths"):
         arrays(oracle(), oracle(features=(1.0,)))
 

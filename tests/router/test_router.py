@@ -274,7 +274,11 @@ DAMAGES = {
     ),
     "config.json is damaged": lambda f: (f / "config.json").write_text('{"format": 1,'),
     "holds no JSON object": lambda f: (f / "schema.json").write_text("[]"),
-    "this program reads format 1": damage("config.json", '"format": 1', '"format": 2'),
+    "of format 3; this program reads format 1 and 2": damage(
+        "config.json", '"format": 1', '"format": 3'
+    ),
+    "missing actions.json": damage("config.json", '"format": 1', '"format": 2'),
+    "actions.json in a folder of format 1": lambda f: (f / "actions.json").write_text("[]"),
     "price must be finite": damage("config.json", '"price": 0.2', '"price": NaN'),
     "fitted on other features": damage("schema.json", '"purity_16"', '"purity_17"'),
     "but the schema has": damage("config.json", '"scales": [\n  1,', '"scales": [\n  2,'),

@@ -79,7 +79,11 @@ def start(
             tuple(right if scale == 144 else wrong for scale in SCALES[start:])
             for start in range(len(SCALES) - 1)
         )
-        look = SecondLook(SCALES, rows, start_price=1e6, price=0.01) if looks_twice else None
+        look = (
+            SecondLook(tuple(map(str, SCALES)), rows, start_price=1e6, price=0.01)
+            if looks_twice
+            else None
+        )
         router = Router(plain.predictor, plain.schema, plain.policy, second_look=look)
         certificate = Certificate(
             loss="harm", bound=0.01, delta=0.05, method="betting", population="pictures",

@@ -37,9 +37,17 @@ def test_the_default_mix_is_what_the_shipped_router_chose(command: Any) -> None:
     said = "2% at 1, 18% at 9, 34% at 36, 29% at 144, 17% at 576 (the shipped router"
     assert said in done.stdout
     # The answers' own scales: what the first looks read besides is said not to be counted.
-    read = sum(scale * share for scale, share in mix.items()) / 100
+    read = sum(scale * share for scale, share in mix.items() if isinstance(scale, int)) / 100
     assert read < 0.9 * report["router"]["visual_tokens"]
     assert "first looks not counted" in done.stdout
+
+
+def test_a_focus_counts_as_the_tokens_it_reads(command: Any) -> None:
+    done = command("m3-serve", "plan", "--mix", "36+108:1,144:2,576:1")
+    assert "mix: 25% at 36+108, 50% at 144, 25% at 576\n" in done.stdout
+    alike = command("m3-serve", "plan", "--mix", "144:3,576:1")
+    assert done.stdout.splitlines()[2:] == alike.stdout.splitlines()[2:]
+    assert "  252 visual tokens a request" in done.stdout
 
 
 def test_a_model_of_other_scales_asks_for_its_mix(tiny_model: Path, tmp_path: Path) -> None:
@@ -60,6 +68,11 @@ def test_a_mistake_is_one_line(command: Any) -> None:
     [
         ("7b", "h200", "1:30,9", "'9' is not SCALE:SHARE"),
         ("7b", "h200", "1:30,1:3", "scale 1 twice"),
+        ("7b", "h200", "36+96:1,36+96:2", r"scale 36\+96 twice"),
+        ("7b", "h200", "36+0:1", r"'36\+0:1' is not SCALE:SHARE"),
+        ("7b", "h200", "36+4+4:1", "is not SCALE:SHARE"),
+        ("7b", "h200", "35+4:1", "unknown scale 35"),
+        ("7b", "h200", "144+432:1", "must stay below 576"),
         ("7b", "tpu", "1:1", "not one of h200"),
         ("/nowhere", "h200", "1:1", "no such folder"),
         ("13b", "l4", "1:1", r"has room for 21\.6 GB"),

@@ -123,6 +123,7 @@ def test_null_means_not_given_within_objects(ask_body: Body) -> None:
         {"stop": ""}, {"stop": ["a"] * 5}, {"stop": 5}, {"seed": 2**63}, {"stream": "yes"},
         {"routing": {"scale": "9"}}, {"routing": {"scales": 9}}, {"routing": 9},
         {"routing": {"max_visual_tokens": 0}}, {"routing": {"max_harm": 1.0}},
+        {"routing": {"focus": "yes"}}, {"routing": {"focus": 1}}, {"routing": {"focus": {}}},
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges_are_errors(more: dict[str, Any]) -> None:
@@ -168,6 +169,10 @@ def test_precedence_of_wishes(
         ({"routing": {"max_harm": 0.01}, "detail": "low"}, "not_certified", "routing.max_harm"),
         ({"question": "  "}, "empty_question", "messages.0.content"),
         ({"n": 2, "routing": {"second_look": True}}, "no_second_look", "routing.second_look"),
+        ({"routing": {"focus": True, "scale": 36}}, "no_focus", "routing.focus"),
+        ({"routing": {"focus": True}, "model": "m3-36"}, "no_focus", "routing.focus"),
+        ({"routing": {"focus": True}, "detail": "low"}, "no_focus", "routing.focus"),
+        ({"routing": {"focus": True}, "seeds": (0, 1)}, "no_focus", "routing.focus"),
         ({"seeds": tuple(range(9))}, "too_many_images", "messages"),
     ],
 )  # fmt: skip
@@ -179,6 +184,23 @@ def test_impossible_wishes_are_refused(
         parse_request(request, SCALES, ServeSettings())
     assert (caught.value.code, caught.value.param) == (code, param)
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("more", "allowed"),
+    [
+        ({}, True),
+        ({"routing": {"focus": None}}, True),
+        ({"routing": {"focus": True, "max_visual_tokens": 50}, "detail": "auto"}, True),
+        ({"routing": {"focus": True}, "seeds": ()}, True),  # nothing to read forbids nothing
+        ({"routing": {"focus": False}}, False),
+        ({"routing": {"focus": False, "scale": 9}}, False),
+        ({"routing": {"focus": False}, "seeds": (0, 1)}, False),
+    ],
+)
+def test_a_focus_may_be_declined(ask_body: Body, more: dict[str, Any], allowed: bool) -> None:
+    request = ChatRequest.model_validate(ask_body(**more))
+    assert parse_request(request, SCALES, ServeSettings()).constraints.focus is allowed
 
 
 def test_unknown_models_are_named_with_the_known_ones() -> None:

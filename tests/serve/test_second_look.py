@@ -38,7 +38,7 @@ def gates(itself: Gate) -> SecondLook:
     """A look that stays or goes to 144, whatever the answer is; first looks are at 9 or coarser."""
     finer = {scale: Gate(0.0, 0.0, 0.0, 2.0 if scale == 144 else -2.0) for scale in SCALES}
     rows = tuple((itself, *(finer[scale] for scale in SCALES[start + 1 :])) for start in range(4))
-    return SecondLook(SCALES, rows, start_price=1e6, price=0.01)
+    return SecondLook(tuple(map(str, SCALES)), rows, start_price=1e6, price=0.01)
 
 
 @dataclass

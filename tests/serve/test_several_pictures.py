@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from m3model import M3ForConditionalGeneration, M3Processor
+from router.actions import uniform_space
 from serve.client import BadRequestError, M3Client
 
 Picture = Callable[..., bytes]
@@ -136,7 +137,7 @@ def test_a_dead_router_fills_the_cap_as_equally_as_it_can(
     running: Any, picture_bytes: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dead:
-        version = "dead"
+        version, space = "dead", uniform_space((1, 9, 36, 144, 576))
 
         def route(self, *arguments: Any) -> None:
             raise FloatingPointError("no number")

@@ -15,6 +15,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from router.actions import Reading
 from router.decision import Reason, RoutingDecision
 from router.records import DecisionRecord
 from serve.errors import BadRequest, DiedAgain, NotReady, QueueFull, ReplicaDied, TimedOut
@@ -62,7 +63,7 @@ class PlainEncoder:
         n = len(request.pictures)
         decision = RoutingDecision(
             36, 36 * n, Reason.predicted, dict.fromkeys(SCALES, 0.5), router_version="v",
-            scales=(36,) * n,
+            readings=(Reading.uniform(36),) * n,
         )  # fmt: skip
         tokens = tuple(np.zeros((36, 4), np.float16) for _ in range(n))
         return Encoded(tuple(f"id{i}" for i in range(n)), tokens, decision, 1.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from router.actions import Reading
 from router.decision import Reason, RoutingDecision
 from serve.errors import BadRequest, NotFound, NotReady
 from serve.gateway.call import Call
@@ -50,10 +51,11 @@ def write(body: dict[str, Any], others: tuple[AnswerPart, ...] = (), **settings:
     parsed = parse_request(request, SCALES, wanted)
     n = len(parsed.pictures)
     decision = RoutingDecision(
-        9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES}, scales=(9,) * n
-    )
+        9, 9 * n, Reason.predicted, {s: s / 576 for s in SCALES},
+        readings=(Reading.uniform(9),) * n,
+    )  # fmt: skip
     trace = Trace(Call("r"), "chat", request, parsed=parsed, status="ok")
-    trace.encoded = Encoded(tuple("ab"[:n]), (), decision, 2.0)
+    trace.encoded = Encoded(tuple("ab"[:n]), (), decision, 2.0, action_space="space")
     trace.add(AnswerPart("a red", 2, -0.5, 7))
     for part in (*others, AnswerPart(" bar", 1, -0.5, 7, "stop")):
         trace.add(part)
@@ -81,6 +83,8 @@ def test_a_record_counts_and_does_not_quote(ask_body: Callable[..., dict[str, An
     record = log.records[0]
     assert (record.scale, record.visual_tokens, record.reason) == (9, 18, "predicted")
     assert record.scales == (9, 9)
+    told = record.actions, record.action_space, record.cells
+    assert told == (("9", "9"), "space", ((), ()))
     assert (record.prompt_tokens, record.completion_tokens) == (25, 3)
     assert record.p_suffices == pytest.approx((1 / 576, 9 / 576, 36 / 576, 0.25, 1.0))
     assert record.confidence == pytest.approx(0.36788, abs=1e-4)  # exp(-1)

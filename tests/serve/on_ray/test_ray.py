@@ -264,7 +264,7 @@ def test_a_second_look_pools_the_picture_again(
     # Whatever the answer at 1 token says, 144 is worth a second one.
     finer = {scale: Gate(0.0, 0.0, 0.0, 2.0 if scale == 144 else -9.0) for scale in plain.scales}
     rows = tuple(tuple(finer[s] for s in plain.scales[k:]) for k in range(4))
-    look = SecondLook(tuple(plain.scales), rows, start_price=1e6, price=0.01)
+    look = SecondLook(plain.space.names, rows, start_price=1e6, price=0.01)
     router = Router(plain.predictor, plain.schema, plain.policy, second_look=look)
     router.save_pretrained(tmp_path / "looks")
     encoder = serve.get_deployment_handle("encoder", "m3")

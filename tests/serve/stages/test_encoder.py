@@ -6,12 +6,15 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from router import Router
+from router.actions import ActionSpace, uniform_space
 from router.decision import Constraints, Reason
 from serve.errors import BadRequest, ServeSetupError, TimedOut
 from serve.metrics import LocalMetrics
@@ -271,7 +274,7 @@ def test_a_dead_router_costs_tokens_not_answers(
     encoder = make_encoder(router=tmp_path / "r")
 
     class Dead:
-        version = "dead"
+        version, space = "dead", uniform_space((1, 9, 36, 144, 576))
 
         def route(self, *arguments: Any) -> None:
             raise FloatingPointError("no number")
@@ -412,6 +415,21 @@ def test_an_explicit_router_must_fit(
         make_encoder(router=tmp_path / "r")
     with pytest.raises(ServeSetupError, match="cannot be used"):
         make_encoder(router=tmp_path / "nothing")
+
+
+def test_a_focus_must_be_of_the_models_levels(
+    make_encoder: Callable[..., Encoder], make_focus_router: Any, tmp_path: Path
+) -> None:
+    fits = make_focus_router(tmp_path / "fits", "576")
+    assert make_encoder(router=tmp_path / "fits")._router.version == fits.version
+    for level, found in (("coarse", "4 and 144"), ("fine", "9 and 16")):
+        other = replace(fits.space.actions[2], **{level: 4 if level == "coarse" else 16})
+        space = ActionSpace((*fits.space.actions[:2], other, *fits.space.actions[3:]))
+        Router(fits.predictor, fits.schema, fits.policy, space=space).save_pretrained(
+            tmp_path / level
+        )
+        with pytest.raises(ServeSetupError, match=f"reads levels {found}, the model has"):
+            make_encoder(router=tmp_path / level)
 
 
 def test_a_model_card_needs_scales(tmp_path: Path, tiny_model: Path) -> None:

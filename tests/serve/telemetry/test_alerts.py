@@ -47,12 +47,19 @@ def labels_of(expression: str) -> set[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def scraped(running: Any, ask_body: Callable[..., dict[str, Any]]) -> dict[str, set[str]]:
+def scraped(
+    running: Any, ask_body: Callable[..., dict[str, Any]], make_focus_router: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, set[str]]:  # fmt: skip
     """The names of all samples, each with its labels, after a few requests."""
     with httpx2.Client(base_url=running.url, timeout=60) as http:
         for body in (ask_body(), ask_body(stream=True), ask_body(model="nothing")):
             http.post("/v1/chat/completions", json=body)
         asyncio.run(asked_by_a_tenant(running.service.gateway, ask_body()))
+        focusing = make_focus_router(tmp_path_factory.mktemp("focusing"), "9+144@500x12")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(running.service.encoder._router, "current", focusing)
+            http.post("/v1/chat/completions", json=ask_body())
         text = http.get("/metrics").text
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):

@@ -34,7 +34,7 @@ def service(tiny_model: Path, make_router: Any, tmp_path_factory: Any) -> Iterat
     plain = Router.from_pretrained(folder / "plain")
     finer = {scale: Gate(0.0, 0.0, 0.0, 2.0 if scale == 144 else -9.0) for scale in plain.scales}
     rows = tuple(tuple(finer[s] for s in plain.scales[k:]) for k in range(4))
-    look = SecondLook(tuple(plain.scales), rows, start_price=1e6, price=0.01)
+    look = SecondLook(plain.space.names, rows, start_price=1e6, price=0.01)
     router = Router(plain.predictor, plain.schema, plain.policy, second_look=look)
     router.save_pretrained(folder / "router")
     settings = ServeSettings(
@@ -117,6 +117,21 @@ def test_one_request_is_one_trace_of_the_caller(
         assert span.end_time is not None
         assert request.start_time <= span.start_time <= span.end_time <= request.end_time
         assert "zebra" not in span.to_json()
+
+
+def test_a_focus_is_named(
+    service: Any, exporter: InMemorySpanExporter, ask_body: Body, make_focus_router: Any,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    focus = "9+144@500x12"
+    router = make_focus_router(tmp_path, focus)
+    monkeypatch.setattr(service.encoder._router, "current", router)
+    told = ask(service, ask_body(seeds=(43,))).json()["routing"]["focus"]
+    found = exporter.get_finished_spans()
+    request, pool = (dict(named(found, n).attributes or {}) for n in ("m3.request", "m3.pool"))
+    assert (pool["m3.scale"], pool["m3.focus"]) == (9, focus)
+    assert (request["m3.scale"], request["m3.focus"]) == (9, focus)
+    assert request["m3.visual_tokens"] == told["visual_tokens"]
 
 
 @pytest.mark.parametrize(
