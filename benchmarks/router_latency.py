@@ -7,7 +7,8 @@ A router is fitted on synthetic features of the real schema (24x24 grid, five sc
 decision depends on the number of features and trees, not on what they mean. Every way runs in turns
 within one process on one thread, so that a busy machine slows them alike: read the ratios. Feature
 extraction is timed on random patches of a small and of a 7B model's width, and beside the encode it
-rides on: m3-mini's vision tower and projector.
+rides on: m3-mini's vision tower and projector. A second router chooses between eleven actions, six
+of them foci: its decision with a plan, and the plan itself, are told too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from _result import arguments, write
 from rich.console import Console
 from rich.table import Table
 
+from router.actions import Action, ActionSpace, CellRule
 from router.decision import Constraints
 from router.features.schema import FeatureSchema, feature_schema
 from router.features.vector import picture_features, question_features
@@ -33,17 +35,48 @@ from router.router import Router
 
 SCALES, GRID_SIDE, EMBEDDING_DIM = (1, 9, 36, 144, 576), 24, 192
 WIDE = 4096
+# coarse, fine, share in thousandths, ring, cells at most
+FOCI = ((1, 144, 500, False, 8), (9, 144, 500, False, 12), (36, 144, 500, False, 12),
+        (9, 576, 500, True, 32), (36, 576, 250, False, 48), (36, 576, 500, True, 48))  # fmt: skip
 BATCH = 64
 TURN = 10
 SEED = 0
 
 
-def synthetic(schema: FeatureSchema, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (n, F) and labels (n, K) with enough structure to grow usual boosters."""
+def focused_space() -> ActionSpace:
+    """Return the scales and the foci, in the order of the tokens they may take."""
+    scales = [
+        Action(str(scale), scale, base="" if base is None else str(base))
+        for base, scale in zip((None, *SCALES), SCALES, strict=False)
+    ]
+    foci = [
+        Action(
+            f"{coarse}+{fine}@{share}x{most}",
+            coarse,
+            fine,
+            CellRule(share, ring, most),
+            str(coarse),
+        )
+        for coarse, fine, share, ring, most in FOCI
+    ]
+    return ActionSpace(tuple(sorted([*scales, *foci], key=lambda action: action.most_tokens)))
+
+
+def spots(n: int) -> np.ndarray:
+    """Return relevance maps (n, N), each a spot somewhere."""
+    rng = np.random.default_rng(SEED)
+    at = np.arange(GRID_SIDE)
+    y, x = at[:, None] - rng.integers(0, GRID_SIDE, (2, n, 1, 1))
+    width = rng.choice([2.0, 10.0, 60.0], (n, 1, 1))
+    return np.exp(-(y**2 + x.swapaxes(1, 2) ** 2) / width).reshape(n, -1)
+
+
+def synthetic(schema: FeatureSchema, n: int, n_actions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (n, F) and labels (n, A) with enough structure to grow usual boosters."""
     rng = np.random.default_rng(SEED)
     X = rng.standard_normal((n, len(schema.names))).astype(np.float32)
     need = X[:, :12] @ rng.normal(0.0, 0.5, 12) + np.where(X[:, 20] > 0, X[:, 21], X[:, 22])
-    p = 1.0 / (1.0 + np.exp(need[:, None] - np.linspace(-1.0, 2.0, len(SCALES))))
+    p = 1.0 / (1.0 + np.exp(need[:, None] - np.linspace(-1.0, 2.0, n_actions)))
     return X, rng.random(p.shape) < p
 
 
@@ -120,9 +153,16 @@ def in_turns(
 def run(quick: bool) -> dict[str, Any]:
     """Return the report: the router's size, microseconds of each way, ratios to `Router.route`."""
     schema = feature_schema(SCALES, GRID_SIDE, EMBEDDING_DIM)
-    X, Y = synthetic(schema, 2_000 if quick else 12_000)
+    n_rows = 2_000 if quick else 12_000
+    X, Y = synthetic(schema, n_rows, len(SCALES))
     predictor = ComplexityPredictor(n_estimators=60 if quick else 150).fit(X, Y)
     router = Router(predictor, schema, Policy(token_costs(SCALES), price=0.1))
+    space, maps = focused_space(), spots(TURN)
+    forest = ComplexityPredictor(n_estimators=60 if quick else 150, bases=space.bases)
+    focused = Router(
+        forest.fit(*synthetic(schema, n_rows, len(space))), schema, router.policy, space=space
+    )
+    plans = [space.plan(relevance) for relevance in maps]
     wrappers = fit_wrappers(X, Y, router)
     boosters = predictor.boosters_
     batches = [X[start : start + BATCH] for start in range(0, len(X) - BATCH, BATCH)]
@@ -147,6 +187,11 @@ def run(quick: bool) -> dict[str, Any]:
     decisions = in_turns(
         {
             "Router.route": (lambda i: router.route(row(i)), 1),
+            f"Router.route, {len(space)} actions": (
+                lambda i: focused.route(row(i), plan=plans[i % TURN]),
+                1,
+            ),
+            f"ActionSpace.plan, {len(space)} actions": (lambda i: space.plan(maps[i % TURN]), 1),
             "Router.route, explained": (lambda i: router.route(row(i), explained), 1),
             "Booster.predict x 5": (
                 lambda i: [b.predict(row(i)[None], num_threads=1) for b in boosters],
@@ -181,6 +226,8 @@ def run(quick: bool) -> dict[str, Any]:
         "n_features": len(schema.names),
         "n_scales": len(SCALES),
         "trees_per_scale": [booster.num_trees() for booster in boosters],
+        "actions": list(space.names),
+        "trees_per_action": [booster.num_trees() for booster in forest.boosters_],
         "decisions": decisions,
         "ratio_to_route": {
             name: round(times["p50_us"] / base, 2) for name, times in decisions.items()
@@ -189,6 +236,11 @@ def run(quick: bool) -> dict[str, Any]:
         "share_of_encode": {
             part: round(features[f"{part}_features, {EMBEDDING_DIM} wide"]["p50_us"] / encode_us, 4)
             for part in ("picture", "question")
+        }
+        | {
+            "plan": round(
+                decisions[f"ActionSpace.plan, {len(space)} actions"]["p50_us"] / encode_us, 4
+            )
         },
     }
 

@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from router.actions import ActionSpace, uniform_space
-from router.errors import RouterFileError
+from router.errors import FeatureMismatch, RouterFileError
 from router.features.schema import FeatureSchema, feature_schema
 from router.policy import Policy
 from router.predictor.calibration import Calibration
@@ -43,7 +43,12 @@ FORMATS = (1, 2)  # of scales alone, and of a space with foci
 
 @dataclass(frozen=True)
 class RouterParts:
-    """What a router is made of."""
+    """What a router is made of.
+
+    Raises:
+        FeatureMismatch: a predictor of another number of features than the schema has.
+        ValueError: parts that do not fit each other.
+    """
 
     predictor: ComplexityPredictor
     schema: FeatureSchema
@@ -51,6 +56,30 @@ class RouterParts:
     metadata: dict[str, Any]
     second_look: SecondLook | None
     space: ActionSpace
+
+    def __post_init__(self) -> None:
+        names, scales, costs = self.schema.names, self.schema.scales, self.policy.costs
+        n_features, n_actions = self.predictor.n_features_in_, self.predictor.n_scales_
+        if len(names) != n_features:
+            raise FeatureMismatch(
+                f"the schema has {len(names)} features, the predictor {n_features}"
+            )
+        if len(self.space) != n_actions or len(scales) != len(costs):
+            raise ValueError(
+                f"{len(self.space)} actions, {n_actions} predicted; {len(scales)} scales, "
+                f"{len(costs)} costs: these must be equal"
+            )
+        if self.space.scales != scales:
+            raise ValueError(f"the space has the scales {self.space.scales}, the schema {scales}")
+        coarsest = min(action.coarse for action in self.space.actions)
+        if coarsest < scales[0]:
+            raise ValueError(f"a focus from {coarsest} is coarser than every scale {scales}")
+        look = self.second_look
+        if look is not None and look.actions != self.space.names:
+            raise ValueError(
+                f"the second look is at {', '.join(look.actions)}, "
+                f"the actions are {', '.join(self.space.names)}"
+            )
 
 
 def booster_files(space: ActionSpace) -> list[str]:
@@ -165,12 +194,11 @@ def parse(files: Mapping[str, bytes]) -> RouterParts:
     if surplus:
         raise RouterFileError(f"boosters of other scales: {', '.join(sorted(surplus))}")
     predictor = _parse_predictor(files, space)
-    if predictor.n_features_in_ != len(schema.names):
-        raise RouterFileError(
-            f"boosters of {predictor.n_features_in_} features for a schema of {len(schema.names)}"
-        )
-    look = _parse_second_look(files, space)
-    return RouterParts(predictor, schema, policy, metadata, look, space)
+    look = _parse_second_look(files)
+    try:
+        return RouterParts(predictor, schema, policy, metadata, look, space)
+    except ValueError as error:
+        raise RouterFileError(str(error)) from error
 
 
 def plain_card(parts: RouterParts, version: str) -> str:
@@ -237,12 +265,9 @@ def _parse_space(files: Mapping[str, bytes], scales: tuple[int, ...], written: i
     if ACTIONS_FILE not in files:
         raise RouterFileError(f"missing {ACTIONS_FILE}")
     try:
-        space = ActionSpace.from_json(json.loads(files[ACTIONS_FILE]))
+        return ActionSpace.from_json(json.loads(files[ACTIONS_FILE]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RouterFileError(f"{ACTIONS_FILE} is damaged: {error!r}") from error
-    if space.scales != scales:
-        raise RouterFileError(f"{ACTIONS_FILE} has the scales {space.scales}, not {scales}")
-    return space
 
 
 def _parse_predictor(files: Mapping[str, bytes], space: ActionSpace) -> ComplexityPredictor:
@@ -285,19 +310,13 @@ def _parse_predictor(files: Mapping[str, bytes], space: ActionSpace) -> Complexi
     return made
 
 
-def _parse_second_look(files: Mapping[str, bytes], space: ActionSpace) -> SecondLook | None:
+def _parse_second_look(files: Mapping[str, bytes]) -> SecondLook | None:
     if SECOND_LOOK_FILE not in files:
         return None
     try:
-        look = SecondLook.from_json(_object(files, SECOND_LOOK_FILE))
+        return SecondLook.from_json(_object(files, SECOND_LOOK_FILE))
     except (ValueError, KeyError, TypeError) as error:
         raise RouterFileError(f"{SECOND_LOOK_FILE} is damaged: {error!r}") from error
-    if look.actions != space.names:
-        raise RouterFileError(
-            f"{SECOND_LOOK_FILE} has actions {', '.join(look.actions)}, "
-            f"not {', '.join(space.names)}"
-        )
-    return look
 
 
 def _json(value: Any) -> bytes:

@@ -5,11 +5,10 @@ Notation: F features, K scales ascending, A actions of the space.
 """
 
 import copy
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from router.decision import (
     keeps_cap,
     within_bound,
 )
-from router.errors import FeatureMismatch, NotCertified, RouterFileError, UnknownScale
+from router.errors import NotCertified, RouterFileError, UnknownScale
 from router.explain import Option, explain, explain_together
 from router.explanation import Explanation
 from router.features.schema import FeatureSchema
@@ -47,34 +46,12 @@ from router.folder import (
     version_of,
 )
 from router.hub import local_folder, upload
-from router.policy import Policy, best_shares, costs_of_row
+from router.policy import Policy, best_shares
+from router.policy.offer import Offer, planned, scales_alone
 from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
 
 _FREE = Constraints()
-
-
-@dataclass(frozen=True)
-class _Offer:
-    """What may be read of a picture, caps apart.
-
-    Attributes:
-        tokens: (A,) visual tokens of each action; of a focus that is not open the coarse ones.
-        costs: (A,) relative, inf where an action is not open.
-        open: (A,) whether it may be read.
-        plan: what the foci read; None where none is open.
-    """
-
-    tokens: tuple[int, ...]
-    costs: tuple[float, ...]
-    open: tuple[bool, ...]
-    plan: Plan | None = None
-
-    def within(self, cap: int | None) -> Sequence[bool]:
-        """Return (A,) whether an action is open and keeps the cap."""
-        if cap is None:
-            return self.open
-        return [ok and count <= cap for ok, count in zip(self.open, self.tokens, strict=True)]
 
 
 class Router:
@@ -106,30 +83,13 @@ class Router:
         second_look: SecondLook | None = None,
         space: ActionSpace | None = None,
     ) -> None:
-        if len(schema.names) != predictor.n_features_in_:
-            raise FeatureMismatch(
-                f"the schema has {len(schema.names)} features, "
-                f"the predictor {predictor.n_features_in_}"
-            )
         space = uniform_space(schema.scales) if space is None else space
-        if not len(space) == predictor.n_scales_ or len(schema.scales) != len(policy.costs):
-            raise ValueError(
-                f"{len(space)} actions, {predictor.n_scales_} predicted; {len(schema.scales)} "
-                f"scales, {len(policy.costs)} costs: these must be equal"
-            )
-        if space.scales != schema.scales:
-            raise ValueError(f"the space has the scales {space.scales}, the schema {schema.scales}")
-        coarsest = min(action.coarse for action in space.actions)
-        if coarsest < schema.scales[0]:
-            raise ValueError(f"a focus from {coarsest} is coarser than every scale {schema.scales}")
-        if second_look is not None and second_look.actions != space.names:
-            raise ValueError(
-                f"a second look at {', '.join(second_look.actions)}, not {', '.join(space.names)}"
-            )
+        facts = dict(metadata or {})
+        self._parts = RouterParts(predictor, schema, policy, facts, second_look, space)
         self.predictor = predictor
         self.schema = schema
         self.policy = policy
-        self.metadata = dict(metadata or {})
+        self.metadata = facts
         self.second_look = second_look
         self.space = space
         self._files = render(self._parts)
@@ -137,12 +97,6 @@ class Router:
         if card_text is not None:
             self.card_text = card_text
         self.held = HeldCertificate()
-
-    @property
-    def _parts(self) -> RouterParts:
-        return RouterParts(
-            self.predictor, self.schema, self.policy, self.metadata, self.second_look, self.space
-        )
 
     @cached_property
     def card_text(self) -> str:
@@ -315,13 +269,13 @@ class Router:
             parts = parse(files)
             card_text = text.read_text(encoding="utf-8") if text.is_file() else None
             promised = proof.read_bytes() if proof.is_file() else None
-        except (RouterFileError, OSError, UnicodeDecodeError) as error:
+            router = cls(
+                parts.predictor, parts.schema, parts.policy,
+                metadata=parts.metadata, card_text=card_text, second_look=parts.second_look,
+                space=parts.space,
+            )  # fmt: skip
+        except (ValueError, OSError) as error:
             raise RouterFileError(f"router {folder}: {error}") from error
-        router = cls(
-            parts.predictor, parts.schema, parts.policy,
-            metadata=parts.metadata, card_text=card_text, second_look=parts.second_look,
-            space=parts.space,
-        )  # fmt: skip
         # The version is that of the bytes on disk, also where someone edited config.json by hand.
         router._files, router.version = files, version_of(files)
         router.held = HeldCertificate.read(promised, predictor_hash=router.predictor_hash)
@@ -372,29 +326,19 @@ class Router:
         return replace(self.policy, price=price, finest_only=False)
 
     @cached_property
-    def _uniform_offer(self) -> _Offer:
-        """The scales alone: without a plan, and wherever a focus may not be read."""
-        costs = dict(zip(self.space.uniform, self.policy.costs, strict=True))
-        actions = self.space.actions
-        return _Offer(
-            tokens=tuple(action.coarse for action in actions),
-            costs=tuple(costs.get(place, math.inf) for place in range(len(actions))),
-            open=tuple(action.is_uniform for action in actions),
-        )
+    def _uniform_offer(self) -> Offer:
+        """Without a plan, and wherever a focus may not be read."""
+        return scales_alone(self.space, self.policy.costs)
 
-    def _offer(self, plan: Plan | None, limits: Constraints, pictures: int) -> _Offer:
+    def _offer(self, plan: Plan | None, limits: Constraints, pictures: int) -> Offer:
         if plan is None:
             return self._uniform_offer
         if pictures != 1:
             raise ValueError(f"a plan is of one picture, this request has {pictures}")
-        if not len(plan.tokens) == len(plan.cells) == len(self.space):
-            raise ValueError(f"a plan of {len(plan.tokens)} actions for {len(self.space)}")
-        if not limits.focus:
-            return self._uniform_offer
-        costs = costs_of_row(plan.tokens, self.scales, self.policy.costs)
-        return _Offer(plan.tokens, costs, (True,) * len(costs), plan)
+        offer = planned(self.space, self.policy.costs, plan)
+        return offer if limits.focus else self._uniform_offer
 
-    def _keeps_promise(self, policy: Policy, offer: _Offer, max_harm: float) -> None:
+    def _keeps_promise(self, policy: Policy, offer: Offer, max_harm: float) -> None:
         """Return nothing if what was certified is what is decided between.
 
         Raises:
@@ -417,17 +361,15 @@ class Router:
         values: Sequence[Sequence[float]],
         pins: Sequence[int | None],
         cap: int | None,
-        offer: _Offer,
+        offer: Offer,
     ) -> tuple[tuple[int, ...], Reason]:
         """Return the index of each picture's action, and whether the cap had a say."""
         if len(values) == 1:
             (of_one,) = values
             if policy.finest_only:
                 offer = self._uniform_offer
-            index = free = policy.choose(of_one, offer.open, offer.costs)
-            if cap is not None and offer.tokens[free] > cap:
-                index = policy.choose(of_one, offer.within(cap), offer.costs)
-            return (index,), Reason.predicted if index == free else Reason.budget_cap
+            pick, capped = offer.choose(policy, of_one, cap)
+            return (pick,), Reason.budget_cap if capped else Reason.predicted
         if not self.space.is_uniform:
             values = [[row[place] for place in self.space.uniform] for row in values]
         wanted = best_shares(policy, values, self.scales, pins)
@@ -443,32 +385,27 @@ class Router:
         limits: Constraints,
         pins: Sequence[int | None],
         picks: Sequence[int],
-        offer: _Offer,
+        offer: Offer,
     ) -> Explanation:
         if policy.finest_only:
             offer = self._uniform_offer
         cap, spent = limits.max_visual_tokens, sum(offer.tokens[pick] for pick in picks)
-        told_of = [place for place, ok in enumerate(offer.open) if ok]
+        told_of, told = offer.places, []
         options = [
             Option(self._keys[k], self.space.reading(k, offer.plan), offer.costs[k])
             for k in told_of
         ]
-        told = []
         for number, contributions in enumerate(self.predictor.contributions(rows)):
             # What one picture may read, the others as they are.
             left = None if cap is None else cap - spent + offer.tokens[picks[number]]
+            chosen = told_of.index(picks[number]) if pins[number] is None else None
             told.append(
                 explain(
-                    self.schema,
-                    [values[number][k] for k in told_of],
-                    policy,
+                    self.schema, [values[number][k] for k in told_of], policy,
                     affordable([offer.tokens[k] for k in told_of], left),
-                    contributions[told_of],
-                    pins[number],
-                    told_of.index(picks[number]) if pins[number] is None else None,
-                    options,
+                    contributions[told_of], pins[number], chosen, options,
                 )
-            )
+            )  # fmt: skip
         return explain_together(told, [offer.tokens[pick] for pick in picks])
 
     def _values(self, rows: np.ndarray) -> list[list[float]]:

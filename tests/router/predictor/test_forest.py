@@ -108,7 +108,7 @@ def test_boosters_are_those_of_a_hand_loop_from_their_bases() -> None:
 def test_calibrations_are_fitted_on_the_sums_of_unseen_pictures(
     fitted: ComplexityPredictor,
 ) -> None:
-    X, Y, groups = data(3000, seed=1)
+    X, Y, _ = data(3000, seed=1)
     p = fitted.predict_proba(X)
     assert np.abs(p.mean(axis=0) - Y.mean(axis=0)).max() < 0.05
     assert all(0.3 < c.slope < 2.0 for c in fitted.calibrations_)

@@ -209,7 +209,7 @@ def unsure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finest, other = Gate(0.0, 0.0, 0.0, 9.0), Gate(0.0, 0.0, 0.0, -9.0)
     rows = tuple((*[other] * (4 - start), finest) for start in range(4))
     shipped = Router.from_pretrained(default_router_path())
-    look = SecondLook(SCALES, rows, start_price=1e6, price=0.01)
+    look = SecondLook(tuple(map(str, SCALES)), rows, start_price=1e6, price=0.01)
     router = Router(shipped.predictor, shipped.schema, shipped.policy, second_look=look)
     folder = router.save_pretrained(tmp_path_factory.mktemp("unsure") / "router")
     with composed(router=folder) as made, listening(made.api) as address:
