@@ -216,6 +216,17 @@ def unsure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def focus_url(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, make_focus_router: Any
+) -> Iterator[str]:
+    """A small model whose router always reads 36 tokens and the cells that the question needs."""
+    folder = tmp_path_factory.mktemp("focus") / "router"
+    make_focus_router(folder, "36+576@250rx48")
+    with composed(model=tiny_model, router=folder) as made, listening(made.api) as address:
+        yield address
+
+
 def asked(url: str, picture: str, question: str) -> Any:
     """Return the answer that the client gets to the console's own request."""
     body = chat_body(PICTURES / picture, question, {"explain": True})
@@ -381,6 +392,27 @@ def test_both_looks_are_drawn_and_told(open_page: Open, url: str) -> None:
     ]
     tinted = [page.pixel(patch) for patch in (0, 3 * 24 + 3)]
     assert all(a != b for a, b in zip(plain, tinted, strict=True))
+    assert page.errors == []
+
+
+def test_a_focus_is_told_drawn_and_compared_with_the_scales(
+    open_page: Open, focus_url: str
+) -> None:
+    page = opened(open_page(focus_url))
+    answer = asked(focus_url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
+    assert answer.focus.cells
+    assert page.text("cost") == cost_in_words(answer)
+    assert page.text("cost").startswith(f"36 coarse + {4 * len(answer.focus.cells)} fine = ")
+    assert [page.text("legend")] == grid_in_words(answer)
+    page.click("#compare")
+    rows = "[...document.querySelectorAll('#compared tbody tr')]"
+    page.until(f"{rows}.length === 6")
+    page.until("!document.getElementById('ask').disabled")
+    read = page.js(f"{rows}.map((row) => Number(row.children[2].textContent))")
+    assert read == sorted({*SCALES, answer.visual_tokens})
+    chosen = page.js(f"{rows}.filter((row) => row.className).map((row) => row.textContent)")
+    assert len(chosen) == 1
+    assert chosen[0].startswith(f"36 + {4 * len(answer.focus.cells)}")
     assert page.errors == []
 
 
