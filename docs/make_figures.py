@@ -1,7 +1,8 @@
 """Draws the README's two pictures: docs/images/curve.png and docs/images/answer.png.
 
 The curve is the one `m3-train evaluate` draws, of the committed benchmark result. The answer is
-what `m3-serve ask --save-picture` draws, asked of a service that is started and stopped for it.
+what `m3-serve ask --save-picture` draws, asked of a service that is started and stopped for it: of
+the demo's questions the first that is answered rightly, in one look with fine tokens.
 
     python docs/make_figures.py [curve | answer]
 """
@@ -9,17 +10,17 @@ what `m3-serve ask --save-picture` draws, asked of a service that is started and
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serve.demo import Asked
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 RESULT = ROOT / "benchmarks" / "results" / "routing_quality.json"
-PICTURE = ROOT / "serve" / "pictures" / "scene-03.png"
-QUESTION = "what shape is the green one?"
 
 
 def draw_curve(out: Path) -> None:
@@ -31,24 +32,22 @@ def draw_curve(out: Path) -> None:
 
 def draw_answer(out: Path) -> None:
     """Draw an answer: the picture, where the tokens went, what was saved."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    program = [sys.executable, "-m", "serve.cli"]
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [*program, "up", "--in-process", "--port", port, "--log-dir", scratch]
-        command += ["--registry", f"{scratch}/registry"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
-            try:
-                assert service.stdout is not None
-                if "ready" not in service.stdout.readline():
-                    sys.exit("error: the service did not start")
-                command = [*program, "ask", str(PICTURE), QUESTION, "--save-picture", str(out)]
-                command += ["--url", f"http://127.0.0.1:{port}"]
-                done = subprocess.run(command, capture_output=True, text=True)
-            finally:
-                service.terminate()
+    from serve.demo import PICTURES, ask_all, free_port, service
+
+    with service(["--in-process"], free_port()) as url:
+        asked, _ = ask_all(url, PICTURES)
+        shown = next((each for each in asked if _shows_it(each)), None)
+        if shown is None:
+            sys.exit("error: no question was answered rightly in one look with fine tokens")
+        command = [sys.executable, "-m", "serve.cli", "ask", str(PICTURES / shown.picture)]
+        command += [shown.question, "--save-picture", str(out), "--url", url]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
+
+
+def _shows_it(asked: Asked) -> bool:
+    return asked.is_right and asked.answer.focus is not None and asked.answer.second_look is None
 
 
 FIGURES = {"curve": draw_curve, "answer": draw_answer}

@@ -19,7 +19,7 @@ URL = os.environ.get("M3_URL", "http://127.0.0.1:8000")
 
 
 def main() -> None:
-    """Ask, and print the answer with the probability of every scale."""
+    """Ask, and print the answer with the probability of every scale and focus."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", nargs="?", type=Path, default=PICTURE)
     parser.add_argument("question", nargs="?", default="what colour is the biggest shape?")
@@ -31,10 +31,13 @@ def main() -> None:
         finest = max(int(name.removeprefix("m3-")) for name in client.models() if name != "m3-auto")
 
     print(f"{given.question}  {answer.text}")
-    for scale, p_suffices in (answer.p_suffices or {}).items():
-        mark = "<- chosen" if scale == answer.scale else ""
-        print(f"{scale:6} tokens  {p_suffices:4.0%} sure to suffice  {mark}".rstrip())
+    chosen = answer.scale if answer.explain is None else answer.explain.scale
+    for action, p_suffices in (answer.p_suffices or {}).items():
+        mark = "<- chosen" if action == chosen else ""
+        print(f"{action:>16} {p_suffices:4.0%} sure to suffice  {mark}".rstrip())
     print(f"read {answer.visual_tokens} visual tokens instead of {finest} ({answer.reason})")
+    if answer.focus is not None:
+        print(f"{len(answer.focus.cells)} cells of level {answer.focus.fine} finely")
     if answer.second_look is not None:
         print(f"looked again after an unsure answer at {answer.second_look['from']}")
     if answer.explain is not None:

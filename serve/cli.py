@@ -163,7 +163,7 @@ def ask(
         float | None, typer.Option(help="Share of right answers that may be lost, certified.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
-    explain: Annotated[bool, typer.Option("--explain", help="Say why this scale.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why it is read so.")] = False,
     save_picture: Annotated[
         Path | None,
         typer.Option(help="Draw what was read and where the words point: a .png or .svg file."),
@@ -171,10 +171,13 @@ def ask(
     second_look: Annotated[
         bool | None, typer.Option(help="Insist on, or forbid, looking finer after the answer.")
     ] = None,
+    no_focus: Annotated[
+        bool, typer.Option("--no-focus", help="Read the whole picture at one scale.")
+    ] = False,
 ) -> None:
     """Ask one question about a picture; the answer on stdout, its cost on stderr."""
     from serve.client import M3Client
-    from serve.client.words import cost_in_words
+    from serve.client.words import cost_in_words, grid_in_words
 
     if not picture.is_file():
         _end(f"{picture} is not a file")
@@ -188,10 +191,12 @@ def ask(
             picture, question,
             scale=scale, max_visual_tokens=max_visual_tokens, max_harm=max_harm,
             max_tokens=max_tokens, explain=explain or save_picture is not None,
-            second_look=second_look,
+            second_look=second_look, focus=False if no_focus else None,
         )  # fmt: skip
     print(answer.text)
     print(cost_in_words(answer), file=sys.stderr)
+    if any(look.cells for look in answer.looks):
+        print(*grid_in_words(answer), sep="\n", file=sys.stderr)
     router = answer.router_version or "none"
     print(f"{answer.total_ms:.0f} ms, router {router}", file=sys.stderr)
     if explain:

@@ -25,12 +25,15 @@ import psutil
 import typer
 from rich.text import Text
 
-from m3model.terminal import bar, one_command, run, say, stage, table
+from m3model.terminal import PIPE_WIDTH, bar, one_command, run, say, stage, table
 from serve.client import Answer, APIError, M3Client
+from serve.client.focus import CELL_TOKENS, Focus, Look
+from serve.client.words import grid_in_words
 
 PICTURES = Path(__file__).parent / "pictures"
 READY_S, STOP_S = 240.0, 60.0
 SAYS, SHOWN_LINES = "m3-serve: ", 20
+DRAWN, DRAWN_COLUMNS, GAP = 2, 40, 3  # pictures beside one another
 
 app = one_command("python -m serve.demo")
 
@@ -167,13 +170,13 @@ def ask_all(url: str, pictures: Path) -> tuple[list[Asked], int]:
 def print_answers(asked: Sequence[Asked], finest: int, saved: Saving) -> None:
     """Print the table and the saving."""
     table(
-        "Questions about pictures, each at the scale the router chose",
-        ["picture", "question", "answer", "expected", "scale", "visual tokens", "ms"],
+        "Questions about pictures, each read as the router chose (coarse + fine tokens)",
+        ["picture", "question", "answer", "expected", "read", "visual tokens", "ms"],
         [
             [
                 Path(each.picture).stem, each.question,
                 Text(each.answer.text, style="green" if each.is_right else "red"), each.reference,
-                str(each.answer.scale), str(each.answer.visual_tokens),
+                read_in_figures(each.answer), str(each.answer.visual_tokens),
                 f"{each.answer.total_ms:.0f}",
             ]
             for each in asked
@@ -190,6 +193,45 @@ def print_answers(asked: Sequence[Asked], finest: int, saved: Saving) -> None:
             f"{1 - spent / whole:.0%} saved"
         )
     print("Pictures are generated; none was used to train the model or fit the router.")
+
+
+def read_in_figures(answer: Answer) -> str:
+    """Return the tokens that each look read, in figures."""
+    return ", then ".join(map(_tokens, answer.looks)) or "0"
+
+
+def _tokens(look: Look) -> str:
+    return f"{look.scale} + {CELL_TOKENS * len(look.cells)}" if look.cells else str(look.scale)
+
+
+def print_readings(asked: Sequence[Asked], pictures: Path) -> None:
+    """Print two pictures, if so many have fine tokens, as the tokens that were read of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from serve.client.seen import in_blocks
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    focused: dict[str, tuple[Asked, Focus]] = {}
+    for each in asked:
+        if each.answer.focus is not None and each.answer.focus.cells:
+            focused.setdefault(each.picture, (each, each.answer.focus))
+    shown = list(focused.values())[: max(1, min(DRAWN, console.width // DRAWN_COLUMNS))]
+    beside = Table.grid()
+    for _ in shown:
+        beside.add_column(width=DRAWN_COLUMNS - GAP)
+        beside.add_column(width=GAP)
+    rows = [
+        [Text(f"{Path(each.picture).stem}: {each.question}") for each, _ in shown],
+        [in_blocks(pictures / each.picture, focus, console) for each, focus in shown],
+        [Text(grid_in_words(each.answer)[-1]) for each, _ in shown],
+    ]
+    for row in rows:
+        beside.add_row(*(cell for its in row for cell in (its, "")))
+    if shown:
+        console.print(beside)
 
 
 def _missing(model: Path | None) -> str | None:
@@ -211,7 +253,8 @@ def _missing(model: Path | None) -> str | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -232,13 +275,14 @@ def demo(
     arguments = ["--in-process"] if in_process else []
     arguments += ["--model", str(model)] if model else []
     arguments += ["--router", str(router)] if router else []
-    with service(arguments, port or _free_port()) as url:
+    with service(arguments, port or free_port()) as url:
         asked, finest = ask_all(url, PICTURES)
     from m3model import M3Config, default_model_path  # loads transformers: not before it is needed
 
     config = M3Config.from_pretrained(model or default_model_path())
     saved = saving(config, finest, [each.answer for each in asked])
     print_answers(asked, finest, saved)
+    print_readings(asked, PICTURES)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from serve.client.errors import (
     UnprocessableEntityError,
 )
 from serve.client.explain import RouteExplanation
+from serve.client.focus import Focus
 from serve.client.sync import AnswerStream, M3Client
 from serve.client.wire import Answer, AskOptions, Route
 
@@ -44,6 +45,7 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "ConflictError",
+    "Focus",
     "InternalServerError",
     "M3Client",
     "NotFoundError",

@@ -17,16 +17,18 @@ __all__ = ["RelevanceMap", "RouteComparison", "RouteExplanation", "RouteSwitch"]
 
 
 def parse_explanation(body: Mapping[str, Any] | None) -> RouteExplanation | None:
-    """Return the explanation in a reply's ``routing.explain``; JSON has strings for scales."""
+    """Return the explanation in a reply's ``routing.explain``."""
     if body is None:
         return None
     return RouteExplanation(
-        scale=int(body["scale"]),
-        values=_by_scale(body["values"]),
-        costs=_by_scale(body["costs"]),
+        scale=body["scale"],
+        values=_by_action(body["values"]),
+        costs=_by_action(body["costs"]),
         price=float(body["price"]),
-        base=_by_scale(body["base"]),
-        contributions={int(scale): dict(groups) for scale, groups in body["contributions"].items()},
+        base=_by_action(body["base"]),
+        contributions={
+            action_key(name): dict(groups) for name, groups in body["contributions"].items()
+        },
         coarser=body["coarser"] and RouteComparison(**body["coarser"]),
         finer=body["finer"] and RouteComparison(**body["finer"]),
         below=body["below"] and RouteSwitch(**body["below"]),
@@ -42,5 +44,10 @@ def parse_explanation(body: Mapping[str, Any] | None) -> RouteExplanation | None
     )
 
 
-def _by_scale(numbers: Mapping[str, float]) -> dict[int, float]:
-    return {int(scale): float(number) for scale, number in numbers.items()}
+def action_key(name: str) -> int | str:
+    """Return an action as JSON names it, a scale as its number."""
+    return int(name) if name.isdecimal() else name
+
+
+def _by_action(numbers: Mapping[str, float]) -> dict[int | str, float]:
+    return {action_key(name): float(number) for name, number in numbers.items()}

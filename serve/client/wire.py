@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from serve.client.errors import APIConnectionError, APIError, status_error
-from serve.client.explain import RouteExplanation, parse_explanation
+from serve.client.explain import RouteExplanation, action_key, parse_explanation
+from serve.client.focus import Focus, Look, parse_focus
 from serve.client.pictures import png_of
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ MAGIC = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "w
 class Route:
     """The scale chosen for a request, and why.
 
-    ``p_suffices`` maps each scale to P(its answer suffices); it is None where the router was not
-    asked (a pinned scale, no picture, a fallback). ``latency_ms`` is the decision alone.
+    ``focus`` tells where fine tokens were read beside those of ``scale``, None where the whole
+    picture was read at one scale. ``p_suffices`` maps each scale, and each kind of focus by its
+    name, to P(its answer suffices); it is None where the router was not asked (a pinned scale, no
+    picture, a fallback). ``latency_ms`` is the decision alone.
     ``certified`` is the bound that was kept where ``max_harm`` asked for one. Where the answer was
-    asked for again, ``second_look`` tells the first scale ("from"), its answer's "confidence" and
-    what each look read ("first_visual_tokens", "second_visual_tokens"); ``visual_tokens`` is the
-    sum, ``scale`` the second one, and ``explain`` tells why the first was chosen.
+    asked for again, ``second_look`` tells the first scale ("from") and "focus", its answer's
+    "confidence" and what each look read ("first_visual_tokens", "second_visual_tokens");
+    ``visual_tokens`` is the sum, ``scale`` and ``focus`` are the second one's, and ``explain``
+    tells why the first was chosen.
 
     ``scales`` has the scale of each picture, in order; of several, ``scale`` is the finest,
     ``p_suffices`` the mean, and ``explain.pictures`` tells each one's.
@@ -50,13 +54,27 @@ class Route:
     scale: int
     visual_tokens: int
     reason: str
-    p_suffices: dict[int, float] | None = None
+    p_suffices: dict[int | str, float] | None = None
     router_version: str | None = None
     latency_ms: float | None = None
     explain: RouteExplanation | None = None
     certified: dict[str, Any] | None = None
     second_look: dict[str, Any] | None = None
     scales: tuple[int, ...] = ()
+    focus: Focus | None = None
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """What was read of the picture in one look or two, the one that counts last.
+
+        Of several pictures, and of none, nothing.
+        """
+        if len(self.scales) > 1 or not self.scale:
+            return ()
+        last = Look(self.scale, self.focus)
+        if self.second_look is None:
+            return (last,)
+        return Look(int(self.second_look["from"]), parse_focus(self.second_look.get("focus"))), last
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,7 @@ class AskOptions(TypedDict, total=False):
     max_visual_tokens: int | None  # cap over all pictures of the request
     max_harm: float | None  # share of right answers that may be lost: certified or refused
     second_look: bool | None  # False: keep the first answer; True: refuse if none can follow
+    focus: bool | None  # False: read the whole picture at one scale
     explain: bool  # also say why: values, costs, contributions, what would change the choice
     # "auto" (the router decides), "low", "high", "original": for all pictures, or one for each
     detail: str | Sequence[str]
@@ -143,6 +162,7 @@ def chat_body(
         "max_visual_tokens": options.get("max_visual_tokens"),
         "max_harm": options.get("max_harm"),
         "second_look": options.get("second_look"),
+        "focus": options.get("focus"),
         "explain": options.get("explain") or None,
     }
     if routing := {key: value for key, value in routing.items() if value is not None}:
@@ -170,13 +190,14 @@ def _route_fields(routing: Mapping[str, Any]) -> dict[str, Any]:
         "scale": int(routing.get("scale", 0)),
         "visual_tokens": int(routing.get("visual_tokens", 0)),
         "reason": str(routing.get("reason", "")),
-        "p_suffices": p_suffices and {int(scale): float(p) for scale, p in p_suffices.items()},
+        "p_suffices": p_suffices and {action_key(name): float(p) for name, p in p_suffices.items()},
         "router_version": routing.get("router_version"),
         "latency_ms": routing.get("latency_ms"),
         "explain": parse_explanation(routing.get("explain")),
         "certified": routing.get("certified"),
         "second_look": routing.get("second_look"),
         "scales": tuple(map(int, routing.get("scales") or ())),  # an older service sends none
+        "focus": parse_focus(routing.get("focus")),
     }
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -18,8 +24,9 @@ from router.explain import explain
 from router.explanation import RelevanceMap
 from router.features.schema import feature_schema
 from router.policy import Policy
-from serve.client import Answer
-from serve.client.drawing import PADDING, outline, padded, save_answer, veil
+from serve.client import Answer, Focus
+from serve.client.drawing import TINT_OPACITY, outline, save_answer, tint, veil
+from serve.client.seen import PADDING, padded
 
 SCHEMA = feature_schema((1, 4, 16), 4, 6)
 WHITE = (255, 255, 255)
@@ -104,6 +111,55 @@ def test_what_the_words_point_to_stays_bright(tmp_path: Path) -> None:
     assert seen.max() < 160
 
 
+def test_the_tint_lies_on_the_cells_that_were_read_finely() -> None:
+    """Level 16 has 2 x 2 cells."""
+    shade = tint(Focus(1, 16, (1, 2), 9), "#ff0000")
+    np.testing.assert_allclose(shade[..., 3], [[0.0, TINT_OPACITY], [TINT_OPACITY, 0.0]])
+    np.testing.assert_allclose(shade[0, 1, :3], [1.0, 0.0, 0.0])
+
+
+def drawn(file: Path) -> np.ndarray:
+    """Return the picture's own square in a file that was saved: its white, and what lies on it."""
+    whole = np.asarray(Image.open(file).convert("RGB"), dtype=float)
+    return whole[33:927, 33:927]
+
+
+def test_a_wide_picture_has_its_grid_on_the_padded_square(tmp_path: Path) -> None:
+    """40 x 20: a quarter of the square above it is padding, and belongs to the first tokens."""
+    wide = picture(tmp_path)
+    focus = Focus(4, 64, (0, 6), 12)  # of 4 x 4 cells: first row, first; second row, third
+    for name, read in (("plain", None), ("focus", focus)):
+        save_answer(tmp_path / f"{name}.png", wide, "q", Answer(4, 12, "predicted", focus=read))
+    plain, seen = drawn(tmp_path / "plain.png"), drawn(tmp_path / "focus.png")
+    middle = plain[440:455, 100:340].mean(axis=(1, 2))
+    assert middle.min() < 240 < middle.max()  # the coarse line, on white
+    cell = len(plain) // 4
+    changed = np.abs(plain - seen).max(axis=2)
+    for row in range(4):
+        for column in range(4):
+            inside = np.s_[
+                row * cell + 8 : (row + 1) * cell - 8, column * cell + 8 : (column + 1) * cell - 8
+            ]
+            assert (changed[inside].min() > 5) == (4 * row + column in focus.cells)
+    assert changed[2 * cell + 8 :].max() == 0.0
+    lines = seen[cell + 20 : 2 * cell - 20, 2 * cell + 8 : 3 * cell - 8].mean(axis=(0, 2))
+    assert np.argmin(lines) + 8 == pytest.approx(cell / 2, abs=3)  # between the cell's tokens
+
+
+def test_both_looks_are_drawn(tmp_path: Path) -> None:
+    white = picture(tmp_path, size=(40, 40))
+    first = {"from": 4, "focus": {"coarse": 4, "fine": 16, "cells": [3], "visual_tokens": 8}}
+    told = {"confidence": 0.5, "first_visual_tokens": 8, "second_visual_tokens": 64}
+    once = Answer(64, 64, "predicted", text="x")
+    save_answer(tmp_path / "one.png", white, "q", once)
+    save_answer(tmp_path / "two.png", white, "q", replace(once, second_look=first | told))
+    one, two = drawn(tmp_path / "one.png"), drawn(tmp_path / "two.png")
+    changed = np.abs(one - two).max(axis=2) > 5
+    assert changed[460:880, 460:880].mean() > 0.9  # the cell of the first look
+    assert changed[10:430, 10:430].mean() < 0.1  # of the other height, lines lie a bit elsewhere
+    assert changed[100, 440:455].any()  # its coarse line
+
+
 def test_an_svg_is_drawn_too_and_anything_may_be_asked(tmp_path: Path) -> None:
     for nothing_predicted in (Answer(9, 9, "pinned", text=""), Answer(0, 0, "no_image", text="x")):
         save_answer(tmp_path / "a.svg", picture(tmp_path), "$x$ " * 60, nothing_predicted)
@@ -124,6 +180,55 @@ def test_the_command_saves_a_picture_beside_its_answer(running: Any, tmp_path: P
     assert done.stdout.count("\n") == 1
     with Image.open(wanted) as drawn:
         assert (drawn.format, drawn.width) == ("PNG", 960)
+
+
+@contextmanager
+def answering(routing: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A service that always answers "seven", read so; yields its address and what it was sent."""
+    sent: list[dict[str, Any]] = []
+    choice = {"index": 0, "message": {"content": "seven"}, "finish_reason": "stop"}
+    reply = json.dumps({"id": "chatcmpl-1", "choices": [choice], "routing": routing}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.send_header("content-length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", sent
+        server.shutdown()
+        thread.join()
+
+
+def test_the_command_tells_and_draws_where_the_fine_tokens_lie(
+    command: Any, tmp_path: Path
+) -> None:
+    wide, wanted = picture(tmp_path), tmp_path / "answer.png"
+    focus = {"coarse": 4, "fine": 64, "cells": [0, 6], "visual_tokens": 12}
+    routing = {"scale": 4, "scales": [4], "visual_tokens": 12, "reason": "predicted"}
+    with answering(routing | {"p_suffices": {"4": 0.5, "64": 0.9}, "focus": focus}) as (url, sent):
+        ask = ("m3-serve", "ask", wide, "q", "--url", url)
+        for more in ((), ("--explain",)):
+            done = command(*ask, "--save-picture", wanted, *more)
+            assert (done.returncode, done.stdout) == (0, "seven\n"), done.stderr
+            assert done.stderr.splitlines()[:2] == [
+                "4 coarse + 8 fine = 12 of 64 visual tokens, 81 % saved (predicted)",
+                "4 coarse tokens everywhere, 4 x 2 fine tokens where the question looks",
+            ]
+            cell = drawn(wanted)[240:430, 460:650]  # the third of the second row, on white
+            assert cell[..., 0].mean() < cell[..., 1].mean() - 20  # tinted
+            wanted.unlink()
+        command(*ask, "--no-focus")
+    asked_for = [body.get("routing") for body in sent]
+    assert asked_for == [{"explain": True}, {"explain": True}, {"focus": False}]
 
 
 def test_a_picture_that_cannot_be_saved_is_one_line_before_anything_is_asked(

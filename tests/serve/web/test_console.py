@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 from router import Router, SecondLook, default_router_path
 from router.second_look import Gate
 from serve.client.wire import chat_body, parse_answer, parse_route
-from serve.client.words import cost_in_words
+from serve.client.words import cost_in_words, grid_in_words
 from serve.in_process import Service, compose
 from serve.settings import API_KEYS_VARIABLE, ServeSettings
 from serve.web.api import create_api
@@ -209,10 +209,21 @@ def unsure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finest, other = Gate(0.0, 0.0, 0.0, 9.0), Gate(0.0, 0.0, 0.0, -9.0)
     rows = tuple((*[other] * (4 - start), finest) for start in range(4))
     shipped = Router.from_pretrained(default_router_path())
-    look = SecondLook(SCALES, rows, start_price=1e6, price=0.01)
+    look = SecondLook(tuple(map(str, SCALES)), rows, start_price=1e6, price=0.01)
     router = Router(shipped.predictor, shipped.schema, shipped.policy, second_look=look)
     folder = router.save_pretrained(tmp_path_factory.mktemp("unsure") / "router")
     with composed(router=folder) as made, listening(made.api) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def focus_url(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, make_focus_router: Any
+) -> Iterator[str]:
+    """A small model whose router always reads 36 tokens and the cells that the question needs."""
+    folder = tmp_path_factory.mktemp("focus") / "router"
+    make_focus_router(folder, "36+576@250rx48")
+    with composed(model=tiny_model, router=folder) as made, listening(made.api) as address:
         yield address
 
 
@@ -293,9 +304,13 @@ def test_a_second_look_is_told_with_its_sum(open_page: Open, unsure_url: str) ->
     assert page.errors == []
 
 
-def test_page_and_client_use_the_same_words(open_page: Open, url: str) -> None:
-    page = opened(open_page(url))
-    predicted = {str(scale): 0.5 for scale in SCALES}
+COARSE_FINE = {"coarse": 36, "fine": 576, "cells": list(range(5, 27)), "visual_tokens": 124}
+COARSER = {"coarse": 9, "fine": 144, "cells": [14, 15], "visual_tokens": 17}
+
+
+def routings() -> Iterator[dict[str, Any]]:
+    """Decisions of every kind, as a reply tells them."""
+    predicted = {str(scale): 0.5 for scale in SCALES} | {"36+576@250x48": 0.75}
     for reason, first, second in (
         ("predicted", 36, 0), ("predicted", 1, 0), ("predicted", 576, 0), ("budget_cap", 144, 0),
         ("pinned", 9, 0), ("no_image", 0, 0), ("predicted", 36, 576), ("predicted", 1, 144),
@@ -311,8 +326,137 @@ def test_page_and_client_use_the_same_words(open_page: Open, url: str) -> None:
             }  # fmt: skip
         if reason == "budget_cap":
             routing |= {"visual_tokens": 153, "scales": [144, 9]}
-        words = cost_in_words(parse_route({"routing": routing}))
-        assert page.js(f"costInWords({json.dumps(routing)})") == words
+        yield routing
+    focused = {"scale": 36, "scales": [36], "reason": "predicted", "p_suffices": predicted}
+    yield focused | {"visual_tokens": 124, "focus": COARSE_FINE}
+    yield focused | {"visual_tokens": 124, "focus": COARSE_FINE, "p_suffices": None}
+    yield focused | {"visual_tokens": 36, "focus": COARSE_FINE | {"cells": [], "visual_tokens": 36}}
+    looked = {"from": 9, "confidence": 0.25, "first_visual_tokens": 17, "focus": COARSER}
+    both = looked | {"second_visual_tokens": 124}
+    yield focused | {"visual_tokens": 141, "focus": COARSE_FINE, "second_look": both}
+    both = looked | {"second_visual_tokens": 576}
+    yield focused | {"scale": 576, "scales": [576], "visual_tokens": 593, "second_look": both}
+
+
+def test_page_and_client_use_the_same_words(open_page: Open, url: str) -> None:
+    page = opened(open_page(url))
+    for routing in routings():
+        route = parse_route({"routing": routing})
+        assert page.js(f"costInWords({json.dumps(routing)})") == cost_in_words(route)
+        assert page.js(f"gridInWords({json.dumps(routing)})") == grid_in_words(route)
+
+
+def shown(page: Page, **routing: Any) -> None:
+    """Show an answer that was read so, about the picture that is there."""
+    told = {"reason": "predicted", "visual_tokens": 124, "scales": [36], "p_suffices": None}
+    answer = {"question": "q", "text": "seven", "ms": 1, "routing": told | routing}
+    page.js(f"show({json.dumps(answer)})")
+
+
+def test_the_cells_that_were_read_finely_are_tinted(open_page: Open, url: str) -> None:
+    """Level 576 has 12 x 12 cells of 2 x 2 patches; the first cell of the second row is read."""
+    page = opened(open_page(url))
+    page.click("#words")
+    focus = {"coarse": 36, "fine": 576, "cells": [12, 143], "visual_tokens": 44}
+    inside, outside = (48, 49, 72, 73, 23 * 24 + 23), (0, 50, 96, 23 * 24 + 21)
+    shown(page, scale=36)
+    plain = {patch: page.pixel(patch) for patch in inside + outside}
+    assert page.text("legend") == "36 tokens everywhere"
+    shown(page, scale=36, focus=focus, visual_tokens=44)
+    assert page.text("legend") == (
+        "36 coarse tokens everywhere, 4 x 2 fine tokens where the question looks"
+    )
+    assert all(page.pixel(patch) != plain[patch] for patch in inside)
+    assert all(page.pixel(patch) == plain[patch] for patch in outside)
+    assert "read as 36 coarse tokens everywhere, 4 x 2 fine" in str(
+        page.js("document.querySelector('#drop canvas').getAttribute('aria-label')")
+    )
+    page.click("#grid")
+    assert page.text("legend") == ""
+    assert page.errors == []
+
+
+def test_both_looks_are_drawn_and_told(open_page: Open, url: str) -> None:
+    page = opened(open_page(url))
+    page.click("#words")
+    first = {"from": 9, "confidence": 0.5, "first_visual_tokens": 17, "second_visual_tokens": 576}
+    shown(page, scale=576, scales=[576], visual_tokens=593, second_look=first)
+    plain = [page.pixel(patch) for patch in (0, 3 * 24 + 3)]
+    cells = {"coarse": 9, "fine": 144, "cells": [0], "visual_tokens": 13}  # patches 0..3 each way
+    shown(
+        page, scale=576, scales=[576], visual_tokens=593, second_look=first | {"focus": cells}
+    )  # fmt: skip
+    assert page.js("[...document.querySelectorAll('#legend span')].map((s) => s.textContent)") == [
+        "first look: 9 coarse tokens everywhere, 4 x 1 fine tokens where the question looks",
+        "second look: 576 tokens everywhere",
+    ]
+    tinted = [page.pixel(patch) for patch in (0, 3 * 24 + 3)]
+    assert all(a != b for a, b in zip(plain, tinted, strict=True))
+    assert page.errors == []
+
+
+def test_a_focus_is_told_drawn_and_compared_with_the_scales(
+    open_page: Open, focus_url: str
+) -> None:
+    page = opened(open_page(focus_url))
+    answer = asked(focus_url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
+    assert answer.focus.cells
+    assert page.text("cost") == cost_in_words(answer)
+    assert page.text("cost").startswith(f"36 coarse + {4 * len(answer.focus.cells)} fine = ")
+    assert [page.text("legend")] == grid_in_words(answer)
+    page.click("#compare")
+    rows = "[...document.querySelectorAll('#compared tbody tr')]"
+    page.until(f"{rows}.length === 6")
+    page.until("!document.getElementById('ask').disabled")
+    read = page.js(f"{rows}.map((row) => Number(row.children[2].textContent))")
+    assert read == sorted({*SCALES, answer.visual_tokens})
+    chosen = page.js(f"{rows}.filter((row) => row.className).map((row) => row.textContent)")
+    assert len(chosen) == 1
+    assert chosen[0].startswith(f"36 + {4 * len(answer.focus.cells)}")
+    assert page.errors == []
+
+
+def test_a_wide_picture_has_its_grid_on_the_padded_square(open_page: Open, url: str) -> None:
+    """24 x 12 patches of a picture, six rows of padding above and below it."""
+    page = opened(open_page(url))
+    page.js(
+        "(async () => { const c = document.createElement('canvas'); c.width = 400; c.height = 200;"
+        " const pen = c.getContext('2d'); pen.fillStyle = '#fff'; pen.fillRect(0, 0, 400, 200);"
+        " await setPicture(await new Promise((done) => c.toBlob(done))); })()"
+    )
+    focus = {"coarse": 1, "fine": 576, "cells": [0, 36], "visual_tokens": 9}
+    shown(page, scale=1, scales=[1], focus=focus, visual_tokens=9)
+    padding, white = [122, 116, 104], [255, 255, 255]
+    assert page.pixel(4) == padding
+    assert page.pixel(5 * 24 + 4) == padding
+    assert page.pixel(6 * 24 + 4) == white
+    for patch, plain in ((0, padding), (6 * 24, white), (7 * 24 + 1, white)):
+        assert page.pixel(patch) != plain
+
+
+def test_foci_stand_among_the_scales_by_what_they_cost(open_page: Open, url: str) -> None:
+    page = opened(open_page(url))
+    name = "36+576@250x48"
+    why = asked(url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
+    p = {str(key): value for key, value in why.p_suffices.items() if isinstance(key, int)}
+    sent = httpx2.post(
+        f"{url}/v1/route",
+        json=chat_body(PICTURES / SAMPLES[0]["picture"], "q", {"explain": True}), timeout=60,
+    ).json()["routing"]["explain"]  # fmt: skip
+    for numbers in ("values", "costs", "base"):
+        sent[numbers][name] = 0.13 if numbers == "costs" else 0.5  # between 36 and 144
+    sent |= {"scale": name, "contributions": sent["contributions"] | {name: {"question": 0.5}}}
+    sent |= {"coarser": None, "finer": None}
+    shown(page, scale=36, focus=COARSE_FINE, p_suffices=p | {name: 0.5}, explain=sent)
+    for bars in ("#bars", "#values"):
+        names = page.js(
+            f"[...document.querySelectorAll('{bars} span')].map((s) => s.textContent)"
+            ".filter((t) => / tokens?$/.test(t) || t.includes('+576'))"
+        )
+        assert [each.split()[0] for each in names] == ["1", "9", "36", name, "144", "576"]
+        chosen = page.js(f"document.querySelector('{bars} span.chosen').textContent")
+        assert chosen == name
+    assert page.errors == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
