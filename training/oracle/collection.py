@@ -66,6 +66,7 @@ def collect(
         ParametersDiffer: ``out`` was written by a run with other parameters.
         BadRecord: a picture cannot be read (without ``skip_bad``).
         RelevanceUnavailable: the model cannot give this relevance.
+        TrainingError: the actions are over other scales than the model's.
     """
     from m3model.relevance.choice import relevance_name
 
@@ -111,6 +112,10 @@ def _parameters(
     from router.features.schema import feature_schema
 
     config = M3Config.from_pretrained(model)
+    if space.scales != tuple(config.scales):
+        raise TrainingError(
+            f"actions over the scales {space.scales}, but {model} reads {tuple(config.scales)}"
+        )
     schema = feature_schema(tuple(config.scales), config.grid_side, config.hidden_size, relevance)
     size = SHARD_PICTURES
     if len(source) < 8 * SHARD_PICTURES:  # short runs: enough shards for every core
