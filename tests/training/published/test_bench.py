@@ -18,7 +18,9 @@ from router.records import OracleRecord, split_of, to_table
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.figures.headroom import oracles
 from training.oracle.data import read_oracle
+from training.promotion.registry import promote
 from training.promotion.replay import parse_policy, replay
+from training.promotion.retrain import why_not
 from training.published.table import COLUMNS, TABLE, read_published, unique_names
 
 SCALES = (1, 9, 36)
@@ -337,18 +339,23 @@ def test_replay_of_fixed_policies_by_hand(oracle, tmp_path, command) -> None:
     assert found["split"] == "all"
 
 
+def router_over(space: ActionSpace, price: float) -> Router:
+    """A router that finds the coarsest scale bad and all else good, the finest a little better."""
+    chances = np.array([0.2, *[0.8] * (len(space) - 2), 0.9])
+    features = np.random.default_rng(0).normal(size=(200, len(SCHEMA.names)))
+    right = np.random.default_rng(1).random((200, len(space))) < chances
+    predictor = ComplexityPredictor(n_estimators=3).fit(features, right)
+    return Router(predictor, SCHEMA, Policy(token_costs(SCALES), price), space=space)
+
+
+OTHER_RULE = replace(FOCUS_SPACE.actions[1], rule=CellRule(400, False, 5))
+STRANGE = ActionSpace((FOCUS_SPACE.actions[0], OTHER_RULE, *FOCUS_SPACE.actions[2:]))
+
+
 def test_replay_of_routers_over_different_actions(tmp_path: Path) -> None:
     """Each takes its own actions; what a row costs is that row's."""
     data = read_oracle([write_focused(tmp_path / "oracle")])
-    features = np.random.default_rng(0).normal(size=(200, len(SCHEMA.names)))
-
-    def router(space: ActionSpace, chances: list[float], price: float) -> Router:
-        right = np.random.default_rng(1).random((200, len(chances))) < chances
-        predictor = ComplexityPredictor(n_estimators=3).fit(features, right)
-        return Router(predictor, SCHEMA, Policy(token_costs(SCALES), price), space=space)
-
-    plain = router(uniform_space(SCALES), [0.2, 0.8, 0.9], 0.1)
-    focused = router(FOCUS_SPACE, [0.2, 0.8, 0.8, 0.9], 0.1)
+    plain, focused = router_over(uniform_space(SCALES), 0.1), router_over(FOCUS_SPACE, 0.1)
     rows = replay(
         [("plain", plain), ("focused", focused)], data, resamples=100,
         policies=[parse_policy(text) for text in ("finest", "fixed:9", "price:9", "price:0")],
@@ -373,12 +380,26 @@ def test_replay_of_routers_over_different_actions(tmp_path: Path) -> None:
     assert rows[1]["share_of_scale"]["1+36@500x5"] > 0
     assert rows[0]["share_of_scale"]["1+36@500x5"] == 0
     assert rows[0]["flops"] == pytest.approx(2.0)  # always 9
-    other = replace(FOCUS_SPACE.actions[1], rule=CellRule(400, False, 5))
-    strange = ActionSpace((FOCUS_SPACE.actions[0], other, *FOCUS_SPACE.actions[2:]))
     with pytest.raises(MixedData, match=r"do not hold the actions 1\+36@500x5"):
-        replay([("strange", router(strange, [0.2, 0.8, 0.8, 0.9], 0.1))], data)
+        replay([("strange", router_over(STRANGE, 0.1))], data)
     with pytest.raises(MixedData, match=r"do not hold the actions 1\+36@500x5"):
         replay([("focused", focused)], read_oracle([write_oracle(tmp_path / "uniform")]))
+
+
+def test_the_gate_judges_what_the_data_can_judge(tmp_path: Path) -> None:
+    data = read_oracle([write_focused(tmp_path / "oracle", pictures=120)]).split("test")
+    registry = tmp_path / "registry"
+
+    def in_force(router: Router, name: str) -> None:
+        promote(router.save_pretrained(tmp_path / name), registry)
+
+    in_force(router_over(uniform_space(SCALES), 0.1), "plain")  # always 9, .75 right
+    always_finest = router_over(FOCUS_SPACE, 0.0)  # .5 right
+    assert "it answers worse: -25.00 points" in (why_not(always_finest, registry, data) or "")
+    assert why_not(router_over(uniform_space(SCALES), 0.1), registry, data) is None
+    # What the data do not hold speaks neither for nor against the router in force.
+    in_force(router_over(STRANGE, 0.1), "strange")
+    assert why_not(always_finest, registry, data) is None
 
 
 @pytest.mark.parametrize(
