@@ -1,4 +1,4 @@
-"""Labelling foci: what the model generates from the very cells that the service would read."""
+"""Labelling foci: what the model generates from the cells that follow from the question."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,6 @@ from PIL import Image
 from m3model import Focus, focus_visual_tokens, pool_visual_tokens
 from router.actions import Action, ActionSpace, CellRule, uniform_space
 from router.records import OracleRecord, from_table
-from serve.settings import PictureLimits
-from serve.stages.checkpoint import load_checkpoint
-from serve.stages.vision import Vision
 from training.errors import MixedData, ParametersDiffer
 from training.oracle.collection import collect
 from training.oracle.data import read_oracle, space_of
@@ -83,27 +80,6 @@ def test_every_action_is_what_the_model_generates_alone(tiny_model: Path, collec
             assert record.p_reference[at] == pytest.approx(float(likely.exp()), rel=1e-3)
             read.add((action.fine, len(cells)))
     assert len({n for fine, n in read if fine == 576}) > 1  # the cells follow from the question
-
-
-def test_the_service_reads_the_very_cells_that_were_labelled(
-    tiny_model: Path, collected: Path, tmp_path: Path
-) -> None:
-    vision = Vision(load_checkpoint(tiny_model, device="cpu"), PictureLimits())
-    task = SceneSource(4, 3).load(2)
-    Image.fromarray(task.rgb).save(tmp_path / "a.png")
-    [encoded] = vision.encode([vision.prepare((tmp_path / "a.png").read_bytes())])
-    found = {record.question_id: record for record in records_in(collected)}
-    source = read_oracle([collected]).schema.relevance
-    for ask in task.asks:
-        [features], [relevance] = vision.features([encoded], ask.question, source)
-        plan, record = SPACE.plan(relevance), found[ask.question_id]
-        assert record.picture_id == encoded.picture_id
-        assert np.array_equal(np.array(record.features, np.float32), features)
-        assert tuple(map(tuple, record.cells)) == plan.cells
-        assert record.visual_tokens == plan.tokens
-        for at in range(len(SPACE)):
-            tokens = vision.tokens(encoded, SPACE.reading(at, plan))
-            assert len(tokens) == record.visual_tokens[at]
 
 
 class Painted:
