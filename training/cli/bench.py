@@ -20,7 +20,8 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     score: Annotated[
-        Path | None, typer.Option(help="Score these picks: Parquet of question_id and scale.")
+        Path | None,
+        typer.Option(help="Score these picks: Parquet of question_id and scale or action."),
     ] = None,
     published: Annotated[
         Path | None, typer.Option("--table", help="Folder of the published table.")
@@ -48,7 +49,7 @@ def _publish(oracle: list[Path], out: Path) -> None:
     import pyarrow.parquet as pq
 
     from training.files import replacing
-    from training.oracle.data import oracle_table
+    from training.oracle.data import oracle_table, space_of
     from training.published.datasheet import datasheet
     from training.published.table import DATASHEET, TABLE, publish
 
@@ -59,7 +60,9 @@ def _publish(oracle: list[Path], out: Path) -> None:
     with replacing(out / TABLE) as temporary:
         pq.write_table(made, temporary, compression="zstd")
     (out / DATASHEET).write_text(datasheet(made, manifest, sources), encoding="utf-8")
-    say(f"{records.num_rows} questions at {len(manifest['scales'])} scales in {out / TABLE}")
+    space = space_of(manifest)
+    foci = "" if space.is_uniform else f" and {len(space) - len(space.uniform)} foci"
+    say(f"{records.num_rows} questions at {len(space.scales)} scales{foci} in {out / TABLE}")
 
 
 def _score(score: Path, folder: Path, json_out: Path | None, resamples: int) -> None:
@@ -75,8 +78,11 @@ def _score(score: Path, folder: Path, json_out: Path | None, resamples: int) -> 
         write_json(json_out, found)
     mine: dict[str, Any] = found["picks"]
     rows = [
-        [f"always {p['scale']}", f"{p['accuracy']:.3f}", f"{p['visual_tokens']:.1f}", "", ""]
-        for p in found["fixed"]
+        [f"always {name}", f"{p['accuracy']:.3f}", f"{p['visual_tokens']:.1f}", "", ""]
+        for name, p in [
+            *((p["scale"], p) for p in found["fixed"]),
+            *((p["action"], p) for p in found["fixed_focus"]),
+        ]
     ]
     rows.append(
         [

@@ -81,8 +81,11 @@ def collect(
         Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
+    no_focus: Annotated[
+        bool, typer.Option("--no-focus", help="Only whole pictures at each scale, no focus.")
+    ] = False,
 ) -> None:
-    """Answer every question at every scale: the oracle data.
+    """Answer every question at every scale and focus: the oracle data.
 
     From generated scenes, LLaVA-format data or the log of the service. A rerun goes on where it
     stopped.
@@ -97,7 +100,7 @@ def collect(
         result = label(
             source, checkpoint, out, workers=workers, device=device,
             max_new_tokens=max_new_tokens, skip_bad=skip_bad, progress=move,
-            relevance=relevance, text_encoder=text_encoder,
+            relevance=relevance, text_encoder=text_encoder, focus=not no_focus,
         )  # fmt: skip
     if result.bad:
         say(f"skipped {len(result.bad)} bad pictures, first: {result.bad[0]}")

@@ -1,4 +1,4 @@
-"""Collects oracle data: every scale on every question, as Parquet shards that survive a kill.
+"""Collects oracle data: every action on every question, as Parquet shards that survive a kill.
 
 A shard is written under a temporary name, synced and renamed, so it is there whole or not at all; a
 rerun computes the missing ones only. Knows folders and manifests; does not know processes (see
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from router.actions import ActionSpace, default_space, uniform_space
 from training.errors import ParametersDiffer, TrainingError
 from training.files import clear_leftovers, write_json
 from training.oracle.workers import BAD_KEY, CollectJob, default_workers, run_shards, shard_path
@@ -46,6 +47,8 @@ def collect(
     skip_bad: bool = False,
     relevance: str = "auto",
     text_encoder: Path | None = None,
+    focus: bool = True,
+    space: ActionSpace | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CollectResult:
     """Label a source into ``out`` and return the totals; finished shards of the same run are kept.
@@ -55,25 +58,29 @@ def collect(
         model: folder of the checkpoint.
         workers: processes (None: one per physical core, one on a GPU).
         relevance, text_encoder: where relevance comes from, see `m3model.relevance.choice`.
+        focus: label `default_space`, or else the model's scales alone.
+        space: label these actions instead, as when the data must go with other data.
         progress: called with (pictures done, pictures in all).
 
     Raises:
         ParametersDiffer: ``out`` was written by a run with other parameters.
         BadRecord: a picture cannot be read (without ``skip_bad``).
         RelevanceUnavailable: the model cannot give this relevance.
+        TrainingError: the actions are over other scales than the model's.
     """
     from m3model.relevance.choice import relevance_name
 
     if not (model / "config.json").is_file():
         raise TrainingError(f"{model} is not a model folder: it has no config.json")
     name = relevance_name(model, relevance, text_encoder)
-    parameters = _parameters(source, model, max_new_tokens, skip_bad, name)
+    space = space or _default_space(model, focus)
+    parameters = _parameters(source, model, max_new_tokens, skip_bad, name, space)
     out.mkdir(parents=True, exist_ok=True)
     with _only_run(out):
         manifest = _claim(out, parameters)
         job = CollectJob(
             source, model, out, parameters["feature_schema"], parameters["model_hash"],
-            device, max_new_tokens, skip_bad, name, text_encoder,
+            device, max_new_tokens, skip_bad, name, text_encoder, space,
         )  # fmt: skip
         planned = dict(shards(len(source), parameters["pictures_per_shard"]))
         missing = [index for index in planned if not shard_path(out, index).exists()]
@@ -92,7 +99,12 @@ def collect(
 
 
 def _parameters(
-    source: Source, model: Path, max_new_tokens: int, skip_bad: bool, relevance: str
+    source: Source,
+    model: Path,
+    max_new_tokens: int,
+    skip_bad: bool,
+    relevance: str,
+    space: ActionSpace,
 ) -> dict[str, Any]:
     """Return what makes two runs the same run, plus what readers of the data need."""
     from m3model import M3Config, request_cost
@@ -100,12 +112,19 @@ def _parameters(
     from router.features.schema import feature_schema
 
     config = M3Config.from_pretrained(model)
+    if space.scales != tuple(config.scales):
+        raise TrainingError(
+            f"actions over the scales {space.scales}, but {model} reads {tuple(config.scales)}"
+        )
     schema = feature_schema(tuple(config.scales), config.grid_side, config.hidden_size, relevance)
     size = SHARD_PICTURES
     if len(source) < 8 * SHARD_PICTURES:  # short runs: enough shards for every core
         size = math.ceil(len(source) / 8)
+    # The scales alone are the data of format 1 to the last key: folders of before go on.
+    is_old = space == uniform_space(config.scales)
+    actions = {"actions": space.to_json(), "action_space": space.hash}
     return {
-        "format": 1,
+        "format": 1 if is_old else 2,
         "source": source.parameters(),
         "pictures": len(source),
         "pictures_per_shard": size,
@@ -119,7 +138,16 @@ def _parameters(
         "flops": [request_cost(config, scale).flops for scale in config.scales],
         "max_new_tokens": max_new_tokens,
         "skip_bad": skip_bad,
+        **({} if is_old else actions),
     }
+
+
+def _default_space(model: Path, focus: bool) -> ActionSpace:
+    # Every source of relevance gives a map, so every model can be read in parts.
+    from m3model import M3Config
+
+    scales = tuple(M3Config.from_pretrained(model).scales)
+    return default_space(scales) if focus else uniform_space(scales)
 
 
 def _costs(model: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,58 @@ class OracleData:
         """Return the questions of one split."""
         return self.take(self.splits == name)
 
+    def per_action(self, per_scale: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return (n, A) what every action takes of a resource that is told per scale (K,).
+
+        Between two scales it is read off the line through them, at the tokens of the row.
+        """
+        taken: NDArray[np.float64] = np.interp(self.visual_tokens, self.tokens, per_scale)
+        return taken
+
+    def columns(self, space: ActionSpace) -> NDArray[np.intp]:
+        """Return where the actions of another space over the same scales stand in these data.
+
+        Actions are the same where they read the same, whatever a predictor starts them from.
+
+        Raises:
+            MixedData: other scales, or an action that the data do not hold.
+        """
+        if space.scales != self.scales:
+            raise MixedData(
+                f"actions over the scales {_named(space.scales)}, data over {_named(self.scales)}: "
+                "the anchor must be the same; collect with the other model"
+            )
+        here = [replace(action, base="") for action in self.space.actions]
+        wanted = [replace(action, base="") for action in space.actions]
+        absent = [action.name for action in wanted if action not in here]
+        if absent:
+            raise MixedData(
+                f"the data do not hold the actions {', '.join(absent)} (they have "
+                f"{', '.join(self.space.names)}): collect with the same version"
+            )
+        return np.array([here.index(action) for action in wanted], dtype=np.intp)
+
+    def only(self, space: ActionSpace) -> OracleData:
+        """Return the same questions under the actions of another space alone.
+
+        Raises:
+            MixedData: as `columns`.
+        """
+        if space == self.space:
+            return self
+        columns = self.columns(space)
+        names = ("scores", "soft", "confidence", "visual_tokens")
+        tables = {name: getattr(self, name)[:, columns] for name in names}
+        repeats = None if self.repeats is None else self.repeats[..., columns]
+        return replace(self, **tables, space=space, repeats=repeats)
+
 
 def read_oracle(folders: Sequence[Path]) -> OracleData:
     """Return the questions of the folders together; a question that several hold is taken once.
 
     Raises:
         TrainingError: a folder holds no oracle data.
-        MixedData: different models, scales or feature schemas.
+        MixedData: different models, scales, actions or feature schemas.
         NotEnoughData: no question at all.
     """
     return _arrays(*oracle_table(folders))
@@ -154,6 +199,13 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
                     f"{folders[0]} and {folder} differ in {key} ({first[key]!s:.40} and "
                     f"{manifest[key]!s:.40}): collect both with the same model and version"
                 )
+        spaces = [space_of(each) for each in (first, manifest)]
+        if spaces[0] != spaces[1]:
+            raise MixedData(
+                f"{folders[0]} and {folder} differ in their actions "
+                f"({' and '.join(', '.join(space.names) for space in spaces)}): collect both with "
+                "the same version, and both or neither with --no-focus"
+            )
     table = pa.concat_tables(tables) if tables else None
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
@@ -188,6 +240,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def space_of(manifest: dict[str, Any]) -> ActionSpace:
+    """Return the actions of a folder; those of before knew the scales alone.
+
+    Raises:
+        TrainingError: they are damaged.
+    """
+    stored = manifest.get("actions")
+    if stored is None:
+        return uniform_space([int(scale) for scale in manifest["scales"]])
+    try:
+        return ActionSpace.from_json(stored)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{MANIFEST} holds damaged actions: {error}") from error
+
+
 def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
     scales = tuple(int(scale) for scale in manifest["scales"])
     relevance = str(manifest["relevance"])
@@ -197,18 +264,21 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
             f"the data hold features {manifest['feature_schema']}, this version computes "
             f"{schema.hash}: collect them again"
         )
-    for column in ("model_hash", "feature_schema"):
+    space = space_of(manifest)
+    same = {column: manifest[column] for column in ("model_hash", "feature_schema")}
+    same["action_space"] = None if manifest.get("actions") is None else space.hash
+    for column, wanted in same.items():
         found = table[column].unique().to_pylist()
-        if found != [manifest[column]]:
+        if found != [wanted]:
             raise MixedData(f"the shards and their manifest differ in {column}: {found[:3]}")
     metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
-    stored = manifest.get("actions")
-    space = uniform_space(scales) if stored is None else ActionSpace.from_json(stored)
     table, metadata, again = _without_repeats(table, metadata, len(space))
     try:
         arrays = oracle_arrays(table)
     except ValueError as error:
         raise MixedData(str(error)) from error
+    if arrays.scores.shape[1] != len(space):
+        raise MixedData(f"{arrays.scores.shape[1]} scores a question for {len(space)} actions")
     return OracleData(
         picture_ids=arrays.picture_ids.astype(np.str_),
         question_ids=arrays.question_ids.astype(np.str_),
@@ -237,9 +307,9 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
 
 
 def _without_repeats(
-    table: Any, metadata: list[dict[str, Any]], n_scales: int
+    table: Any, metadata: list[dict[str, Any]], n_actions: int
 ) -> tuple[Any, list[dict[str, Any]], NDArray[np.float64] | None]:
-    """Return the questions alone, and the scores of their repeats (n, R, K) beside them.
+    """Return the questions alone, and the scores of their repeats (n, R, A) beside them.
 
     A repeat is the same question in other words. It must not count as a question of its own: it
     would weigh twice what it repeats, and train what it is meant to check.
@@ -257,20 +327,30 @@ def _without_repeats(
         if original is not None:
             found.setdefault(original, []).append(table["scores"][row].as_py())
     most = max(map(len, found.values()), default=0)
-    again = np.full((len(originals), most, n_scales), np.nan)
+    again = np.full((len(originals), most, n_actions), np.nan)
     for original, scores in found.items():
         again[original, : len(scores)] = scores
     return table.take(originals), [metadata[row] for row in originals], again if most else None
 
 
-def check_fits(router: Router, data: OracleData) -> None:
-    """Raise MixedData when the router was made for other features or scales than the data's."""
+def check_fits(router: Router, data: OracleData) -> OracleData:
+    """Return the data under the router's actions alone.
+
+    Raises:
+        MixedData: the router was made for other features or scales than the data's, or for actions
+            that they do not hold.
+    """
     if router.schema.hash != data.feature_schema or tuple(router.scales) != data.scales:
         raise MixedData(
             f"the router was fitted on features {router.schema.hash} at scales "
-            f"{'/'.join(map(str, router.scales))}, the data hold {data.feature_schema} at "
-            f"{'/'.join(map(str, data.scales))}: fit a router on these data"
+            f"{_named(router.scales)}, the data hold {data.feature_schema} at "
+            f"{_named(data.scales)}: fit a router on these data"
         )
+    return data.only(router.space)
+
+
+def _named(scales: Sequence[int]) -> str:
+    return "/".join(map(str, scales))
 
 
 def scored_by(data: OracleData) -> str:

@@ -1,7 +1,8 @@
-"""Runs every scale of a model on pictures with their questions: the rows of the oracle.
+"""Runs every action of a space on pictures with their questions: the rows of the oracle.
 
-Each picture is encoded once and pooled to every scale; each scale answers all questions of several
-pictures in one packed pass. Knows the model, relevance and the router's features; does not know
+Each picture is encoded once; what a question is answered from follows from the relevance map that
+its features are computed from, as in the service. Actions that read the same are computed once, and
+questions share packed passes. Knows the model, relevance and the router's features; does not know
 where the questions come from or where the rows go.
 """
 
@@ -17,31 +18,38 @@ import numpy as np
 import torch
 
 from m3model import (
+    Focus,
     M3ForConditionalGeneration,
     M3Processor,
+    focus_visual_tokens,
     pool_visual_tokens,
 )
 from m3model.relevance.choice import relevance_name, relevance_sources
 from m3model.relevance.source import encode_with_tower
+from router.actions import ActionSpace, Plan, Reading, uniform_space
 from router.features.vector import picture_features, question_features
 from router.records import OracleRecord, picture_id
 from training.oracle.packed import PackedAnswer, PackedQuestion, answer_packed
+from training.oracle.rows import Row, Seen, Segment, passes_of, rows_of
 from training.oracle.scoring import exact_match
 from training.sources.tasks import Ask, PictureTask, SourceKind
 
-MAX_PACKED_TOKENS = 6144  # padded tokens a language-model pass may hold on a CPU core
 MAX_QUESTIONS = 24  # questions of one picture in one sequence
+
+Wanted = tuple[int, int, Seen]  # number of the job and of its question, and what is read
 
 
 @dataclass(frozen=True)
 class _Job:
     """One picture (or a part of its questions) ready for the language model."""
 
-    task: PictureTask
+    picture_id: str
     asks: tuple[Ask, ...]
     grid: torch.Tensor
-    tower: torch.Tensor | None
     questions: tuple[PackedQuestion, ...]
+    features: tuple[np.ndarray, ...]  # one row a question, as all that follow
+    plans: tuple[Plan, ...]
+    seen: tuple[tuple[Seen, ...], ...]  # by action
 
 
 class Labeller:
@@ -52,6 +60,7 @@ class Labeller:
         device: torch device; None takes a GPU when there is one.
         max_new_tokens: answers longer than this (and than their reference) are cut.
         relevance, text_encoder: where relevance comes from, see `m3model.relevance.choice`.
+        space: the actions to run, of all the model's scales; None for the scales alone.
 
     Raises:
         RelevanceUnavailable: the model cannot give this relevance.
@@ -65,6 +74,7 @@ class Labeller:
         max_new_tokens: int = 16,
         relevance: str = "auto",
         text_encoder: Path | None = None,
+        space: ActionSpace | None = None,
     ) -> None:
         # A full name (of `relevance_name`) names its kind before the first dash.
         name = relevance_name(model, relevance.partition("-")[0], text_encoder)
@@ -80,6 +90,7 @@ class Labeller:
         self.processor = M3Processor.from_pretrained(model)
         self.relevance = relevance_sources(self.model, model, text_encoder)[name]
         self.scales: tuple[int, ...] = tuple(self.model.config.scales)
+        self.space = uniform_space(self.scales) if space is None else space
         self.max_new_tokens = max_new_tokens
         end = self.model.generation_config.eos_token_id
         if end is None:
@@ -96,50 +107,64 @@ class Labeller:
     ) -> list[OracleRecord]:
         """Return one record per question, in the order of the tasks."""
         jobs = [job for task in tasks for job in self._jobs(task)]
-        answers: list[list[list[PackedAnswer]]] = [[] for _ in jobs]  # [job][question][scale]
-        for number, scale in enumerate(reversed(self.scales)):
-            # Finest first: without a reference, its answer becomes what the other scales are asked
-            # for.
-            packs = self._at_scale(jobs, scale)
-            for job, at_scale in enumerate(packs):
-                for question, answer in enumerate(at_scale):
-                    if number == 0:
-                        answers[job].append([])
-                    answers[job][question].insert(0, answer)
-            if number == 0:
-                jobs = [self._with_finest(job, packs[i]) for i, job in enumerate(jobs)]
-        records = []
-        for job, answered in zip(jobs, answers, strict=True):
-            features = self._features(job)
-            name = picture_id(job.task.rgb)
-            for ask, row, by_scale in zip(job.asks, features, answered, strict=True):
-                texts = [self.processor.decode(list(answer.answer_ids)) for answer in by_scale]
-                records.append(
-                    OracleRecord(
-                        picture_id=name,
-                        question_id=ask.question_id,
-                        question=ask.question,
-                        kind=ask.kind,
-                        dataset=ask.dataset,
-                        reference=ask.reference,
-                        source=source,
-                        scales=self.scales,
-                        answers=tuple(texts),
-                        scores=scores_of(ask, texts, self.scales),
-                        p_reference=tuple(
-                            a.confidence if a.p_reference is None else a.p_reference
-                            for a in by_scale
-                        ),
-                        confidence=tuple(a.confidence for a in by_scale),
-                        visual_tokens=self.scales,
-                        features=tuple(float(value) for value in row),
-                        feature_schema=feature_schema,
-                        model_hash=model_hash,
-                        size_px=ask.size_px,
-                        metadata=json.dumps(ask.metadata, sort_keys=True),
-                    )
-                )
-        return records
+        finest = self.space.anchor.coarse
+        asked = [(j, q) for j, job in enumerate(jobs) for q in range(len(job.asks))]
+        # Finest first: without a reference, its answer becomes what the others are asked for.
+        answers = self._answers(jobs, [(*at, finest) for at in asked])
+        jobs = [
+            self._with_finest(job, [answers[j, q, finest] for q in range(len(job.asks))])
+            for j, job in enumerate(jobs)
+        ]
+        others = [(j, q, seen) for j, q in asked for seen in dict.fromkeys(jobs[j].seen[q])]
+        answers |= self._answers(jobs, [each for each in others if each not in answers])
+        return [
+            self._record(
+                jobs[j], q, [answers[j, q, seen] for seen in jobs[j].seen[q]],
+                feature_schema=feature_schema, model_hash=model_hash, source=source,
+            )
+            for j, q in asked
+        ]  # fmt: skip
+
+    def _record(
+        self,
+        job: _Job,
+        question: int,
+        by_action: Sequence[PackedAnswer],
+        *,
+        feature_schema: str,
+        model_hash: str,
+        source: SourceKind,
+    ) -> OracleRecord:
+        ask, plan = job.asks[question], job.plans[question]
+        texts = [self.processor.decode(list(answer.answer_ids)) for answer in by_action]
+        told: dict[str, Any] = {}
+        if self.space != uniform_space(self.scales):
+            told = {
+                "actions": self.space.names, "action_space": self.space.hash, "cells": plan.cells,
+            }  # fmt: skip
+        return OracleRecord(
+            picture_id=job.picture_id,
+            question_id=ask.question_id,
+            question=ask.question,
+            kind=ask.kind,
+            dataset=ask.dataset,
+            reference=ask.reference,
+            source=source,
+            scales=self.scales,
+            answers=tuple(texts),
+            scores=scores_of(ask, texts, self.space),
+            p_reference=tuple(
+                a.confidence if a.p_reference is None else a.p_reference for a in by_action
+            ),
+            confidence=tuple(a.confidence for a in by_action),
+            visual_tokens=plan.tokens,
+            features=tuple(float(value) for value in job.features[question]),
+            feature_schema=feature_schema,
+            model_hash=model_hash,
+            size_px=ask.size_px,
+            metadata=json.dumps(ask.metadata, sort_keys=True),
+            **told,
+        )
 
     @torch.inference_mode()
     def _jobs(self, task: PictureTask) -> Iterator[_Job]:
@@ -152,35 +177,51 @@ class Labeller:
             grid, tower = grids[0], towers[0]
         else:
             grid = self.model.encode_images(pixels)[0]
+        name, patches = picture_id(task.rgb), grid.float().cpu().numpy()
+        picture = picture_features(patches, self.scales)
+        projected = self.relevance.project(patches, tower)
         for start in range(0, len(task.asks), MAX_QUESTIONS):
             asks = task.asks[start : start + MAX_QUESTIONS]
-            questions = tuple(self._question(ask) for ask in asks)
-            yield _Job(task, asks, grid, tower, questions)
+            features, plans = [], []
+            for ask in asks:
+                ids = self.processor.question_ids(ask.question)
+                relevance = self.relevance.score(projected, ask.question, ids)
+                embedding = self.model.question_embedding(ids)
+                features.append(question_features(picture, relevance, ask.question, embedding))
+                plans.append(self.space.plan(relevance))
+            yield _Job(
+                name, asks, grid, tuple(self._question(ask) for ask in asks),
+                tuple(features), tuple(plans), tuple(self._seen(plan) for plan in plans),
+            )  # fmt: skip
+
+    def _seen(self, plan: Plan) -> tuple[Seen, ...]:
+        readings = [self.space.reading(index, plan) for index in range(len(self.space))]
+        return tuple(_as_the_model_knows_it(reading) for reading in readings)
 
     def _question(self, ask: Ask) -> PackedQuestion:
         prompt, answer = self.processor.prompt_and_answer(ask.question, ask.reference)
         return PackedQuestion(prompt, answer)
 
-    def _at_scale(self, jobs: Sequence[_Job], scale: int) -> list[list[PackedAnswer]]:
-        results: list[list[PackedAnswer]] = []
-        pack: list[_Job] = []
-        longest = 0
-        for job in [*jobs, None]:
-            length = 0 if job is None else scale + sum(_length(q) for q in job.questions)
-            fits = job is not None and max(longest, length) * (len(pack) + 1) <= MAX_PACKED_TOKENS
-            if pack and not fits:
-                results += answer_packed(
-                    self.model,
-                    torch.stack([pool_visual_tokens(j.grid, scale) for j in pack]),
-                    [j.questions for j in pack],
-                    end_ids=self.end_ids,
-                    max_new_tokens=self.max_new_tokens,
-                )
-                pack, longest = [], 0
-            if job is not None:
-                pack.append(job)
-                longest = max(longest, length)
-        return results
+    @torch.inference_mode()
+    def _answers(
+        self, jobs: Sequence[_Job], wanted: Sequence[Wanted]
+    ) -> dict[Wanted, PackedAnswer]:
+        segments = [
+            Segment(j, q, seen, _length(jobs[j].questions[q], seen)) for j, q, seen in wanted
+        ]
+        found: dict[Wanted, PackedAnswer] = {}
+        for rows in passes_of(rows_of(segments, self.model.config.hidden_size)):
+            answered = answer_packed(
+                self.model,
+                [pool_visual_tokens(jobs[row.picture].grid, row.coarse) for row in rows],
+                [_packed(jobs[row.picture], row) for row in rows],
+                end_ids=self.end_ids,
+                max_new_tokens=self.max_new_tokens,
+            )
+            for row, answers in zip(rows, answered, strict=True):
+                for each, answer in zip(row.segments, answers, strict=True):
+                    found[each.picture, each.question, each.seen] = answer
+        return found
 
     def _with_finest(self, job: _Job, finest: Sequence[PackedAnswer]) -> _Job:
         """Return the job with the finest answer standing in for every missing reference."""
@@ -195,36 +236,21 @@ class Labeller:
         )
         return replace(job, questions=filled)
 
-    @torch.inference_mode()
-    def _features(self, job: _Job) -> list[np.ndarray]:
-        grid = job.grid.float().cpu().numpy()
-        picture = picture_features(grid, self.scales)
-        projected = self.relevance.project(grid, job.tower)
-        rows = []
-        for ask in job.asks:
-            ids = self.processor.question_ids(ask.question)
-            relevance = self.relevance.score(projected, ask.question, ids)
-            rows.append(
-                question_features(
-                    picture, relevance, ask.question, self.model.question_embedding(ids)
-                )
-            )
-        return rows
 
-
-def scores_of(ask: Ask, answers: Sequence[str], scales: Sequence[int]) -> tuple[float, ...]:
-    """Return how right each scale's answer is.
+def scores_of(ask: Ask, answers: Sequence[str], space: ActionSpace) -> tuple[float, ...]:
+    """Return how right each action's answer is.
 
     With a reference: exact match. Without: agreement with the finest answer. A score that a user
-    gave for the logged answer overrides it for every scale that answers the same; when it says that
-    the finest is wrong, agreeing with the finest earns nothing.
+    gave for the logged answer overrides it for every action that answers the same; when it says
+    that the finest is wrong, agreeing with the finest earns nothing.
     """
     if ask.reference is not None:
         return tuple(float(exact_match(answer, ask.reference)) for answer in answers)
     agrees = [float(exact_match(answer, answers[-1])) for answer in answers]
-    if ask.score is None or ask.logged_scale is None or ask.logged_scale not in scales:
+    at = _logged(ask, space)
+    if ask.score is None or at is None:
         return tuple(agrees)
-    logged = answers[list(scales).index(ask.logged_scale)]
+    logged = answers[at]
     if exact_match(logged, answers[-1]):
         return tuple(ask.score * agree for agree in agrees)
     return tuple(
@@ -233,5 +259,37 @@ def scores_of(ask: Ask, answers: Sequence[str], scales: Sequence[int]) -> tuple[
     )
 
 
-def _length(question: PackedQuestion) -> int:
-    return len(question.prompt_ids) + len(question.reference_ids or ())
+def _logged(ask: Ask, space: ActionSpace) -> int | None:
+    """Return the action whose answer was logged; None where this space has none that is it.
+
+    The name of a focus means something in its own space only; a scale is the same everywhere.
+    """
+    name = ask.logged_action or str(ask.logged_scale)
+    if name not in space.names:
+        return None
+    at = space.index(name)
+    return at if space.actions[at].is_uniform or ask.logged_space == space.hash else None
+
+
+def _as_the_model_knows_it(reading: Reading) -> Seen:
+    if reading.fine is None or not reading.cells:  # without cells it is its coarse level
+        return reading.scale
+    return Focus(reading.scale, reading.fine, reading.cells)
+
+
+def _packed(job: _Job, row: Row) -> list[PackedQuestion]:
+    """Return the questions of a row, each with its own fine tokens."""
+    return [
+        replace(
+            job.questions[each.question],
+            own=focus_visual_tokens(job.grid, each.seen)[each.seen.coarse :],
+        )
+        if isinstance(each.seen, Focus)
+        else job.questions[each.question]
+        for each in row.segments
+    ]
+
+
+def _length(question: PackedQuestion, seen: Seen) -> int:
+    own = seen.visual_tokens - seen.coarse if isinstance(seen, Focus) else 0
+    return own + len(question.prompt_ids) + len(question.reference_ids or ())

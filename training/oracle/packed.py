@@ -1,10 +1,11 @@
 """Ask one picture many questions in one sequence: likelihoods and greedy answers.
 
-The sequence of a picture is [shared prompt start + visual tokens][rest of question 1 + its
-reference] [rest of question 2 + its reference]...; a block mask lets every question see the prefix
-and itself only, and its positions restart behind the prefix, so each gets exactly what it would get
-alone. Where teacher forcing shows that the reference is what greedy decoding gives, nothing is
-decoded; every other question goes on, from its first wrong token, out of the same key-value cache.
+The sequence of a picture is [shared prompt start + shared visual tokens][own visual tokens and rest
+of question 1 + its reference] [those of question 2 + its reference]...; a block mask lets every
+question see the prefix and itself only, and its positions restart behind the prefix, so each gets
+exactly what it would get alone. Where teacher forcing shows that the reference is what greedy
+decoding gives, nothing is decoded; every other question goes on, from its first wrong token, out of
+the same key-value cache.
 
 Knows a language model's tensors; does not know scales, files, scoring or routing.
 """
@@ -23,10 +24,19 @@ _SHARED, _HIDDEN = -1, -2  # owners of a column: everybody's, nobody's; q >= 0 i
 
 @dataclass(frozen=True)
 class PackedQuestion:
-    """One question: prompt ids with ONE image id, and the answer to score (end token included)."""
+    """One question: prompt ids with ONE image id, and the answer to score (end token included).
+
+    ``own`` (m, D) are visual tokens that this question alone sees, behind the shared ones.
+    """
 
     prompt_ids: Sequence[int]
     reference_ids: Sequence[int] | None
+    own: torch.Tensor | None = None
+
+    @property
+    def n_own(self) -> int:
+        """Visual tokens that no other question sees."""
+        return 0 if self.own is None else len(self.own)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 @torch.inference_mode()
 def answer_packed(
     model: Any,
-    visual_tokens: torch.Tensor,
+    visual_tokens: torch.Tensor | Sequence[torch.Tensor],
     questions: Sequence[Sequence[PackedQuestion]],
     *,
     end_ids: Sequence[int],
@@ -75,7 +85,7 @@ def answer_packed(
 
     Args:
         model: an ``M3ForConditionalGeneration`` (its language model, head and embeddings are used).
-        visual_tokens: (B, s, D), the pooled tokens of each picture.
+        visual_tokens: B times (s, D), what all questions of a picture see; any s for each.
         questions: B non-empty sequences.
         end_ids: ids that end an answer.
         max_new_tokens: answers longer than this (and than their reference) are cut.
@@ -218,9 +228,12 @@ class PackedBatch:
     """The packed tensors of a batch and where each question lies in them."""
 
     def __init__(
-        self, model: Any, visual: torch.Tensor, questions: Sequence[Sequence[PackedQuestion]]
+        self,
+        model: Any,
+        visual: torch.Tensor | Sequence[torch.Tensor],
+        questions: Sequence[Sequence[PackedQuestion]],
     ) -> None:
-        image_id, count = model.config.image_token_id, visual.shape[1]
+        image_id = model.config.image_token_id
         embedding = model.get_input_embeddings()
         rows_ids: list[list[int]] = []
         owners: list[list[int]] = []
@@ -229,8 +242,11 @@ class PackedBatch:
         self.spans: list[tuple[int, int, int, int]] = []  # row, question, first read, reads
         self._answers: dict[tuple[int, int], tuple[int, int]] = {}  # first column, first position
         for row, asked in enumerate(questions):
-            prompts = [_expand(question.prompt_ids, image_id, count) for question in asked]
+            count = len(visual[row])
+            prompts = [_expand(q.prompt_ids, image_id, count + q.n_own) for q in asked]
             shared = shared_prefix(prompts)
+            if any(question.n_own for question in asked):
+                shared = min(shared, list(asked[0].prompt_ids).index(image_id) + count)
             ids = list(prompts[0][:shared])
             owner, position = [_SHARED] * shared, list(range(shared))
             for index, (question, prompt) in enumerate(zip(asked, prompts, strict=True)):
@@ -252,16 +268,19 @@ class PackedBatch:
         def padded(lists: list[list[int]], fill: int) -> torch.Tensor:
             return torch.tensor([line + [fill] * (length - len(line)) for line in lists])
 
-        ids = padded(rows_ids, 0).to(visual.device)
+        shown = torch.cat(
+            [tokens for row in zip(visual, questions, strict=True) for tokens in _shown(*row)]
+        )
+        ids = padded(rows_ids, 0).to(shown.device)
         self.owners = padded(owners, _HIDDEN)
-        self.positions = padded(positions, 0).to(visual.device)
+        self.positions = padded(positions, 0).to(shown.device)
         is_image = ids == image_id
-        if int(is_image.sum()) != visual.shape[0] * count:
+        if int(is_image.sum()) != len(shown):
             raise ValueError("the questions of one picture must share the prompt up to the picture")
-        self.embeds = embedding(ids.masked_fill(is_image, 0)).to(visual.dtype)
-        self.embeds[is_image] = visual.reshape(-1, visual.shape[-1])
-        self.read_rows = torch.tensor([r for r, _ in reads], device=visual.device)
-        self.read_columns = torch.tensor([c for _, c in reads], device=visual.device)
+        self.embeds = embedding(ids.masked_fill(is_image, 0)).to(shown.dtype)
+        self.embeds[is_image] = shown
+        self.read_rows = torch.tensor([r for r, _ in reads], device=shown.device)
+        self.read_columns = torch.tensor([c for _, c in reads], device=shown.device)
 
     def prefill_mask(self) -> torch.Tensor:
         """Return the block mask: causal, and only the prefix and one's own question are seen."""
@@ -280,6 +299,11 @@ class PackedBatch:
         columns = torch.arange(self.owners.shape[1])
         late = (self.owners[row] == question) & (columns >= self._answers[row, question][0] + kept)
         self.owners[row, late] = _HIDDEN
+
+
+def _shown(shared: torch.Tensor, asked: Sequence[PackedQuestion]) -> list[torch.Tensor]:
+    """Return a picture's visual tokens in the order in which its sequence shows them."""
+    return [shared, *(question.own for question in asked if question.own is not None)]
 
 
 def _expand(prompt: Sequence[int], image_id: int, count: int) -> list[int]:

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from router.actions import ActionSpace
 from training.errors import BadRecord, TrainingError
 from training.files import replacing
 from training.sources.tasks import Source
@@ -42,6 +43,7 @@ class CollectJob:
     skip_bad: bool
     relevance: str
     text_encoder: Path | None
+    space: ActionSpace
 
 
 def shard_path(out: Path, index: int) -> Path:
@@ -122,7 +124,7 @@ def _labeller(job: CollectJob) -> Labeller:
 
     return Labeller(
         job.model, device=job.device, max_new_tokens=job.max_new_tokens,
-        relevance=job.relevance, text_encoder=job.text_encoder,
+        relevance=job.relevance, text_encoder=job.text_encoder, space=job.space,
     )  # fmt: skip
 
 

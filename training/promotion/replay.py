@@ -1,6 +1,6 @@
 """Replays audited questions under several policies: exact counterfactuals, side by side.
 
-All scales of a question were run on one set of weights, so what a policy would have done is looked
+All actions on a question were run on one set of weights, so what a policy would have done is looked
 up, not estimated. Knows routers and oracle data; does not know the service.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from router.router import Router
 from training.errors import NotEnoughData, TrainingError
 from training.evaluation.exam import questions_of
 from training.figures import comparison as cmp
-from training.figures.metrics import Array, picked
+from training.figures.metrics import picked
 from training.fitting.second_look import two_looks
 from training.oracle.data import OracleData, check_fits
 from training.progress import Progress, Steps, unseen
@@ -62,7 +62,8 @@ def replay(
 ) -> list[dict[str, Any]]:
     """Return one row per router and policy, each against the first: accuracy, tokens, harm and
     paired differences. A router with a second look pays both looks. Costs are those of the first
-    router (visual tokens without one).
+    router (visual tokens without one). A router takes its own actions, which may be fewer than
+    those of the data.
 
     Args:
         routers: (name, router) pairs, each at its own price.
@@ -72,7 +73,7 @@ def replay(
         progress: called at every step.
 
     Raises:
-        MixedData: a router was made for other features or scales.
+        MixedData: a router was made for other features, scales or actions.
         NotEnoughData: no question.
         TrainingError: nothing to replay, a scale the data lack, or a price without a router.
     """
@@ -80,21 +81,20 @@ def replay(
     costs = routers[0][1].policy.costs if routers else token_costs(data.scales)
     on = questions_of(data, np.array(costs), resamples)
     steps = Steps(progress, 2 * len(routers) + len(policies))
-    values = []
+    replayed = []
     for name, router in routers:
         steps.begin(f"{name}: decisions")
-        values.append(np.asarray(router.predict_values(data.features), float))
+        replayed.append(_Replayed(router, data, costs))
     done = [
-        (router.version, _run(name, router, predicted, data, on))
-        for (name, router), predicted in zip(routers, values, strict=True)
+        (each.router.version, each.as_it_stands(name))
+        for (name, _), each in zip(routers, replayed, strict=True)
     ]
     for spec in policies:
         if spec.price is None:
-            done.append(("", _fixed(spec, on)))
+            done.append(("", _fixed(spec, data)))
         else:
-            policy = Policy(costs, spec.price)
-            version = routers[0][1].version
-            done.append((version, cmp.run_policy(spec.text, values[0], policy, on)))
+            first = replayed[0]
+            done.append((first.router.version, first.at(spec.text, Policy(costs, spec.price))))
     rows = []
     for version, outcome in done:
         steps.begin(f"{outcome.name}: intervals")
@@ -136,20 +136,38 @@ def _row(
     }
 
 
-def _run(
-    name: str, router: Router, values: Array, data: OracleData, on: cmp.Questions
-) -> cmp.Outcome:
-    """Return what a router does as it stands: with its second look, if it has one."""
-    if router.second_look is None:
-        return cmp.run_policy(name, values, router.policy, on)
-    return two_looks(name, router.second_look, values, data.confidence, on)
+class _Replayed:
+    """A router before the questions of the data, under its own actions."""
+
+    def __init__(self, router: Router, data: OracleData, costs: Sequence[float]) -> None:
+        self.router = router
+        self._part = check_fits(router, data)
+        self._columns = data.columns(router.space)
+        self._on = questions_of(self._part, np.array(costs))
+        self._values = np.asarray(router.predict_values(data.features), float)
+
+    def as_it_stands(self, name: str) -> cmp.Outcome:
+        """Return what it does: with its second look, if it has one."""
+        look = self.router.second_look
+        if look is None:
+            return self.at(name, self.router.policy)
+        confidence = self._part.confidence
+        return self._among_all(two_looks(name, look, self._values, confidence, self._on))
+
+    def at(self, name: str, policy: Policy) -> cmp.Outcome:
+        """Return what its predictions do under a policy, with one look."""
+        return self._among_all(cmp.run_policy(name, self._values, policy, self._on))
+
+    def _among_all(self, outcome: cmp.Outcome) -> cmp.Outcome:
+        """Return the outcome with the actions numbered as the data number them."""
+        first = None if outcome.first is None else self._columns[outcome.first]
+        return replace(outcome, picks=self._columns[outcome.picks], first=first)
 
 
-def _fixed(spec: PolicySpec, on: cmp.Questions) -> cmp.Outcome:
-    scales = on.tokens.astype(int).tolist()
-    index = len(scales) - 1 if spec.scale is None else scales.index(spec.scale)
-    picks = np.full(len(on.scores), index)
-    return cmp.Outcome(spec.text, None, picks, picked(on.scores, picks))
+def _fixed(spec: PolicySpec, data: OracleData) -> cmp.Outcome:
+    index = data.space.index(str(data.scales[-1] if spec.scale is None else spec.scale))
+    picks = np.full(len(data), index)
+    return cmp.Outcome(spec.text, None, picks, picked(data.scores, picks))
 
 
 def gate(rows: Sequence[dict[str, Any]], tolerance: float = 0.005) -> str | None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from router.registry import current_router_path
 from router.router import Router
-from training.errors import GateClosed
+from training.errors import GateClosed, MixedData
 from training.evaluation.evaluate import evaluate
 from training.evaluation.report import write_report
 from training.fitting.fit import Cost, fit
 from training.oracle.collection import collect
-from training.oracle.data import OracleData, read_oracle
+from training.oracle.data import OracleData, check_fits, read_manifest, read_oracle, space_of
 from training.progress import Progress, unseen
 from training.promotion.registry import promote
 from training.promotion.replay import gate, replay
@@ -69,8 +69,10 @@ def retrain(
     source = log_source(job.log)
     for note in source.notes():
         say(f"left out: {note}")
+    # What is labelled now must go with what was collected before.
+    space = space_of(read_manifest(job.more_oracle[0])) if job.more_oracle else None
     collect(
-        source, job.model, job.out / "oracle", workers=job.workers,
+        source, job.model, job.out / "oracle", workers=job.workers, space=space,
         progress=lambda done, total: progress(done, total, "labelling pictures"),
     )  # fmt: skip
     data = read_oracle([job.out / "oracle", *job.more_oracle])
@@ -96,14 +98,16 @@ def why_not(
 ) -> str | None:
     """Return why the candidate must not replace the registry's router, or None if it may.
 
-    Without a router in force, with one made for other features, or with too few test pictures to
-    tell, nothing speaks against it.
+    Without a router in force, with one made for other features or actions, or with too few test
+    pictures to tell, nothing speaks against it.
     """
     current = current_router_path(registry)
     if current is None or test.n_pictures < MIN_GATE_PICTURES:
         return None
     before = Router.from_pretrained(current)
-    if before.schema.hash != candidate.schema.hash:
+    try:
+        check_fits(before, test)
+    except MixedData:
         return None
     pairs = [("current", before), ("candidate", candidate)]
     return gate(replay(pairs, test, progress=progress))

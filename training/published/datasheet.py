@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.oracle.data import space_of
 from training.published.table import COLUMNS, TABLE
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
+
+    from router.actions import ActionSpace
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 LICENCES = {
@@ -38,7 +41,10 @@ COLLECTED = {
 }
 
 
-_READ = ("picture_id", "split", "dataset", "kind", "repeat_of", "reference", "exact_match")
+_READ = (
+    "picture_id", "split", "dataset", "kind", "repeat_of", "reference", "exact_match",
+    "visual_tokens",
+)  # fmt: skip
 
 
 def datasheet(table: Any, manifest: dict[str, Any], sources: list[str]) -> str:
@@ -52,16 +58,21 @@ def datasheet(table: Any, manifest: dict[str, Any], sources: list[str]) -> str:
     from huggingface_hub import DatasetCard
 
     columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in _READ}
-    scales = [int(scale) for scale in manifest["scales"]]
-    names = {key: value[:: len(scales)] for key, value in columns.items()}
+    space = space_of(manifest)
+    names = {key: value[:: len(space)] for key, value in columns.items()}
     repeats = names["repeat_of"] != np.array(None, dtype=object)
     main = ~repeats
-    score = columns["exact_match"].astype(float).reshape(-1, len(scales))
+    score, tokens = (
+        columns[name].astype(float).reshape(-1, len(space))
+        for name in ("exact_match", "visual_tokens")
+    )
     card = DatasetCard.from_template(
         _card_data(sources),
         template_path=str(TEMPLATE),
         file=TABLE,
-        scales=scales,
+        scales=list(space.scales),
+        actions=list(space.names),
+        foci=_foci(space, tokens[main]),
         n_rows=table.num_rows,
         n_questions=int(main.sum()),
         n_pictures=len(set(names["picture_id"])),
@@ -89,6 +100,19 @@ def _card_data(sources: list[str]) -> DatasetCardData:
         task_categories=["visual-question-answering"],
         tags=["m3-router", "routing", "adaptive-visual-tokens"],
     )
+
+
+def _foci(space: ActionSpace, tokens: Any) -> list[list[object]]:
+    """Return a row for every focus: its levels, its rule in words and what it takes."""
+    rows: list[list[object]] = []
+    for action, of_rows in zip(space.actions, tokens.T, strict=True):
+        if action.rule is not None:
+            ring = " and their neighbours" if action.rule.ring else ""
+            rule = (
+                f"from {action.rule.share / 10:g} % of the peak{ring}, at most {action.rule.most}"
+            )
+            rows.append([action.name, action.coarse, action.fine, rule, f"{of_rows.mean():.1f}"])
+    return rows
 
 
 def _by_split(names: dict[str, Any], main: Any) -> list[list[object]]:

@@ -1,4 +1,4 @@
-"""The published form of oracle data: one Parquet table, a row per question and scale.
+"""The published form of oracle data: one Parquet table, a row per question and action.
 
 Anyone can read it with any Parquet reader and score a router on it without this repository's model.
 Knows the table's columns; does not know how it was collected, nor how picks are scored.
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from router.actions import ActionSpace, uniform_space
 from router.records import split_of
 from training.errors import TrainingError
+from training.oracle.data import space_of
 
 TABLE = "instances.parquet"
 DATASHEET = "datasheet.md"
-FORMAT = "1"
+FORMAT = "2"  # 1: the scales alone, without the columns about actions
 HARDWARE = "NVIDIA H100 SXM"
 COLUMNS = {
     "picture_id": "SHA-256 of the picture's pixels; decides the split",
@@ -32,14 +34,20 @@ COLUMNS = {
     "reference": "right answer (null: unknown)",
     "split": "train, calibration or test, by picture",
     "repeat_of": "question_id of the same question in other words (null: not a repeat)",
-    "scale": "visual tokens the picture was read as",
-    "visual_tokens": "the same for a request with one picture",
-    "answer": "greedy answer at this scale",
+    "action": "how the picture was read: a scale, or a focus by its name",
+    "scale": "the scale it was read at as a whole (null: a focus)",
+    "coarse": "of a focus the level of the whole picture, else the scale",
+    "fine": "level of the fine tokens (null: no focus)",
+    "cells": "cells read finely, squares of 2x2 fine tokens numbered row by row from 0",
+    "visual_tokens": "visual tokens of the request: coarse, and 4 for every cell",
+    "answer": "greedy answer by this action",
     "exact_match": "1 right, 0 wrong; agreement with the finest scale's answer without a reference",
-    "p_reference": "probability of the reference answer at this scale",
-    "confidence": "probability of the given answer at this scale",
-    "flops": "operations of the request, 40 text and 8 answer tokens (null: unknown)",
-    "gpu_ms": f"analytic milliseconds on one {HARDWARE}, batch 64; not measured (null: unknown)",
+    "p_reference": "probability of the reference answer by this action",
+    "confidence": "probability of the given answer by this action",
+    "flops": "operations of the request, 40 text and 8 answer tokens (null: unknown); "
+    "of a focus read off the line through the scales",
+    "gpu_ms": f"analytic milliseconds on one {HARDWARE}, batch 64; not measured (null: unknown); "
+    "of a focus read off the line through the scales",
     "size_px": "size of the smallest thing that must be seen, px (null: unknown)",
     "clutter": "things of the same sort in the picture (null: unknown)",
     "target_share": "share of the picture that is asked about (null: unknown)",
@@ -48,16 +56,20 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Published:
-    """n questions at K scales, read back from a published table; repeats left out."""
+    """n questions under A actions, read back from a published table; repeats left out.
+
+    The finest scale is the last action.
+    """
 
     question_ids: NDArray[np.str_]
     picture_ids: NDArray[np.str_]
     groups: NDArray[np.str_]  # "dataset/kind"
     splits: NDArray[np.str_]
-    scores: NDArray[np.float64]  # (n, K)
-    scales: tuple[int, ...]
-    flops: NDArray[np.float64] | None  # (K,)
-    gpu_ms: NDArray[np.float64] | None  # (K,)
+    scores: NDArray[np.float64]  # (n, A), as all that follow
+    visual_tokens: NDArray[np.float64]
+    flops: NDArray[np.float64] | None
+    gpu_ms: NDArray[np.float64] | None
+    space: ActionSpace
 
     def __len__(self) -> int:
         return len(self.question_ids)
@@ -72,12 +84,15 @@ class Published:
         rows = self.splits == name
         return Published(
             self.question_ids[rows], self.picture_ids[rows], self.groups[rows], self.splits[rows],
-            self.scores[rows], self.scales, self.flops, self.gpu_ms,
+            self.scores[rows], self.visual_tokens[rows],
+            None if self.flops is None else self.flops[rows],
+            None if self.gpu_ms is None else self.gpu_ms[rows],
+            self.space,
         )  # fmt: skip
 
 
 def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
-    """Return the table: a row for each of n oracle records (an Arrow table) and each of K scales.
+    """Return the table: a row for each of n oracle records (an Arrow table) and each action.
 
     Raises:
         TrainingError: two different questions about one picture have the same name.
@@ -85,16 +100,18 @@ def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
     import pyarrow as pa
 
     rows = records.to_pylist()
-    scales = [int(scale) for scale in manifest["scales"]]
-    n, k = len(rows), len(scales)
+    space = space_of(manifest)
+    n, tokens = len(rows), [t for row in rows for t in row["visual_tokens"]]
     facts = [json.loads(row["metadata"] or "{}") for row in rows]
     names = unique_names([(row["picture_id"], row["question_id"]) for row in rows])
 
     def each(values: list[Any]) -> list[Any]:
-        return [value for value in values for _ in scales]
+        return [value for value in values for _ in space.actions]
 
-    def per_scale(values: list[float] | None) -> list[float | None]:
-        return [None] * (n * k) if values is None else [*values] * n
+    def taken(per_scale: list[float] | None) -> list[float | None]:
+        if per_scale is None:
+            return [None] * len(tokens)
+        return np.interp(tokens, space.scales, per_scale).tolist()
 
     def fact(name: str) -> list[float | None]:
         return each([None if f.get(name) is None else float(f[name]) for f in facts])
@@ -113,14 +130,18 @@ def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
         "reference": (text, each([r["reference"] for r in rows])),
         "split": (text, each([split_of(r["picture_id"]) for r in rows])),
         "repeat_of": (text, each([repeat_of(*pair) for pair in zip(rows, facts, strict=True)])),
-        "scale": (whole, scales * n),
-        "visual_tokens": (whole, [t for r in rows for t in r["visual_tokens"]]),
+        "action": (text, list(space.names) * n),
+        "scale": (whole, [a.coarse if a.is_uniform else None for a in space.actions] * n),
+        "coarse": (whole, [a.coarse for a in space.actions] * n),
+        "fine": (whole, [a.fine for a in space.actions] * n),
+        "cells": (pa.list_(whole), [c for r in rows for c in r["cells"] or [[]] * len(space)]),
+        "visual_tokens": (whole, tokens),
         "answer": (text, [a for r in rows for a in r["answers"]]),
         "exact_match": (single, [s for r in rows for s in r["scores"]]),
         "p_reference": (single, [p for r in rows for p in r["p_reference"]]),
         "confidence": (single, [c for r in rows for c in r["confidence"]]),
-        "flops": (real, per_scale(manifest.get("flops"))),
-        "gpu_ms": (real, per_scale(None if seconds is None else [1e3 * s for s in seconds])),
+        "flops": (real, taken(manifest.get("flops"))),
+        "gpu_ms": (real, taken(None if seconds is None else [1e3 * s for s in seconds])),
         "size_px": (single, each([r["size_px"] for r in rows])),
         "clutter": (single, fact("clutter")),
         "target_share": (single, fact("target_share")),
@@ -133,7 +154,8 @@ def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
         metadata={
             "format": FORMAT,
             "model_hash": manifest["model_hash"],
-            "scales": json.dumps(scales),
+            "scales": json.dumps(space.scales),
+            "actions": json.dumps(space.to_json()),
             "data_hash": data_hash,
         },
     )
@@ -164,7 +186,7 @@ def read_published(folder: Path) -> Published:
     path = folder / TABLE
     wanted = [
         "question_id", "picture_id", "dataset", "kind", "split", "repeat_of", "scale",
-        "exact_match", "flops", "gpu_ms",
+        "exact_match", "visual_tokens", "flops", "gpu_ms",
     ]  # fmt: skip
     try:
         table = pq.read_table(path)
@@ -174,17 +196,21 @@ def read_published(folder: Path) -> Published:
     if missing:
         raise TrainingError(f"{path} lacks the columns {', '.join(missing)}")
     table = table.filter(table["repeat_of"].is_null())
-    scales = sorted(set(table["scale"].to_pylist()))
-    n, left = divmod(table.num_rows, max(len(scales), 1))
-    if n == 0 or left or table["scale"].to_pylist() != scales * n:
-        raise TrainingError(f"{path} does not hold every scale of every question, in order")
+    space = _space_in(table, path)
+    # Tables of format 1 hold the scales alone.
+    action = table["action" if "action" in table.column_names else "scale"].to_pylist()
+    n, left = divmod(table.num_rows, len(space))
+    if n == 0 or left or [*map(str, action)] != list(space.names) * n:
+        raise TrainingError(f"{path} does not hold every action of every question, in order")
 
     def first(column: str) -> NDArray[np.str_]:
-        return np.array(table[column].to_pylist()[:: len(scales)], dtype=np.str_)
+        return np.array(table[column].to_pylist()[:: len(space)], dtype=np.str_)
 
-    def of_scale(column: str) -> NDArray[np.float64] | None:
-        values = table[column].to_pylist()[: len(scales)]
-        return None if None in values else np.array(values, dtype=np.float64)
+    def numbers(column: str) -> NDArray[np.float64]:
+        return np.array(table[column].to_pylist(), dtype=np.float64).reshape(n, -1)
+
+    def known(column: str) -> NDArray[np.float64] | None:
+        return None if table[column].null_count else numbers(column)
 
     kinds = zip(first("dataset").tolist(), first("kind").tolist(), strict=True)
     return Published(
@@ -192,8 +218,22 @@ def read_published(folder: Path) -> Published:
         picture_ids=first("picture_id"),
         groups=np.array([f"{dataset}/{kind}" for dataset, kind in kinds], dtype=np.str_),
         splits=first("split"),
-        scores=np.array(table["exact_match"].to_pylist(), dtype=np.float64).reshape(n, -1),
-        scales=tuple(scales),
-        flops=of_scale("flops"),
-        gpu_ms=of_scale("gpu_ms"),
+        scores=numbers("exact_match"),
+        visual_tokens=numbers("visual_tokens"),
+        flops=known("flops"),
+        gpu_ms=known("gpu_ms"),
+        space=space,
     )
+
+
+def _space_in(table: Any, path: Path) -> ActionSpace:
+    """Return the actions of a table."""
+    stored = (table.schema.metadata or {}).get(b"actions")
+    if stored is not None:
+        return space_of({"actions": json.loads(stored)})
+    if "action" in table.column_names and table["scale"].null_count:
+        raise TrainingError(f"{path} has lost what its actions mean; publish it again")
+    scales = sorted(set(table["scale"].to_pylist()))
+    if not scales:
+        raise TrainingError(f"{path} holds no question")
+    return uniform_space(scales)

@@ -27,7 +27,7 @@ _DECISION_COLUMNS = [
     "request_id", "picture_ids", "question", "model", "scale", "router_version", "audited",
     "status",
 ]  # fmt: skip
-_NEWER = ("tenant",)  # columns that older logs lack: None there
+_NEWER = ("tenant", "actions", "action_space")  # columns that older logs lack: None there
 
 
 def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -117,6 +117,8 @@ def log_source(folder: Path) -> FileSource:
             dataset="log",
             score=given.get("score"),
             logged_scale=row["scale"],
+            logged_action=row["actions"][0] if row["actions"] else None,
+            logged_space=row["action_space"],
             metadata={"model": row["model"], "router_version": row["router_version"]},
         )
         # The same question about the same picture is asked once, with the newest feedback on it.

@@ -20,6 +20,7 @@ from m3model.errors import BadPicture
 from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from training.errors import BadRecord
 
+_NEWER = ("logged_action", "logged_space")  # of `Ask`: folders of before must go on
 SourceKind = Literal["scenes", "llava", "log"]
 
 
@@ -36,6 +37,13 @@ class Ask:
     metadata: dict[str, Any] = field(default_factory=dict)
     score: float | None = None  # feedback on the logged answer, when no reference was given
     logged_scale: int | None = None
+    logged_action: str | None = None  # None in logs older than the column
+    logged_space: str | None = None  # hash of the space that the action is of
+
+    def content(self) -> dict[str, Any]:
+        """Return all that it says; what older versions did not know is left out where empty."""
+        said = asdict(self)
+        return {key: said[key] for key in said if key not in _NEWER or said[key] is not None}
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,9 @@ class FileSource:
         """Return the origin and a hash of every question and picture name."""
         content = hashlib.sha256()
         for name, path, asks in self.pictures:
-            content.update(f"{name}\0{path.name}\0{json.dumps([asdict(a) for a in asks])}".encode())
+            content.update(
+                f"{name}\0{path.name}\0{json.dumps([a.content() for a in asks])}".encode()
+            )
         return {"source": self.kind, **self.origin, "content": content.hexdigest()[:16]}
 
     def notes(self) -> list[str]:

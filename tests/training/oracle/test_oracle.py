@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from router.actions import uniform_space
 from router.records import (
     DecisionRecord,
     FeedbackRecord,
@@ -104,11 +105,11 @@ def test_without_a_reference_the_finest_answer_stands_in(tiny_model: Path) -> No
 
 
 def test_scores() -> None:
-    answers, scales = ["a", "b", "b"], (1, 9, 36)
-    assert scores_of(Ask("q", reference="A."), answers, scales) == (1.0, 0.0, 0.0)
-    assert scores_of(Ask("q"), answers, scales) == (0.0, 1.0, 1.0)
-    assert scores_of(Ask("q", score=0.0, logged_scale=36), answers, scales) == (0.0, 0.0, 0.0)
-    assert scores_of(Ask("q", score=0.8, logged_scale=1), answers, scales) == (0.8, 1.0, 1.0)
+    answers, space = ["a", "b", "b"], uniform_space((1, 9, 36))
+    assert scores_of(Ask("q", reference="A."), answers, space) == (1.0, 0.0, 0.0)
+    assert scores_of(Ask("q"), answers, space) == (0.0, 1.0, 1.0)
+    assert scores_of(Ask("q", score=0.0, logged_scale=36), answers, space) == (0.0, 0.0, 0.0)
+    assert scores_of(Ask("q", score=0.8, logged_scale=1), answers, space) == (0.8, 1.0, 1.0)
 
 
 def test_rerun_does_nothing_and_other_parameters_are_refused(

@@ -1,6 +1,7 @@
 """The published table, scores on it, repeats, replayed policies: hand-worked, by the CLI."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
+from router import ComplexityPredictor, Policy, Router
+from router.actions import Action, ActionSpace, CellRule, uniform_space
 from router.features.schema import feature_schema
+from router.policy import token_costs
 from router.records import OracleRecord, split_of, to_table
-from training.errors import NotEnoughData, TrainingError
+from training.errors import MixedData, NotEnoughData, TrainingError
 from training.figures.headroom import oracles
 from training.oracle.data import read_oracle
-from training.promotion.replay import parse_policy
+from training.promotion.registry import promote
+from training.promotion.replay import parse_policy, replay
+from training.promotion.retrain import why_not
 from training.published.table import COLUMNS, TABLE, read_published, unique_names
 
 SCALES = (1, 9, 36)
@@ -71,6 +77,40 @@ def write_oracle(folder: Path, pictures: int = 40, **changes: object) -> Path:
     return folder
 
 
+FOCUS_SPACE = ActionSpace(
+    (
+        Action("1", 1),
+        Action("1+36@500x5", 1, 36, CellRule(500, False, 5), "1"),
+        Action("9", 9, base="1"),
+        Action("36", 36, base="9"),
+    )
+)
+FOCUSED = {  # scores of the actions, and the cells that the focus reads
+    "easy": ((1, 1, 1, 1), (4,)), "middle": ((0, 1, 1, 1), (4,)),
+    "lost": ((0, 0, 1, 0), ()), "never": ((0, 0, 0, 0), (0, 1, 8)),
+}  # fmt: skip
+
+
+def write_focused(folder: Path, pictures: int = 40) -> Path:
+    """Write oracle data with a focus, the manifest as `collect` leaves it."""
+    write_oracle(folder, pictures=1)
+    records = [
+        record(
+            f"{number:064x}", kind, scores, question_id=f"{number:04x}-{kind}",
+            p_reference=(0.5,) * 4, confidence=(0.5,) * 4,
+            visual_tokens=(1, 1 + 4 * len(cells), 9, 36), cells=((), cells, (), ()),
+            actions=FOCUS_SPACE.names, action_space=FOCUS_SPACE.hash,
+        )
+        for number in range(pictures)
+        for kind, (scores, cells) in FOCUSED.items()
+    ]  # fmt: skip
+    pq.write_table(to_table(records, OracleRecord), folder / "oracle-00000.parquet")
+    path = folder / "manifest.json"
+    told = {"actions": FOCUS_SPACE.to_json(), "action_space": FOCUS_SPACE.hash}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **told}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_oracle(tmp_path_factory.mktemp("bench") / "oracle")
@@ -110,6 +150,9 @@ def test_table_reads_with_pyarrow_alone(published: Path) -> None:
     again = [r for r in table.to_pylist() if r["question_id"] == "0007-lost-again1"]
     assert {r["repeat_of"] for r in again} == {"0007-lost"}
     assert table.schema.metadata[b"model_hash"] == b"feed"
+    assert [(r["action"], r["coarse"], r["fine"], r["cells"]) for r in rows] == [
+        (str(scale), scale, None, []) for scale in SCALES
+    ]
 
 
 def test_datasheet_counts_what_is_there(published: Path) -> None:
@@ -170,6 +213,79 @@ def test_bad_picks_are_one_line(published, tmp_path, command) -> None:
         assert "give --oracle DIR --out DIR, or --score FILE" in done.stderr
 
 
+def test_tables_of_before_are_read(published: Path, tmp_path: Path) -> None:
+    table = pq.read_table(published / TABLE).drop_columns(["action", "coarse", "fine", "cells"])
+    pq.write_table(table.replace_schema_metadata({"format": "1"}), tmp_path / TABLE)
+    old, new = read_published(tmp_path), read_published(published)
+    assert old.space == new.space == uniform_space(SCALES)
+    assert np.array_equal(old.scores, new.scores)
+    assert np.array_equal(old.visual_tokens, np.tile(SCALES, (160, 1)))
+
+
+@pytest.fixture
+def focused(tmp_path: Path, command) -> Path:
+    """A published table with a focus in it."""
+    folder = write_focused(tmp_path / "focused-oracle")
+    done = command("m3-train", "bench", "--oracle", folder, "--out", tmp_path / "focused")
+    assert done.returncode == 0, done.stderr
+    assert "160 questions at 3 scales and 1 foci" in done.stderr
+    return tmp_path / "focused"
+
+
+def test_a_focus_has_rows_and_a_datasheet(focused: Path) -> None:
+    rows = [
+        row
+        for row in pq.read_table(focused / TABLE).to_pylist()
+        if row["question_id"] == "0007-middle"
+    ]
+    assert [row["action"] for row in rows] == list(FOCUS_SPACE.names)
+    assert [row["scale"] for row in rows] == [1, None, 9, 36]
+    assert [(row["coarse"], row["fine"]) for row in rows] == [
+        (1, None), (1, 36), (9, None), (36, None),
+    ]  # fmt: skip
+    assert [row["cells"] for row in rows] == [[], [4], [], []]
+    assert [row["visual_tokens"] for row in rows] == [1, 5, 9, 36]
+    assert [row["flops"] for row in rows] == [1.0, 1.5, 2.0, 4.0]
+    text = (focused / "datasheet.md").read_text("utf-8")
+    assert "| type | n | 1 | 1+36@500x5 | 9 | 36 |" in text
+    assert "| scenes/middle | 40 | 0.000 | 1.000 | 1.000 | 1.000 |" in text
+    assert "| 1+36@500x5 | 1 | 36 | from 50 % of the peak, at most 5 | 6.0 |" in text
+    assert 'picks, on=["question_id", "action"]' in text
+
+
+def test_scores_of_picked_foci_by_hand(focused: Path, tmp_path: Path, command) -> None:
+    best = {"easy": "1", "middle": "1+36@500x5", "lost": "9", "never": "1"}
+    test = read_published(focused).split("test")
+    names = test.question_ids.tolist()
+    chosen = [best[name.split("-")[1]] for name in names]
+    path, out = tmp_path / "picks.parquet", tmp_path / "scores.json"
+    pq.write_table(pa.table({"question_id": names, "action": chosen}), path)
+    words = ["m3-train", "bench", "--score", path, "--table", focused, "--json", out]
+    done = command(*words, "--resamples", 100)
+    assert done.returncode == 0, done.stderr
+    assert "always 1+36@500x5 │ 0.500 │ 6.0" in " ".join(done.stdout.split())
+    found = json.loads(out.read_text())
+    mine = found["picks"]
+    assert (mine["accuracy"], mine["visual_tokens"]) == (0.75, (1 + 5 + 9 + 1) / 4)
+    assert mine["flops"] == (1.0 + 1.5 + 2.0 + 1.0) / 4
+    assert mine["share_of_scale"] == {"1": 0.5, "1+36@500x5": 0.25, "9": 0.25, "36": 0.0}
+    assert [p["scale"] for p in found["fixed"]] == [1, 9, 36]
+    [focus] = found["fixed_focus"]
+    assert (focus["action"], focus["accuracy"], focus["visual_tokens"]) == (best["middle"], 0.5, 6)
+    # The table of types over scales takes 1, 9, 9 and 1; over all actions what these picks take.
+    ratios = found["token_ratio_at_equal_accuracy"]
+    assert ratios["type_table"]["mean"] == pytest.approx(4 / 5)
+    assert ratios["type_table_same_actions"]["mean"] == pytest.approx(1.0)
+    # Scales are actions too, and may be picked by number.
+    pq.write_table(pa.table({"question_id": names, "scale": [9] * len(names)}), path)
+    assert command(*words, "--resamples", 100).returncode == 0
+    assert json.loads(out.read_text())["picks"]["visual_tokens"] == 9
+    pq.write_table(pa.table({"question_id": names, "action": ["7"] * len(names)}), path)
+    done = command(*words)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "picks the action 7; the table has 1, 1+36@500x5, 9, 36" in done.stderr
+
+
 def test_names_that_two_pictures_share_are_told_apart() -> None:
     keys = [("a" * 64, "1"), ("b" * 64, "1"), ("b" * 64, "2")]
     assert list(unique_names(keys).values()) == ["1@" + "a" * 16, "1@" + "b" * 16, "2"]
@@ -189,7 +305,7 @@ def test_repeats_are_no_questions_but_correct_for_luck(oracle: Path) -> None:
     from training.evaluation.exam import questions_of
 
     on = questions_of(data, np.array(SCALES) / 36)
-    assert on.gpu_ms.tolist() == [1.0, 2.0, 4.0]
+    assert np.unique(on.gpu_ms).tolist() == [1.0, 2.0, 4.0]
     found = oracles(on, data.repeats)
     # "easy" is right either way; "lost" was luck: what one wording chooses the other gets wrong.
     assert found["luck_corrected"]["accuracy"] == 0.5
@@ -221,6 +337,69 @@ def test_replay_of_fixed_policies_by_hand(oracle, tmp_path, command) -> None:
     assert found["rows"][1]["minus_first"]["token_ratio"] == 0.25
     assert found["rows"][0]["gpu_ms"] == 4.0
     assert found["split"] == "all"
+
+
+def router_over(space: ActionSpace, price: float) -> Router:
+    """A router that finds the coarsest scale bad and all else good, the finest a little better."""
+    chances = np.array([0.2, *[0.8] * (len(space) - 2), 0.9])
+    features = np.random.default_rng(0).normal(size=(200, len(SCHEMA.names)))
+    right = np.random.default_rng(1).random((200, len(space))) < chances
+    predictor = ComplexityPredictor(n_estimators=3).fit(features, right)
+    return Router(predictor, SCHEMA, Policy(token_costs(SCALES), price), space=space)
+
+
+OTHER_RULE = replace(FOCUS_SPACE.actions[1], rule=CellRule(400, False, 5))
+STRANGE = ActionSpace((FOCUS_SPACE.actions[0], OTHER_RULE, *FOCUS_SPACE.actions[2:]))
+
+
+def test_replay_of_routers_over_different_actions(tmp_path: Path) -> None:
+    """Each takes its own actions; what a row costs is that row's."""
+    data = read_oracle([write_focused(tmp_path / "oracle")])
+    plain, focused = router_over(uniform_space(SCALES), 0.1), router_over(FOCUS_SPACE, 0.1)
+    rows = replay(
+        [("plain", plain), ("focused", focused)], data, resamples=100,
+        policies=[parse_policy(text) for text in ("finest", "fixed:9", "price:9", "price:0")],
+    )  # fmt: skip
+    tokens = np.array([[1, 1 + 4 * len(c), 9, 36] for _, c in FOCUSED.values()])
+    scores = np.array([s for s, _ in FOCUSED.values()])
+
+    def by_hand(made: Router, columns: list[int], price: float) -> tuple[float, float]:
+        [values] = made.predict_values(data.features[:1])
+        best = (values - price * tokens[:, columns] / 36).argmax(axis=1)
+        at = np.arange(4), np.array(columns)[best]
+        return float(scores[at].mean()), float(tokens[at].mean())
+
+    uniform, every = [0, 2, 3], [0, 1, 2, 3]
+    wanted = [
+        by_hand(plain, uniform, 0.1), by_hand(focused, every, 0.1), (0.5, 36.0), (0.75, 9.0),
+        by_hand(plain, uniform, 9.0), by_hand(plain, uniform, 0.0),
+    ]  # fmt: skip
+    found = [(row["accuracy"], row["visual_tokens"]) for row in rows]
+    assert found == [pytest.approx(each) for each in wanted]
+    assert len(set(found)) > 3
+    assert rows[1]["share_of_scale"]["1+36@500x5"] > 0
+    assert rows[0]["share_of_scale"]["1+36@500x5"] == 0
+    assert rows[0]["flops"] == pytest.approx(2.0)  # always 9
+    with pytest.raises(MixedData, match=r"do not hold the actions 1\+36@500x5"):
+        replay([("strange", router_over(STRANGE, 0.1))], data)
+    with pytest.raises(MixedData, match=r"do not hold the actions 1\+36@500x5"):
+        replay([("focused", focused)], read_oracle([write_oracle(tmp_path / "uniform")]))
+
+
+def test_the_gate_judges_what_the_data_can_judge(tmp_path: Path) -> None:
+    data = read_oracle([write_focused(tmp_path / "oracle", pictures=120)]).split("test")
+    registry = tmp_path / "registry"
+
+    def in_force(router: Router, name: str) -> None:
+        promote(router.save_pretrained(tmp_path / name), registry)
+
+    in_force(router_over(uniform_space(SCALES), 0.1), "plain")  # always 9, .75 right
+    always_finest = router_over(FOCUS_SPACE, 0.0)  # .5 right
+    assert "it answers worse: -25.00 points" in (why_not(always_finest, registry, data) or "")
+    assert why_not(router_over(uniform_space(SCALES), 0.1), registry, data) is None
+    # What the data do not hold speaks neither for nor against the router in force.
+    in_force(router_over(STRANGE, 0.1), "strange")
+    assert why_not(always_finest, registry, data) is None
 
 
 @pytest.mark.parametrize(

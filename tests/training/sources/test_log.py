@@ -1,5 +1,6 @@
 """Reading the service's log as a source: what the service took, training takes."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def test_a_logged_picture_was_checked_by_the_service(tmp_path: Path) -> None:
     )  # fmt: skip
     pq.write_table(to_table([decision], DecisionRecord), tmp_path / "decisions" / "a.parquet")
     assert np.array_equal(log_source(tmp_path).load(0).rgb, strip)
+
+    [ask] = log_source(tmp_path).load(0).asks
+    assert (ask.logged_scale, ask.logged_action, ask.logged_space) == (9, None, None)
+    focused = replace(
+        decision, visual_tokens=17, actions=("9+144@500x12",), action_space="5bace", cells=((3, 7),)
+    )
+    pq.write_table(to_table([focused], DecisionRecord), tmp_path / "decisions" / "a.parquet")
+    [ask] = log_source(tmp_path).load(0).asks
+    assert (ask.logged_scale, ask.logged_action, ask.logged_space) == (9, "9+144@500x12", "5bace")
+    # Logs from before there were foci are read as before.
+    older = pq.read_table(tmp_path / "decisions" / "a.parquet")
+    older = older.drop_columns(["actions", "action_space", "cells"])
+    pq.write_table(older, tmp_path / "decisions" / "a.parquet")
+    [ask] = log_source(tmp_path).load(0).asks
+    assert (ask.logged_scale, ask.logged_action) == (9, None)
 
     data = tmp_path / "data.json"
     turns = '[{"from": "human", "value": "What?"}, {"from": "gpt", "value": "grey"}]'
