@@ -26,8 +26,8 @@ RIVALS: Drawn = {
 }
 # Where there are foci: what they add to our own router, and to a table.
 BESIDE_FOCI: Drawn = {
-    "uniform_router": ("our router, scales alone", "#555555", "--", 0.66, (0.66, 0.36)),
-    "type_table_same_actions": ("a table, same actions", "#B84A00", "-.", 0.50, (0.56, 0.20)),
+    "uniform_router": ("our router, scales alone", "#555555", "--", 0.66, (0.60, 0.36)),
+    "type_table_same_actions": ("a table, same actions", "#B84A00", "-.", 0.50, (0.58, 0.10)),
 }
 SOURCES = {"scenes": "synthetic scenes"}
 WORTH_AN_ARROW = 1.3

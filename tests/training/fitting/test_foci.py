@@ -42,7 +42,7 @@ MS = (1.0, 1.1, 1.4, 2.5, 8.0)
 HARDWARE = "NVIDIA H100 SXM"
 
 
-def write_oracle(folder: Path, pictures: int = 700, seed: int = 0) -> Path:
+def write_oracle(folder: Path, pictures: int = 400, seed: int = 0) -> Path:
     """Write questions of which one feature tells the level they need, another how much of it.
 
     A focus answers as its fine level does, a little worse; its cells cost what the second says.
