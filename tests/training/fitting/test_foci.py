@@ -1,4 +1,4 @@
-"""Foci beside scales, from labels to report: what is judged is what the router serves, row by row."""
+"""Foci beside scales, from labels to report: what is judged is what the router serves, by row."""
 
 import json
 from dataclasses import replace
