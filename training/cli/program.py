@@ -76,7 +76,9 @@ def fit(
         ["policy", "accuracy", "visual tokens", "calibration error"],
         [
             [
-                f"always {r['scale']}", f"{r['accuracy']:.3f}", f"{r['visual_tokens']:.4g}",
+                f"always {r['scale']}",
+                f"{r['accuracy']:.3f}",
+                f"{r['visual_tokens']:.4g}",
                 f"{r['ece']:.3f}",
             ]
             for r in here["per_scale"]

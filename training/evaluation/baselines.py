@@ -90,7 +90,8 @@ def _fitted(name: str, parts: Parts, steps: Steps) -> Baseline:
         (seen[0], seen[1]), train, calibration,
         progress=lambda done, total, now: steps.begin(f"{name}: {now}"),
     )  # fmt: skip
-    return Baseline(name, *(np.asarray(predictor.predict_proba(x), float) for x in seen[1:]))
+    held, test = (np.asarray(predictor.predict_proba(x), float) for x in seen[1:])
+    return Baseline(name, held, test)
 
 
 def _seen(name: str, parts: Parts) -> list[NDArray[np.float32]]:

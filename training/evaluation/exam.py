@@ -152,7 +152,7 @@ def questions_of(
     gpu_ms = None if seconds is None else data.per_action(1e3 * np.array(seconds, dtype=float))
     return cmp.Questions(
         data.scores, data.pictures, data.visual_tokens,
-        row_costs(data.visual_tokens, data.scales, costs),
+        row_costs(data.visual_tokens, data.scales, tuple(costs)),
         None if data.flops is None else data.per_action(data.flops), gpu_ms, resamples,
         encode_flops=data.encode.flops, encode_ms=1e3 * data.encode.seconds.get(HARDWARE, 0.0),
         space=data.space,

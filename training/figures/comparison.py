@@ -7,6 +7,7 @@ files or reports.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,8 @@ from training.figures.metrics import (
     regret,
 )
 from training.figures.resampling import Interval, Resampler
+
+TAKEN = ("tokens", "costs", "flops", "gpu_ms")  # what an action takes of a question
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,10 @@ class Questions:
     space: ActionSpace | None = None  # None: scales alone, which their tokens name
 
     def __post_init__(self) -> None:
-        for name, table in self._taken.items():
-            object.__setattr__(self, name, np.broadcast_to(table, self.scores.shape))
-
-    @property
-    def _taken(self) -> dict[str, Array]:
-        """Return what is known of what the actions take, by name."""
-        tables = {name: getattr(self, name) for name in ("tokens", "costs", "flops", "gpu_ms")}
-        return {name: table for name, table in tables.items() if table is not None}
+        for name in TAKEN:
+            table = getattr(self, name)
+            if table is not None:
+                object.__setattr__(self, name, np.broadcast_to(table, self.scores.shape))
 
     @cached_property
     def actions(self) -> ActionSpace:
@@ -70,10 +69,10 @@ class Questions:
         """Return the same questions under the uniform scales alone."""
         if self.actions.is_uniform:
             return self
-        columns = list(self.actions.uniform)
-        tables = {name: table[:, columns] for name, table in self._taken.items()}
-        space = uniform_space(self.actions.scales)
-        return replace(self, scores=self.scores[:, columns], space=space, **tables)
+        columns = np.array(self.actions.uniform)
+        return self._of(
+            self.pictures, uniform_space(self.actions.scales), lambda table: table[:, columns]
+        )
 
     @cached_property
     def resampler(self) -> Resampler:
@@ -82,8 +81,17 @@ class Questions:
 
     def only(self, mask: NDArray[np.bool_]) -> Questions:
         """Return some of the questions."""
-        tables = {name: table[mask] for name, table in self._taken.items()}
-        return replace(self, scores=self.scores[mask], pictures=self.pictures[mask], **tables)
+        return self._of(self.pictures[mask], self.space, lambda table: table[mask])
+
+    def _of(
+        self, pictures: NDArray[np.int64], space: ActionSpace | None, part: Callable[[Array], Array]
+    ) -> Questions:
+        """Return the questions with a part of every table."""
+        return replace(
+            self, scores=part(self.scores), pictures=pictures, tokens=part(self.tokens),
+            costs=part(self.costs), flops=None if self.flops is None else part(self.flops),
+            gpu_ms=None if self.gpu_ms is None else part(self.gpu_ms), space=space,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
