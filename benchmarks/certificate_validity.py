@@ -172,20 +172,23 @@ def repeat(
 def worlds(oracle: list[Path], router: Path) -> tuple[dict[Loss, World], dict[str, Any]]:
     """Return the population under each loss: calibration and test pictures the router never saw."""
     from router import Router
-    from router.policy import choose_many
+    from router.policy import choose_many, row_costs
+    from training.figures.metrics import picked
     from training.fitting.calibration_parts import certifying
-    from training.oracle.data import read_oracle
+    from training.fitting.certify import most_costs
+    from training.oracle.data import check_fits, read_oracle
 
-    data, shipped = read_oracle(oracle), Router.from_pretrained(router)
+    shipped = Router.from_pretrained(router)
+    data = check_fits(shipped, read_oracle(oracle))
     names = {*certifying(data).picture_ids.tolist(), *data.split("test").picture_ids.tolist()}
     held = data.take(np.array([name in names for name in data.picture_ids.tolist()]))
     held = held.take(np.argsort(held.pictures, kind="stable"))
     values = np.asarray(shipped.predict_values(held.features), dtype=np.float64)
-    costs = shipped.policy.costs
-    prices = price_family(costs)
-    finest = np.full(len(held), len(costs) - 1)
+    costs = row_costs(held.visual_tokens, shipped.scales, shipped.policy.costs)
+    prices = price_family(most_costs(shipped))
+    finest = np.full(len(held), values.shape[1] - 1)
     picks = [finest] + [choose_many(values, costs, float(price)) for price in prices]
-    tokens = np.array([held.tokens[each].mean() for each in picks])
+    tokens = np.array([picked(held.visual_tokens, each).mean() for each in picks])
     counts = np.bincount(held.pictures)
     first = np.cumsum(counts) - counts
     found: dict[Loss, World] = {}

@@ -6,7 +6,8 @@
 NVIDIA v2 (MLP over embeddings, a threshold a scale), nearest neighbours, RouteLLM (win probability
 from the text), AVG-LLaVA (a Transformer layer over all visual tokens). The scenes of the oracle are
 drawn and encoded again, since peers want embeddings or patches, and only a part of them
-(--pictures, --avg-pictures of the training pictures); ours learn exactly the same part.
+(--pictures, --avg-pictures of the training pictures); ours learn exactly the same part. They choose
+among scales, so ours does here too: foci in the oracle are left out.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from _predictors.splits import Splits, part_of, summary
 from _result import arguments, write
 from predictors import oracle_data
 
+from router.actions import uniform_space
 from training.figures.metrics import Array, picked
 from training.oracle.data import OracleData
 
@@ -75,7 +77,7 @@ def work_of(data: OracleData, parts: dict[str, list[Encoded]], encoder: Encoder,
     whole = part_of(data)
     made = [whole.take(rows_in(some)) for some in pictures.values()]
     vectors = {name: embeddings(some, encoder) for name, some in pictures.items()}
-    return Work(Splits(*made, data.scales), pictures, vectors, encoder, data)
+    return Work(Splits(*made, data.space), pictures, vectors, encoder, data)
 
 
 def ours(kind: str) -> Callable[[Work, int], dict[str, dict[str, float | None]]]:
@@ -251,6 +253,7 @@ def main() -> None:
     if given.quick:
         counts, seeds, few = {"train": 60, "calibration": 30, "test": 30}, 1, 30
     with oracle_data(given.oracle, given.quick) as (data, folder):
+        data = data.only(uniform_space(data.scales))
         encoder = Encoder.load(given.model)
         parts = encode(data, folder, encoder, counts)
     peers = [*(ours(kind) for kind in OURS), nvidia, neighbours, text_only]

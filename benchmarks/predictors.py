@@ -34,6 +34,7 @@ from _predictors.splits import (
 )
 from _result import arguments, write
 
+from router.actions import ActionSpace
 from training.figures.metrics import accuracy_at_cost, cost_at_accuracy
 from training.oracle.data import OracleData, read_oracle
 
@@ -112,15 +113,15 @@ def label_curve(
     pictures = len(set(parts[0].pictures.tolist()))
     found = []
     for size in [size for size in SIZES if size < pictures] + [pictures]:
-        row = rows_of(fit, lambda seed, n=size: resampled(*parts, data.scales, seed, n), seeds)
+        row = rows_of(fit, lambda seed, n=size: resampled(*parts, data.space, seed, n), seeds)
         found.append({"pictures": size, **row})
         show(f"{size} pictures", row)
     return found
 
 
-def fixed_mixture(test: Part, scales: Sequence[int]) -> Row:
+def fixed_mixture(test: Part, space: ActionSpace) -> Row:
     """Return what mixing fixed scales at random needs on the test questions."""
-    tokens, accuracy = np.array(scales, float), test.scores.mean(axis=0)
+    tokens, accuracy = np.array(space.scales, float), test.scores[:, space.uniform].mean(axis=0)
     return {
         "accuracy_per_scale": accuracy.tolist(),
         "accuracy_at_9_tokens": accuracy_at_cost(tokens, accuracy, 9.0),
@@ -187,7 +188,7 @@ def measure(data: OracleData, seeds: int, quick: bool) -> Row:
     train, calibration, test = parts
 
     def splits(seed: int) -> Splits:
-        return resampled(train, calibration, test, data.scales, seed)
+        return resampled(train, calibration, test, data.space, seed)
 
     print(f"{'kind':42}{'chosen by':>8} | tokens at 99, 98, 95 % | priced on calibration")
     kinds = compare_kinds(splits, seeds)
@@ -210,8 +211,9 @@ def measure(data: OracleData, seeds: int, quick: bool) -> Row:
             for name, part in zip(("train", "calibration", "test"), parts, strict=True)
         },
         "scales": list(data.scales),
+        "actions": list(data.space.names),
         "finest_accuracy": float(test.scores[:, -1].mean()),
-        "fixed_mixture": fixed_mixture(test, data.scales),
+        "fixed_mixture": fixed_mixture(test, data.space),
         "kinds": kinds,
         "best_on_calibration": best,
         "ablation": ablate(ALL_KINDS[best], data, splits, seeds),

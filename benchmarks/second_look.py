@@ -1,10 +1,11 @@
 """Does a second look pay? Answer coarsely, then let the answer's own confidence escalate once.
 
-An exact simulation on oracle data: every scale's answer, score and confidence is known. The single
+An exact simulation on oracle data: every action's answer, score and confidence is known. The single
 look is the router's values at one price. A second look pays for both passes and both answers, the
-picture being encoded once. Gates learn on training pictures, the small ones that a router carries
-on a third of the calibration pictures; each policy's settings are those on its hull over the
-calibration pictures; every figure is of test pictures, intervals by picture.
+picture being encoded once; it reads more of the picture than the first did. Ladders are of scales.
+Gates learn on training pictures, the small ones that a router carries on a third of the calibration
+pictures; each policy's settings are those on its hull over the calibration pictures; every figure
+is of test pictures, intervals by picture.
 
     python benchmarks/second_look.py [--oracle DIR] [--router DIR] [--json PATH] [--quick]
 """
@@ -31,6 +32,7 @@ from router.policy import candidate_prices, choose_many
 from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
 from router.second_look import SecondLook
+from training.figures.metrics import picked
 from training.fitting.calibration_parts import calibration_parts
 from training.fitting.predictor import labels_of
 from training.fitting.second_look import after_first, fit_gates
@@ -51,6 +53,10 @@ class Cost(NamedTuple):
 
     look: NDArray[np.float64]
     encode: float
+
+    def of(self, data: OracleData) -> Array:
+        """Return (n, A) what one look costs by each action."""
+        return data.per_action(self.look)
 
 
 def costs() -> dict[str, Cost]:
@@ -80,17 +86,17 @@ def costs() -> dict[str, Cost]:
 
 @dataclass(frozen=True)
 class Part:
-    """One split. ``values`` (n, K) before any answer; ``gates``, ``small`` (s0, n, K) after s0."""
+    """One split. ``values`` (n, A) before any answer; ``gates``, ``small`` (s0, n, A) after s0."""
 
     data: OracleData
-    agree: NDArray[np.bool_]  # (n, K, K): two scales answer the same
+    agree: NDArray[np.bool_]  # (n, A, A): two actions answer the same
     values: Array
     gates: Array
     small: Array
 
 
 def answers_of(folder: Path) -> dict[tuple[str, str], list[str]]:
-    """Return the answer at every scale by picture and question."""
+    """Return the answer by every action by picture and question."""
     import pyarrow.dataset as ds
 
     files = sorted(map(str, folder.glob("oracle-*.parquet")))
@@ -101,17 +107,17 @@ def answers_of(folder: Path) -> dict[tuple[str, str], list[str]]:
 
 def prepare(folder: Path, router: Router, most: int | None) -> list[Part]:
     """Return the calibration and test questions; gates are fitted on the training questions."""
-    data = read_oracle([folder])
-    check_fits(router, data)
+    whole = read_oracle([folder])
+    data, columns = check_fits(router, whole), whole.columns(router.space)
     if most is not None:
         data = data.take(data.pictures < most)
     known = answers_of(folder)
     splits = [data.split("train"), data.split("calibration"), data.split("test")]
     asked = [zip(s.picture_ids, s.question_ids, strict=True) for s in splits]
-    texts = [np.array([known[key] for key in keys], object) for keys in asked]
+    texts = [np.array([known[key] for key in keys], object)[:, columns] for keys in asked]
     raw = opinions(splits)
     gates: list[list[Array]] = [[], []]
-    for start in range(len(data.scales) - 1):
+    for start in range(len(data.space) - 1):
         inputs = [after_answer(*of, start) for of in zip(splits, raw, texts, strict=True)]
         model = ComplexityPredictor(**FAST).fit(inputs[0], splits[0].scores[:, start:])
         said = [model.raw_scores(x) for x in inputs[1:]]
@@ -121,7 +127,7 @@ def prepare(folder: Path, router: Router, most: int | None) -> list[Part]:
             values = [to(column) for to, column in zip(maps, of.T, strict=True)]
             gate.append(np.stack([np.full(len(of), -np.inf)] * start + values, axis=1))
     fits = calibration_parts(data)[0]
-    look = fit_gates(values_of(router, fits), fits.scores, fits.confidence, data.scales)
+    look = fit_gates(values_of(router, fits), fits.scores, fits.confidence, data.space.names)
     return [
         Part(s, t[:, :, None] == t[:, None, :], v, np.stack(g), small_gates(look, v, s))
         for s, t, g in zip(splits[1:], texts[1:], gates, strict=True)
@@ -130,18 +136,18 @@ def prepare(folder: Path, router: Router, most: int | None) -> list[Part]:
 
 
 def values_of(router: Router, data: OracleData) -> Array:
-    """Return (n, K) what the router predicts."""
+    """Return (n, A) what the router predicts."""
     return np.asarray(router.predict_values(data.features), dtype=np.float64)
 
 
 def small_gates(look: SecondLook, values: Array, data: OracleData) -> Array:
-    """Return (K - 1, n, K) what the small gates say after the answer at each first scale."""
-    firsts = [np.full(len(values), start) for start in range(len(data.scales) - 1)]
+    """Return (A - 1, n, A) what the small gates say after the answer by each first action."""
+    firsts = [np.full(len(values), start) for start in range(len(data.space) - 1)]
     return np.stack([after_first(look, values, first, data.confidence) for first in firsts])
 
 
 def after_answer(data: OracleData, raw: Array, texts: Any, start: int) -> NDArray[np.float32]:
-    """Return (n, F + K + 4): features, raw values, the answer's confidence, length and nature."""
+    """Return (n, F + A + 4): features, raw values, the answer's confidence, length and nature."""
     sure = np.clip(data.confidence[:, start], 1e-6, 1 - 1e-6)
     answer = texts[:, start]
     length = np.array([len(a) for a in answer], float)
@@ -150,7 +156,7 @@ def after_answer(data: OracleData, raw: Array, texts: Any, start: int) -> NDArra
 
 
 def opinions(splits: Sequence[OracleData]) -> list[Array]:
-    """Return (n, K) log odds before any answer; of training pictures by the other folds' only."""
+    """Return (n, A) log odds before any answer; of training pictures by the other folds' only."""
     train = splits[0]
     labels, raw = labels_of(train), [np.zeros(s.scores.shape) for s in splits]
     fold = np.random.default_rng(0).permutation(train.n_pictures)[train.pictures] % FOLDS
@@ -164,52 +170,54 @@ def opinions(splits: Sequence[OracleData]) -> list[Array]:
 
 
 def single(part: Part, cost: Cost, prices: Array) -> Runs:
-    """One look at the scale with the best value - price x cost."""
-    picks = np.stack([choose_many(part.values, cost.look.tolist(), p) for p in prices])
-    score = np.take_along_axis(part.data.scores[None], picks[..., None], 2)[..., 0]
-    return Runs(score, cost.encode + cost.look[picks], np.ones(score.shape))
+    """One look by the action with the best value - price x cost."""
+    look = cost.of(part.data)
+    picks = np.stack([choose_many(part.values, look, p) for p in prices])
+    score = picked(part.data.scores, picks)
+    return Runs(score, cost.encode + picked(look, picks), np.ones(score.shape))
 
 
 def escalated(part: Part, cost: Cost, start: NDArray[np.intp], price: float) -> list[Runs]:
     """From ``start`` (n,) escalate where worth ``price``; the last or the surer answer counts."""
-    rows, finest = np.arange(len(start)), len(cost.look) - 1
+    look = cost.of(part.data)
+    rows, finest, first = np.arange(len(start)), look.shape[1] - 1, picked(look, start)
     gate = part.gates[np.minimum(start, finest - 1), rows]
-    gain = gate - price * cost.look  # coarser scales are -inf
-    gain[rows, start] += price * cost.look[start]  # staying costs nothing more
+    gain = np.where(look > first[:, None], gate - price * look, -np.inf)
+    gain[rows, start] = gate[rows, start]  # staying costs nothing more
     end = np.where(start == finest, finest, gain.argmax(axis=1))
     more = end != start
-    spent = cost.encode + cost.look[start] + np.where(more, cost.look[end], 0.0)
+    spent = cost.encode + first + np.where(more, picked(look, end), 0.0)
     scores, sure, answers = part.data.scores, part.data.confidence, 1.0 + more
     surer = np.where(sure[rows, end] >= sure[rows, start], end, start)
     return [Runs(scores[rows, told][None], spent[None], answers[None]) for told in (end, surer)]
 
 
 def second_look(part: Part, cost: Cost, prices: Array) -> Runs:
-    """The router's choice at a start price (or one scale for all), then the gate."""
-    n, k = part.values.shape
-    starts = [choose_many(part.values, cost.look.tolist(), price) for price in prices]
-    starts += [np.full(n, scale) for scale in range(k - 1)]
+    """The router's choice at a start price (or one action for all), then the gate."""
+    (n, k), look = part.values.shape, cost.of(part.data)
+    starts = [choose_many(part.values, look, price) for price in prices]
+    starts += [np.full(n, action) for action in range(k - 1)]
     return Runs.joined([r for s in starts for p in PRICES for r in escalated(part, cost, s, p)])
 
 
 def small_gate(part: Part, cost: Cost, prices: Array) -> Runs:
     """What a router serves: start prices only, the small gates, and the last answer counts."""
-    same = replace(part, gates=part.small)
-    starts = [choose_many(part.values, cost.look.tolist(), price) for price in prices]
+    same, look = replace(part, gates=part.small), cost.of(part.data)
+    starts = [choose_many(part.values, look, price) for price in prices]
     return Runs.joined([escalated(same, cost, s, p)[0] for s in starts for p in PRICES])
 
 
 def chain(part: Part, cost: Cost, prices: Array) -> Runs:
     """Up a ladder of scales while the confidence is below a threshold, every look paid."""
-    sizes = range(2, len(cost.look) + 1)
-    ladders = [c for size in sizes for c in itertools.combinations(range(len(cost.look)), size)]
+    scales = part.data.space.uniform
+    ladders = [c for n in range(2, len(scales) + 1) for c in itertools.combinations(scales, n)]
     unsure = [part.data.confidence < threshold for threshold in THRESHOLDS[1:]]
     return Runs.joined([climbed(part, cost, each, u) for each in ladders for u in unsure])
 
 
 def agreement(part: Part, cost: Cost, prices: Array) -> Runs:
     """Two coarse looks; a third where they disagree or the second is unsure."""
-    runs, ladders = [], itertools.combinations(range(len(cost.look)), 3)
+    runs, ladders = [], itertools.combinations(part.data.space.uniform, 3)
     for ladder, threshold in itertools.product(ladders, THRESHOLDS):
         more = part.data.confidence < threshold
         more[:, ladder[0]] = True
@@ -219,12 +227,12 @@ def agreement(part: Part, cost: Cost, prices: Array) -> Runs:
 
 
 def climbed(part: Part, cost: Cost, ladder: tuple[int, ...], more: NDArray[np.bool_]) -> Runs:
-    """Take the scales of a ladder in turn, going on from scale k where ``more`` (n, K) says so."""
-    n = len(more)
+    """Take the scales of a ladder in turn, going on from action k where ``more`` (n, A) says so."""
+    n, look = len(more), cost.of(part.data)
     going, spent = np.ones(n, bool), np.full(n, cost.encode)
     score, answers = np.zeros(n), np.zeros(n)
     for scale in ladder:
-        spent, answers = spent + going * cost.look[scale], answers + going
+        spent, answers = spent + going * look[:, scale], answers + going
         score = np.where(going, part.data.scores[:, scale], score)
         going = going & more[:, scale]
     return Runs(score[None], spent[None], answers[None])
@@ -235,20 +243,22 @@ POLICIES = {
 }  # fmt: skip
 
 
-def signal(test: Part) -> list[dict[str, float]]:
+def signal(test: Part) -> list[dict[str, Any]]:
     """Return how well it is known, before and after an answer, whether it is right (AUC)."""
     rows = []
-    for k, scale in enumerate(test.data.scales[:-1]):
+    for k, action in enumerate(test.data.space.actions[:-1]):
         says = {"before": test.values, "confidence": test.data.confidence}
         says |= {"gate": test.gates[k], "small gate": test.small[k]}
         aucs = {n: roc_auc_score(test.data.scores[:, k], v[:, k]) for n, v in says.items()}
-        rows.append({"scale": scale} | {name: round(float(auc), 4) for name, auc in aucs.items()})
+        rows.append(
+            {"scale": action.key} | {name: round(float(auc), 4) for name, auc in aucs.items()}
+        )
     return rows
 
 
 def compare(calibration: Part, test: Part, cost: Cost, draws: Draws) -> dict[str, Any]:
     """Return every policy beside the single look, at its cost and at its accuracy."""
-    prices = candidate_prices(calibration.values, cost.look.tolist())
+    prices = candidate_prices(calibration.values, cost.of(calibration.data))
     ones = single(calibration, cost, prices)
     few = prices[ones.on_hull()]
     few = few[:: max(1, len(few) // 16)]

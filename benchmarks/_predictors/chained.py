@@ -1,4 +1,5 @@
-"""The kind that ships: soft heads in a chain, each going on from the next coarser one's log odds.
+"""The kind that ships: soft heads, each going on from another's log odds: a scale from the next
+coarser one, a focus from the action it is named to start from.
 
 Knows the other kinds and the product's boosters; does not know prices or tables.
 """
@@ -24,24 +25,27 @@ from _predictors.splits import Splits, Values
 
 from router.predictor.boosting import Rows, train
 from router.predictor.calibration import fit_calibration
+from router.predictor.forest import fitting_order
 
 
 def chained(splits: Splits, seed: int, settings: Mapping[str, Any]) -> Values:
-    """Return one probability a scale, mapped to scores on calibration pictures."""
+    """Return one probability an action, mapped to scores on calibration pictures."""
     started, boosters = time.perf_counter(), []
     parts = (splits.train, splits.watched, splits.calibration, splits.test)
-    said = [np.zeros((len(part.X), len(splits.scales) + 1)) for part in parts]
+    said = [np.zeros(part.scores.shape) for part in parts]
     parameters = {**settings, "objective": "cross_entropy", "seed": seed}
-    for k in range(len(splits.scales)):
+    for k in fitting_order(splits.space.bases):
+        base = splits.space.bases[k]
         learnt, watched = (
-            Rows(part.X, soft(part)[:, k], start=table[:, k] if k else None)
+            Rows(part.X, soft(part)[:, k], start=None if base < 0 else table[:, base])
             for part, table in zip(parts[:2], said[:2], strict=True)
         )
         booster = trimmed(train(learnt, parameters, MOST_TREES, watched, PATIENCE))
         for part, table in zip(parts, said, strict=True):
-            table[:, k + 1] = table[:, k] + raw_scores([booster], part.X)[:, 0]
+            before = 0.0 if base < 0 else table[:, base]
+            table[:, k] = before + raw_scores([booster], part.X)[:, 0]
         boosters.append(booster)
-    raw, of_test = (table[:, 1:] for table in said[2:])
+    raw, of_test = said[2:]
     scores = splits.calibration.scores
     maps = [fit_calibration("platt", raw[:, k], scores[:, k]) for k in range(raw.shape[1])]
     both = (

@@ -37,22 +37,22 @@ Label = Callable[[Part], Array]
 
 
 def hard(part: Part) -> Array:
-    """Return (n, K) scores."""
+    """Return (n, A) scores."""
     return part.scores
 
 
 def soft(part: Part) -> Array:
-    """Return (n, K) P(reference answer), or scores where there is no reference."""
+    """Return (n, A) P(reference answer), or scores where there is no reference."""
     return part.soft
 
 
 def mixed(part: Part) -> Array:
-    """Return (n, K) means of score and P(reference answer)."""
+    """Return (n, A) means of score and P(reference answer)."""
     return 0.5 * part.scores + 0.5 * part.soft
 
 
 def first_sufficient(part: Part) -> Array:
-    """Return (n, K): 1 where this scale or a coarser one is right."""
+    """Return (n, A): 1 where this scale or a coarser one is right."""
     return np.maximum.accumulate(part.scores, axis=1)
 
 
@@ -81,7 +81,7 @@ def gain_over(reference: int, label: Label) -> Fit:
 
     def fit(splits: Splits, seed: int, settings: Mapping[str, Any]) -> Values:
         started = time.perf_counter()
-        others = np.delete(np.arange(len(splits.scales)), reference)
+        others = np.delete(np.arange(len(splits.space)), reference)
 
         def target(part: Part) -> Array:
             y = label(part)
@@ -92,7 +92,7 @@ def gain_over(reference: int, label: Label) -> Fit:
         )
         both = []
         for part in (splits.calibration, splits.test):
-            table = np.zeros((len(part.X), len(splits.scales)))
+            table = np.zeros((len(part.X), len(splits.space)))
             table[:, others] = raw_scores(boosters, part.X)
             both.append(table)
         return booster_values(*both, boosters, started, splits.test.X)
@@ -120,7 +120,7 @@ def scale_as_feature(monotone: bool) -> Fit:
     """Return a kind with one model of (question, scale) rows, soft labels."""
 
     def fit(splits: Splits, seed: int, settings: Mapping[str, Any]) -> Values:
-        started, k = time.perf_counter(), len(splits.scales)
+        started, k = time.perf_counter(), len(splits.space)
         width = splits.train.X.shape[1]
         extra = {"monotone_constraints": [0] * width + [1]} if monotone else {}
         booster = _train(
@@ -149,19 +149,18 @@ def ranker(splits: Splits, seed: int, settings: Mapping[str, Any]) -> Values:
     Each question ranks its scales by utility at a price drawn for it. The price enters as the
     score's starting point: what is learnt is the value alone, and any price can be set later.
     """
-    started, k = time.perf_counter(), len(splits.scales)
+    started, k = time.perf_counter(), len(splits.space)
     rng = np.random.default_rng(seed)
-    costs = np.array(splits.costs)
 
     def rows(part: Part) -> dict[str, Any]:
         price = rng.choice(RANK_PRICES, size=(len(part.X), 1))
-        utility = soft(part) - price * costs
+        utility = soft(part) - price * part.costs
         grades = np.rint(np.clip((utility + 0.5) / 1.5, 0.0, 1.0) * RANK_LEVELS).astype(int)
         return {
             "data": _with_scale(part.X, k),
             "label": grades.ravel(),
             "group": np.full(len(part.X), k),
-            "init_score": (-RANK_STEEPNESS * price * costs).ravel(),
+            "init_score": (-RANK_STEEPNESS * price * part.costs).ravel(),
         }
 
     parameters = {

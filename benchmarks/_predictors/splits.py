@@ -8,12 +8,13 @@ does not know how a predictor works.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.actions import ActionSpace
 from router.policy import calibrate_price, choose_many, frontier, token_costs
 from training.figures.metrics import Array, cost_at_accuracy, picked
 from training.fitting.predictor import labels_of
@@ -26,16 +27,23 @@ WATCHED = 0.1  # of the training pictures: they say when to stop
 
 @dataclass(frozen=True)
 class Part:
-    """n questions: features X (n, F), scores and soft labels (n, K), picture numbers (n,)."""
+    """n questions under A actions: features X (n, F), scores, soft labels and visual tokens (n, A),
+    picture numbers (n,)."""
 
     X: NDArray[np.float32]
     scores: Array
     soft: Array
+    tokens: Array
     pictures: NDArray[np.int64]
+
+    @property
+    def costs(self) -> Array:
+        """Return (n, A) visual tokens relative to the finest."""
+        return self.tokens / self.tokens[:, -1:]
 
     def take(self, rows: NDArray[Any]) -> Part:
         """Return the questions of a mask or index array."""
-        return Part(self.X[rows], self.scores[rows], self.soft[rows], self.pictures[rows])
+        return Part(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def columns(self, columns: NDArray[Any]) -> Part:
         """Return the same questions with some of the features."""
@@ -50,22 +58,27 @@ class Splits:
     watched: Part
     calibration: Part
     test: Part
-    scales: tuple[int, ...]
+    space: ActionSpace
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Return the K uniform scales."""
+        return self.space.scales
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """Return (K,) visual tokens relative to the finest."""
+        """Return (K,) visual tokens of the scales relative to the finest."""
         return token_costs(self.scales)
 
     def columns(self, columns: NDArray[Any]) -> Splits:
         """Return the same questions with some of the features."""
         parts = (self.train, self.watched, self.calibration, self.test)
-        return Splits(*(part.columns(columns) for part in parts), self.scales)
+        return Splits(*(part.columns(columns) for part in parts), self.space)
 
 
 @dataclass(frozen=True)
 class Values:
-    """What a predictor says a scale is worth, (m, K) and (n, K), and what it takes to say it."""
+    """What a predictor says an action is worth, (m, A) and (n, A), and what it takes to say it."""
 
     calibration: Array
     test: Array
@@ -77,7 +90,7 @@ class Values:
 
 def part_of(data: OracleData, pictures: int | None = None) -> Part:
     """Return the arrays of the questions, of the first so many pictures only if that is given."""
-    part = Part(data.features, data.scores, labels_of(data), data.pictures)
+    part = Part(data.features, data.scores, labels_of(data), data.visual_tokens, data.pictures)
     return part if pictures is None else part.take(part.pictures < pictures)
 
 
@@ -85,7 +98,7 @@ def resampled(
     train: Part,
     calibration: Part,
     test: Part,
-    scales: Sequence[int],
+    space: ActionSpace,
     seed: int,
     pictures: int | None = None,
 ) -> Splits:
@@ -103,7 +116,7 @@ def resampled(
         train.take(np.isin(train.pictures, watched)),
         calibration,
         test,
-        tuple(scales),
+        space,
     )
 
 
@@ -119,7 +132,7 @@ def judge(values: Values, splits: Splits) -> dict[str, float | None]:
         ("calibration_", splits.calibration, values.calibration),
         ("", splits.test, values.test),
     ):
-        line = frontier(said, part.scores, splits.costs, scales=splits.scales)
+        line = frontier(said, part.scores, part.costs, scales=part.tokens)
         finest = float(part.scores[:, -1].mean())
         for share in SHARES:
             found[f"{name}tokens_at_{share:g}"] = cost_at_accuracy(
@@ -127,17 +140,18 @@ def judge(values: Values, splits: Splits) -> dict[str, float | None]:
             )
     calibration, test = splits.calibration, splits.test
     price = calibrate_price(
-        values.calibration, calibration.scores, splits.costs, calibration.pictures, target=TARGET
-    )
+        values.calibration, calibration.scores, calibration.costs, calibration.pictures,
+        target=TARGET,
+    )  # fmt: skip
     if price.feasible:
-        picks = choose_many(values.test, splits.costs, price.price)
+        picks = choose_many(values.test, test.costs, price.price)
     else:
-        picks = np.full(len(test.scores), len(splits.scales) - 1)
+        picks = np.full(len(test.scores), len(splits.space) - 1)
     accuracy = float(picked(test.scores, picks).mean())
     return found | {
         "accuracy": accuracy,
         "share_of_finest_accuracy": accuracy / float(test.scores[:, -1].mean()),
-        "visual_tokens": float(np.array(splits.scales, float)[picks].mean()),
+        "visual_tokens": float(picked(test.tokens, picks).mean()),
         "price": price.price,
         "parameters": float(values.parameters),
         "ms_a_decision": values.ms_a_decision,

@@ -75,7 +75,12 @@ def fit(
         "calibration pictures (the price was chosen on them: optimistic)",
         ["policy", "accuracy", "visual tokens", "calibration error"],
         [
-            [f"always {r['scale']}", f"{r['accuracy']:.3f}", str(r["scale"]), f"{r['ece']:.3f}"]
+            [
+                f"always {r['scale']}",
+                f"{r['accuracy']:.3f}",
+                f"{r['visual_tokens']:.4g}",
+                f"{r['ece']:.3f}",
+            ]
             for r in here["per_scale"]
         ]
         + [["router", f"{here['accuracy']:.3f}", f"{here['visual_tokens']:.1f}", ""]],
@@ -108,7 +113,7 @@ def evaluate(
     """
     from router.router import Router
     from training.evaluation.evaluate import evaluate as judge
-    from training.evaluation.report import NAMES, write_report
+    from training.evaluation.report import NAMES, side_by_side, write_report
     from training.oracle.data import read_oracle
 
     folder = router_folder(router)
@@ -117,7 +122,8 @@ def evaluate(
         report = judge(before, data, target=target, resamples=resamples, say=say, progress=move)
     write_report(report, out)
     rows = [
-        [f"always {p['scale']}", f"{p['accuracy']:.3f}", str(p["scale"])] for p in report["fixed"]
+        [f"always {p['action']}", f"{p['accuracy']:.3f}", f"{p['visual_tokens']:.4g}"]
+        for p in report["actions"]
     ]
     points = {"router": report["router"], **report["baselines"]}
     rows += [
@@ -125,6 +131,9 @@ def evaluate(
         for name, p in points.items()
     ]
     table(f"{report['n_questions']} test questions", ["policy", "accuracy", "visual tokens"], rows)
+    columns, beside = side_by_side(report)
+    if beside:
+        table("scales and foci beside scales alone", columns, beside)
     say(f"report in {out}")
 
 

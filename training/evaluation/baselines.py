@@ -1,8 +1,9 @@
-"""The policies a router must beat, fitted on the same training pictures: values per scale.
+"""The policies a router must beat, fitted on the same training pictures: values per action.
 
-A static table by dataset and question type, a router that sees the question only, one that sees the
-picture only, and one that is told what the scene really holds (a ceiling, not a rival). Knows
-oracle data and predictors; does not know prices, tests or reports.
+A static table by dataset and question type (of the uniform scales, and of all actions), a router
+that sees the question only, one that sees the picture only, and one that is told what the scene
+really holds (a ceiling, not a rival). Knows oracle data and predictors; does not know prices, tests
+or reports.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from training.sources.target_cells import METADATA_KEY, names
 Array = NDArray[np.float64]
 SHRINK = 10.0  # a type's mean counts as much as the mean of all after this many questions
 TOLERANCE = 0.01
-TABLE = "type_table"
+TABLE, TABLE_OF_ALL = "type_table", "type_table_same_actions"
+TABLES = (TABLE, TABLE_OF_ALL)
 SEES = {"question_only": ("question",), "image_only": ("picture", "statistics")}  # feature groups
 
 Parts = tuple[OracleData, OracleData, OracleData]  # training, calibration and test questions
@@ -31,11 +33,12 @@ Parts = tuple[OracleData, OracleData, OracleData]  # training, calibration and t
 
 @dataclass(frozen=True)
 class Baseline:
-    """A named policy: predicted values (n, K) on the calibration and on the test questions."""
+    """A named policy: predicted values (n, A) on the calibration and on the test questions."""
 
     name: str
     calibration: Array
     test: Array
+    over_scales: bool = False  # the values are (n, K), of the uniform scales alone
 
 
 class Typed(Protocol):
@@ -47,7 +50,7 @@ class Typed(Protocol):
 
     @property
     def scores(self) -> Array:
-        """Return (n, K)."""
+        """Return (n, A)."""
 
 
 def names_of(parts: Parts) -> list[str]:
@@ -56,7 +59,8 @@ def names_of(parts: Parts) -> list[str]:
     ``privileged`` is the better-informed ceiling: with the statistics of the true masks where the
     data have them, and then ``privileged_metadata`` is the one without.
     """
-    found = [TABLE, "question_only", "image_only"]
+    tables = (TABLE,) if parts[0].space.is_uniform else TABLES
+    found = [*tables, "question_only", "image_only"]
     if not all(has_privileged(part) for part in parts):
         return found
     without = ["privileged_metadata"] if all(has_masks(part) for part in parts) else []
@@ -65,13 +69,18 @@ def names_of(parts: Parts) -> list[str]:
 
 def baselines(names: Sequence[str], parts: Parts, steps: Steps) -> list[Baseline]:
     """Return the baselines of these names (see `names_of`); a step is begun for each booster."""
-    return [_table(parts) if name == TABLE else _fitted(name, parts, steps) for name in names]
+    return [
+        _table(name, parts) if name in TABLES else _fitted(name, parts, steps) for name in names
+    ]
 
 
-def _table(parts: Parts) -> Baseline:
+def _table(name: str, parts: Parts) -> Baseline:
     train, calibration, test = parts
-    table = type_table(train)
-    return Baseline(TABLE, look_up(table, calibration), look_up(table, test))
+    table, few = type_table(train), name == TABLE
+    if few:
+        columns = list(train.space.uniform)
+        table = {key: means[columns] for key, means in table.items()}
+    return Baseline(name, look_up(table, calibration), look_up(table, test), few)
 
 
 def _fitted(name: str, parts: Parts, steps: Steps) -> Baseline:
@@ -81,7 +90,8 @@ def _fitted(name: str, parts: Parts, steps: Steps) -> Baseline:
         (seen[0], seen[1]), train, calibration,
         progress=lambda done, total, now: steps.begin(f"{name}: {now}"),
     )  # fmt: skip
-    return Baseline(name, *(np.asarray(predictor.predict_proba(x), float) for x in seen[1:]))
+    held, test = (np.asarray(predictor.predict_proba(x), float) for x in seen[1:])
+    return Baseline(name, held, test)
 
 
 def _seen(name: str, parts: Parts) -> list[NDArray[np.float32]]:
@@ -97,12 +107,12 @@ def _seen(name: str, parts: Parts) -> list[NDArray[np.float32]]:
 
 
 def type_table(train: Typed) -> dict[str, Array]:
-    """Return the mean score per scale of each "dataset/kind", shrunk to that of all; "" is all."""
+    """Return the mean score per action of each "dataset/kind", shrunk to that of all; "" is all."""
     return _means(train.groups, train.scores)
 
 
 def dataset_values(train: Typed, on: Typed) -> Array:
-    """Return (n, K): the mean score per scale of the dataset of each question of ``on``."""
+    """Return (n, A): the mean score per action of the dataset of each question of ``on``."""
     table = _means(datasets_of(train.groups), train.scores)
     return rows_of(table, datasets_of(on.groups))
 
@@ -117,12 +127,12 @@ def _means(keys: NDArray[np.str_], scores: Array) -> dict[str, Array]:
 
 
 def look_up(table: dict[str, Array], data: Typed) -> Array:
-    """Return (n, K): each question's row of the table; unknown types get the mean of all."""
+    """Return (n, A): each question's row of the table; unknown types get the mean of all."""
     return rows_of(table, data.groups)
 
 
 def rows_of(table: dict[str, Array], keys: NDArray[np.str_]) -> Array:
-    """Return (n, K): the table's row of each key (n,), that of "" where it is unknown."""
+    """Return (n, A): the table's row of each key (n,), that of "" where it is unknown."""
     return np.stack([table.get(key, table[""]) for key in keys.tolist()])
 
 
@@ -165,7 +175,7 @@ def cheapest_within(
 
     Args:
         keys: (n,) of training questions.
-        scores: (n, K).
+        scores: (n, K) of the uniform scales.
     """
 
     def choose(part: Array) -> int:

@@ -10,8 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from router.router import Router
-from training.evaluation.baselines import TABLE
-from training.evaluation.exam import Exam, Judged, exam_of, examined, lines_of, rivals_in
+from training.evaluation.baselines import TABLES
+from training.evaluation.exam import (
+    Exam,
+    Judged,
+    exam_of,
+    examined,
+    lines_of,
+    rival_steps,
+    rivals_in,
+)
 from training.evaluation.sections import SECTIONS
 from training.figures.curves import RESOURCES
 from training.figures.slices import slices
@@ -39,7 +47,7 @@ def evaluate(
         progress: called at every step.
 
     Raises:
-        MixedData: the router was made for other features or scales.
+        MixedData: the router was made for other features, scales or actions.
         NotEnoughData: too few test pictures.
     """
     exam = exam_of(router, data, target, resamples)
@@ -71,7 +79,8 @@ def _report(judged: Judged, steps: Steps) -> dict[str, Any]:
 
 def _steps_of(exam: Exam) -> int:
     """Return how many steps an evaluation takes: boosters, lines, sections and slices."""
-    boosters = len(exam.data.scales) * sum(name != TABLE for name in exam.rivals)
+    boosters = len(exam.data.space) * sum(name not in TABLES for name in exam.baselines)
     resources = sum(r != "gpu_ms" or exam.on.gpu_ms is not None for r in RESOURCES)
     lines = len(exam.policies) * (1 + resources)
-    return boosters + lines + len(SECTIONS) + len(set(exam.test.groups.tolist()))
+    kinds = len(set(exam.test.groups.tolist()))
+    return boosters + rival_steps(exam) + lines + len(SECTIONS) + kinds

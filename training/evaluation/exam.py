@@ -1,30 +1,44 @@
 """An evaluation's facts: the router and its rivals on test pictures, each at every price.
 
-Baselines are fitted on the training pictures and priced on the calibration pictures of the same
-data; every figure is of test pictures, which no router can have been fitted on. Repeats of a
-question serve the luck-corrected oracle only. Knows policies and arrays; does not know what a
-report says about them.
+Rivals are fitted on the training pictures and priced on the calibration pictures of the same data;
+every figure is of test pictures, which no router can have been fitted on. Repeats of a question
+serve the luck-corrected oracle only. Knows policies and arrays; does not know what a report says
+about them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from router.actions import uniform_space
+from router.policy import calibrate_price, row_costs
 from router.router import Router
+from router.second_look import SecondLook
 from training.errors import NotEnoughData
-from training.evaluation.baselines import Baseline, Parts, baselines, dataset_values, names_of
+from training.evaluation.baselines import (
+    Baseline,
+    Parts,
+    baselines,
+    dataset_values,
+    names_of,
+)
 from training.figures import comparison as cmp
 from training.figures.curves import RESOURCES, Line, fixed_line, line_of
 from training.figures.metrics import Array
+from training.fitting import fit as fitting
+from training.fitting.calibration_parts import calibration_parts
+from training.fitting.predictor import Labels
 from training.fitting.second_look import look_line, two_looks
 from training.oracle.data import OracleData, check_fits
 from training.progress import Steps
 
 MIN_TEST_PICTURES = 2
 HARDWARE = "NVIDIA H100 SXM"  # of the figures in GPU milliseconds; the others stand beside it
+UNIFORM_ROUTER = "uniform_router"
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,10 @@ class Exam:
     calibration: OracleData
     test: OracleData
     on: cmp.Questions  # the test questions as comparisons need them
+    costs: tuple[float, ...]  # (K,) of the uniform scales
     target: float  # share of the finest accuracy that prices the rivals
+    looks_twice: bool  # whether the router that is judged may
+    labels: Labels  # what it has learnt
 
     @property
     def parts(self) -> Parts:
@@ -49,11 +66,18 @@ class Exam:
         return float(self.on.scores[:, -1].mean())
 
     @cached_property
-    def rivals(self) -> list[str]:
+    def baselines(self) -> list[str]:
         """Return the names of the baselines that these data can teach."""
         if len(self.train) == 0 or len(self.calibration) == 0:
             return []
         return names_of(self.parts)
+
+    @property
+    def rivals(self) -> list[str]:
+        """Return the names of all that is fitted here: where there are foci, also our own router
+        without them."""
+        foci = bool(self.baselines) and not self.data.space.is_uniform
+        return [*self.baselines, UNIFORM_ROUTER] if foci else self.baselines
 
     @property
     def policies(self) -> list[str]:
@@ -67,8 +91,8 @@ class Examined:
     """The router on the n test questions."""
 
     router: Router
-    p_suffices: Array  # (n, K)
-    values: Array  # (n, K): what its policy weighs against cost
+    p_suffices: Array  # (n, A)
+    values: Array  # (n, A): what its policy weighs against cost
     single: cmp.Outcome  # with one look
     outcome: cmp.Outcome  # as it ships
 
@@ -80,10 +104,12 @@ class Examined:
 
 @dataclass(frozen=True)
 class Rival:
-    """A baseline, and what it did to the test questions at its price."""
+    """What a rival did to the test questions at its price, and what it would do at others."""
 
-    baseline: Baseline
     outcome: cmp.Outcome
+    values: Array  # (n, A), or (n, K) over the uniform scales
+    over_scales: bool
+    look: SecondLook | None = None
 
 
 @dataclass(frozen=True)
@@ -97,30 +123,39 @@ class Judged:
 
 
 def exam_of(router: Router, data: OracleData, target: float, resamples: int) -> Exam:
-    """Return the exam that these data give a router, at the router's costs.
+    """Return the exam that these data give a router, under its actions and at its costs.
 
     Raises:
-        MixedData: the router was made for other features or scales.
+        MixedData: the router was made for other features, scales or actions.
         NotEnoughData: too few test pictures.
     """
-    check_fits(router, data)
+    data = check_fits(router, data)
     test = data.split("test")
     if test.n_pictures < MIN_TEST_PICTURES:
         raise NotEnoughData(
             f"only {test.n_pictures} test pictures (of {data.n_pictures}); collect about "
             f"{MIN_TEST_PICTURES * 10} pictures or more"
         )
-    on = questions_of(test, np.array(router.policy.costs), resamples)
-    return Exam(data, data.split("train"), data.split("calibration"), test, on, target)
+    costs = router.policy.costs
+    on = questions_of(test, costs, resamples)
+    return Exam(
+        data, data.split("train"), data.split("calibration"), test, on, costs, target,
+        looks_twice=router.second_look is not None, labels=router.metadata.get("labels", "auto"),
+    )  # fmt: skip
 
 
-def questions_of(data: OracleData, costs: np.ndarray, resamples: int = 2000) -> cmp.Questions:
-    """Return the questions as comparisons need them."""
+def questions_of(
+    data: OracleData, costs: Sequence[float] | np.ndarray, resamples: int = 2000
+) -> cmp.Questions:
+    """Return the questions as comparisons need them; ``costs`` (K,) are of the uniform scales."""
     seconds = data.seconds.get(HARDWARE)
-    gpu_ms = None if seconds is None else 1e3 * np.array(seconds, dtype=float)
+    gpu_ms = None if seconds is None else data.per_action(1e3 * np.array(seconds, dtype=float))
     return cmp.Questions(
-        data.scores, data.pictures, data.tokens, costs, data.flops, gpu_ms, resamples,
+        data.scores, data.pictures, data.visual_tokens,
+        row_costs(data.visual_tokens, data.scales, tuple(costs)),
+        None if data.flops is None else data.per_action(data.flops), gpu_ms, resamples,
         encode_flops=data.encode.flops, encode_ms=1e3 * data.encode.seconds.get(HARDWARE, 0.0),
+        space=data.space,
     )  # fmt: skip
 
 
@@ -137,17 +172,48 @@ def examined(router: Router, exam: Exam) -> Examined:
 
 
 def rivals_in(exam: Exam, steps: Steps) -> dict[str, Rival]:
-    """Return the baselines by name, each at the price that keeps the target; a step a booster."""
-    made = baselines(exam.rivals, exam.parts, steps)
-    return {baseline.name: Rival(baseline, _priced(baseline, exam)) for baseline in made}
+    """Return the rivals by name, each at the price that keeps the target; a step a booster."""
+    made = {each.name: _priced(each, exam) for each in baselines(exam.baselines, exam.parts, steps)}
+    if UNIFORM_ROUTER in exam.rivals:
+        made[UNIFORM_ROUTER] = _uniform_router(exam, steps)
+    return made
 
 
-def _priced(baseline: Baseline, exam: Exam) -> cmp.Outcome:
+def rival_steps(exam: Exam) -> int:
+    """Return how many steps `uniform_router` takes where it is among the rivals."""
+    if UNIFORM_ROUTER not in exam.rivals:
+        return 0
+    return fitting.steps_of(len(exam.data.scales), exam.looks_twice)
+
+
+def _priced(baseline: Baseline, exam: Exam) -> Rival:
     held, on = exam.calibration, exam.on
-    policy = cmp.price_on(
-        baseline.calibration, held.scores, on.costs, held.picture_ids.tolist(), exam.target
-    )
-    return cmp.run_policy(baseline.name, baseline.test, policy, on)
+    scores, tokens = held.scores, held.visual_tokens
+    if baseline.over_scales:
+        columns = list(held.space.uniform)
+        scores, tokens, on = scores[:, columns], tokens[:, columns], on.over_scales
+    found = calibrate_price(
+        baseline.calibration, scores, row_costs(tokens, held.scales, exam.costs),
+        held.picture_ids.tolist(), target=exam.target,
+    )  # fmt: skip
+    outcome = cmp.run_policy(baseline.name, baseline.test, found.policy(exam.costs), on)
+    if baseline.over_scales:
+        outcome = outcome.among_all(exam.on)
+    return Rival(outcome, baseline.test, baseline.over_scales)
+
+
+def _uniform_router(exam: Exam, steps: Steps) -> Rival:
+    """Return our own router over the uniform scales: same predictor, pictures, target and looks."""
+    data = exam.data.only(uniform_space(exam.data.scales))
+    parts = fitting.Parts(data, data.split("train"), *calibration_parts(data), exam.costs, "")
+    predictor, priced = fitting.learnt(parts, exam.target, exam.labels, exam.looks_twice, steps)
+    test, on, look = data.split("test"), exam.on.over_scales, priced.look
+    values = np.asarray(predictor.predict_proba(test.features), float)
+    if look is None:
+        outcome = cmp.run_policy(UNIFORM_ROUTER, values, priced.price.policy(exam.costs), on)
+    else:
+        outcome = two_looks(UNIFORM_ROUTER, look, values, test.confidence, on)
+    return Rival(outcome.among_all(exam.on), values, True, look)
 
 
 def lines_of(exam: Exam, ours: Examined, rivals: dict[str, Rival], steps: Steps) -> dict[str, Line]:
@@ -164,13 +230,24 @@ def lines_of(exam: Exam, ours: Examined, rivals: dict[str, Rival], steps: Steps)
 
 
 def _line(name: str, exam: Exam, ours: Examined, rivals: dict[str, Rival]) -> Line:
-    look = ours.router.second_look
-    if name == "router" and look is not None:
-        return look_line(name, look, ours.values, exam.test.confidence, exam.on)
-    if name == "router":
-        return line_of(name, ours.values, exam.on)
+    on, confidence, columns = exam.on, exam.test.confidence, list(exam.test.space.uniform)
     if name == "fixed_mixture":
-        return fixed_line(exam.on)
+        return fixed_line(on)
     if name == "dataset_policy":
-        return line_of(name, dataset_values(exam.train, exam.test), exam.on)
-    return line_of(name, rivals[name].baseline.test, exam.on)
+        values = dataset_values(exam.train, exam.test)[:, columns]
+        return line_of(name, values, on.over_scales).among_all(on)
+    if name == "router":
+        return _priced_line(name, ours.values, ours.router.second_look, confidence, on)
+    rival = rivals[name]
+    if rival.over_scales:
+        few = confidence[:, columns]
+        return _priced_line(name, rival.values, rival.look, few, on.over_scales).among_all(on)
+    return _priced_line(name, rival.values, rival.look, confidence, on)
+
+
+def _priced_line(
+    name: str, values: Array, look: SecondLook | None, confidence: Array, on: cmp.Questions
+) -> Line:
+    if look is None:
+        return line_of(name, values, on)
+    return look_line(name, look, values, confidence, on)

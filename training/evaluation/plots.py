@@ -18,10 +18,16 @@ ROUTER = "#0072B2"
 # Colours that stay apart for colour-blind readers (Okabe-Ito, darkened for text); the line style
 # tells them apart in grey. Name, colour, style; where on the line it is pointed at, and where the
 # name stands, both as shares of the axes.
-RIVALS: dict[str, tuple[str, str, str, float, tuple[float, float]]] = {
+Drawn = dict[str, tuple[str, str, str, float, tuple[float, float]]]
+RIVALS: Drawn = {
     "fixed_mixture": ("fixed scales, mixed", "#555555", "-", 0.62, (0.66, 0.56)),
     "type_table": ("a table of question types", "#B84A00", "--", 0.34, (0.40, 0.36)),
     "question_only": ("a router that sees only the question", "#9C4482", "-.", 0.22, (0.30, 0.20)),
+}
+# Where there are foci: what they add to our own router, and to a table.
+BESIDE_FOCI: Drawn = {
+    "uniform_router": ("our router, scales alone", "#555555", "--", 0.66, (0.60, 0.36)),
+    "type_table_same_actions": ("a table, same actions", "#B84A00", "-.", 0.50, (0.58, 0.10)),
 }
 SOURCES = {"scenes": "synthetic scenes"}
 WORTH_AN_ARROW = 1.3
@@ -31,7 +37,8 @@ SMALL, LARGE = 12, 13.5
 def accuracy_curve(report: dict[str, Any], path: Path, *, resource: str = "visual_tokens") -> None:
     """Write accuracy against a resource ("visual_tokens" or "cost"), with 95 % bands, as PNG.
 
-    Every line is the hull of what the policy reaches with mixing, over these test questions.
+    Every line is the hull of what the policy reaches with mixing, over these test questions. With
+    foci a few tokens matter, so the axis is logarithmic.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,9 +48,13 @@ def accuracy_curve(report: dict[str, Any], path: Path, *, resource: str = "visua
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     bands, fixed = report["bands"][resource], report["fixed"]
-    axes.set_xlim(0.0, 1.02 * float(fixed[-1][resource]))
     axes.set_ylim(*_heights(fixed))
-    for name, (told, color, style, share, place) in RIVALS.items():
+    foci = "uniform_router" in bands
+    if foci:
+        _logarithmic(axes, fixed, resource)
+    else:
+        axes.set_xlim(0.0, 1.02 * float(fixed[-1][resource]))
+    for name, (told, color, style, share, place) in (BESIDE_FOCI if foci else RIVALS).items():
         if name in bands:
             _line(axes, bands[name], color=color, linestyle=style, linewidth=1.8)
             _name(axes, bands[name], told, color, share, place)
@@ -68,6 +79,18 @@ def accuracy_curve(report: dict[str, Any], path: Path, *, resource: str = "visua
     figure.savefig(path, metadata={"Software": None})
 
 
+def _logarithmic(axes: Axes, fixed: list[dict[str, Any]], resource: str) -> None:
+    """Let the axis begin at the coarsest scale that is drawn, with a tick at each."""
+    low = axes.get_ylim()[0]
+    drawn = [float(point[resource]) for point in fixed if point["accuracy"] >= low]
+    axes.set_xscale("log")
+    axes.set_xlim(min(drawn) / 8.0, 1.15 * max(drawn))
+    first, last = axes.get_xlim()
+    ticks = [float(point[resource]) for point in fixed if first <= point[resource] <= last]
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+
+
 def _heights(fixed: list[dict[str, Any]]) -> tuple[float, float]:
     """Return the accuracies shown: those of the three finest scales, with room for names."""
     shown = [point["accuracy"] for point in fixed[-3:]]
@@ -86,7 +109,7 @@ def _name(
     axes: Axes, band: dict[str, Any], told: str, color: str, share: float,
     place: tuple[float, float],
 ) -> None:  # fmt: skip
-    at = share * axes.get_xlim()[1]
+    at, _ = axes.transData.inverted().transform(axes.transAxes.transform((share, 0.0)))
     axes.annotate(
         told, (at, float(np.interp(at, band["at"], band["accuracy"]))), place,
         textcoords="axes fraction", color=color, fontsize=LARGE, va="center",

@@ -21,7 +21,10 @@ NAMES = {
     "privileged": "told the scene (ceiling)",
     "privileged_metadata": "told the scene but its masks",
     "fixed_mixture": "mixture of fixed scales",
+    "uniform_router": "our router, scales alone",
+    "type_table_same_actions": "type table, foci too",
 }
+BESIDE = (("router", "uniform_router"), ("type_table_same_actions", "type_table"))
 
 
 def write_report(report: dict[str, Any], out: Path) -> list[Path]:
@@ -54,6 +57,7 @@ def markdown(report: dict[str, Any]) -> str:
         *_second_look(report.get("second_look")),
         "![Accuracy against visual tokens](curve.png)",
         _operating_points(report),
+        *_foci(report),
         "## Router against each baseline",
         _paired(report),
         "## Tokens, cost and GPU time at equal accuracy",
@@ -79,6 +83,57 @@ def _second_look(found: dict[str, Any] | None) -> list[str]:
         f"twice. With one look: {_percent(single['accuracy'])} right at "
         f"{_tokens(single['visual_tokens'])} visual tokens; the second look's difference from that "
         f"{_points(against['accuracy'])}, {_span(against['visual_tokens'], 1)} tokens."
+    ]
+
+
+def side_by_side(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows that set scales with foci beside scales alone; none without foci.
+
+    The accuracy and the tokens of a policy are those of its operating point; those for shares of
+    the finest accuracy are read off its hull over the test questions.
+    """
+    levels = report["visual_tokens_at"]
+    shares = [f"tokens at {100 * float(name.partition('_')[0]):g} %" for name in levels]
+    columns = ["policy", "actions", "right", "tokens", *shares, "tokens for the router's accuracy"]
+    points = {"router": report["router"], **report["baselines"]}
+    needed = report["visual_tokens_at_router_accuracy"]
+    needed = {**needed, "router": needed["router_on_its_hull"]}
+    rows = []
+    for names in BESIDE if "uniform_router" in points else ():
+        for name, actions in zip(names, ("scales and foci", "scales alone"), strict=True):
+            point = points[name]
+            rows.append(
+                [
+                    "router" if "router" in name else "type table", actions,
+                    _percent(point["accuracy"]), _tokens(point["visual_tokens"]),
+                    *(_tokens(level[name]) for level in levels.values()), _tokens(needed[name]),
+                ]
+            )  # fmt: skip
+    return columns, rows
+
+
+def _foci(report: dict[str, Any]) -> list[str]:
+    scales_alone = report.get("oracle_over_scales")
+    if scales_alone is None:
+        return []
+    columns, beside = side_by_side(report)
+    chosen = report["router"]["share_of_scale"]
+    always = [
+        [
+            point["action"], _percent(point["accuracy"]), _tokens(point["visual_tokens"]),
+            _points(point["difference_from_finest"]), _percent(chosen[str(point["action"])]),
+        ]
+        for point in report["actions"]
+    ]  # fmt: skip
+    best = [found["any_correct"] for found in (report["oracle"], scales_alone)]
+    heads = ["always", "accuracy", "visual tokens", "accuracy − finest, points", "router's choice"]
+    return [
+        "## Scales and foci beside scales alone",
+        *([_table(columns, beside)] if beside else []),
+        f"Right by some action: {_percent(best[0]['accuracy'])}, the cheapest such ones at "
+        f"{_tokens(best[0]['visual_tokens'])} tokens; by some scale: "
+        f"{_percent(best[1]['accuracy'])} at {_tokens(best[1]['visual_tokens'])}.",
+        _table(heads, always),
     ]
 
 
@@ -184,11 +239,11 @@ def _oracles(report: dict[str, Any]) -> str:
     )
     return (
         f"{_table(['oracle', 'accuracy', 'visual tokens'], rows)}\n\n"
-        f"Luck-corrected: {report['oracle']['luck_corrected_how']}. Right at no scale: "
-        f"{_percent(report['unsolvable_share'])}; right at a scale and wrong at a finer one: "
+        f"Luck-corrected: {report['oracle']['luck_corrected_how']}. Right by no action: "
+        f"{_percent(report['unsolvable_share'])}; right by one and wrong by a dearer one: "
         f"{_percent(report['non_monotone_share'])}. Harm (finest right, router wrong) "
         f"{_percent(router['harm'])}, rescue {_percent(router['rescue'])}. Regret: wrong though "
-        f"some scale was right {_percent(regret['under'])}, right where a coarser one was "
+        f"some action was right {_percent(regret['under'])}, right where a cheaper one was "
         f"{_percent(regret['over'])} ({regret['over_tokens']:.1f} tokens a question)" + lost + "."
     )
 
@@ -198,7 +253,7 @@ def _calibration(report: dict[str, Any]) -> str:
     rows = [*found["per_scale"], {"scale": "chosen", **found["chosen"]}]
     cells = [[row["scale"], f"{row['ece']:.3f}", f"{row['brier']:.3f}"] for row in rows]
     return (
-        f"{_table(['scale', 'ECE', 'Brier'], cells)}\n\nOperating point: predicted and true "
+        f"{_table(['action', 'ECE', 'Brier'], cells)}\n\nOperating point: predicted and true "
         f"accuracy differ by {100 * found['operating_point_error']:.2f} points."
     )
 

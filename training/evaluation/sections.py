@@ -29,7 +29,7 @@ from training.oracle.data import scored_by
 REPORT_VERSION = 2
 NEEDED = (
     "type_table", "question_only", "image_only", "fixed_mixture", "dataset_policy", "privileged",
-    "privileged_metadata",
+    "privileged_metadata", "uniform_router", "type_table_same_actions",
 )  # fmt: skip
 
 Section = dict[str, Any]
@@ -57,32 +57,35 @@ def about(judged: Judged) -> Section:
     }
 
 
-def fixed_scales(judged: Judged) -> Section:
-    """Return what always taking one scale does."""
-    on, scales = judged.exam.on, judged.exam.data.scales
-    points = [cmp.fixed(k, on) for k in range(len(scales))]
+def fixed_actions(judged: Judged) -> Section:
+    """Return what always taking one scale does, and what always taking one action does."""
+    space = judged.exam.data.space
+    points = [_always(k, judged.exam.on) for k in range(len(space))]
     return {
-        "fixed": [
-            {
-                "scale": scale,
-                **point.summary(on),
-                "difference_from_finest": cmp.difference_from_finest(point, on).as_dict(),
-            }
-            for scale, point in zip(scales, points, strict=True)
-        ]
+        "fixed": [{"scale": space.actions[k].coarse, **points[k]} for k in space.uniform],
+        "actions": [
+            {"action": action.key, **point}
+            for action, point in zip(space.actions, points, strict=True)
+        ],
     }
+
+
+def _always(index: int, on: cmp.Questions) -> Section:
+    point = cmp.fixed(index, on)
+    difference = cmp.difference_from_finest(point, on)
+    return {**point.summary(on), "difference_from_finest": difference.as_dict()}
 
 
 def the_router(judged: Judged) -> Section:
     """Return the router as it ships, its two looks apart where it has them, and its curve."""
     on, ours = judged.exam.on, judged.ours
-    shipped = ours.outcome
+    shipped, finest_tokens = ours.outcome, float(on.tokens[:, -1].mean())
     return {
         "router": {
             **shipped.summary(on),
             "finest_only": ours.router.policy.finest_only,
             "difference_from_finest": cmp.difference_from_finest(shipped, on).as_dict(),
-            "share_of_finest_tokens": float(shipped.spent(on.tokens).mean() / on.tokens[-1]),
+            "share_of_finest_tokens": float(shipped.spent(on.tokens).mean()) / finest_tokens,
             **cmp.details(shipped, on),
         },
         "second_look": _second_look(judged),
@@ -161,18 +164,20 @@ def baselines(judged: Judged) -> Section:
 
 def static_policies(judged: Judged) -> Section:
     """Return what one scale per dataset, and per dataset and kind, does: chosen in training."""
-    train, test, on = judged.exam.train, judged.exam.test, judged.exam.on
+    train, test, on = judged.exam.train, judged.exam.test, judged.exam.on.over_scales
+    scales = list(train.space.uniform)
     keys = {
         "dataset": (datasets_of(train.groups), datasets_of(test.groups)),
         "kind": (train.groups, test.groups),
     }
     found = {}
     for name, (learnt, asked) in keys.items() if len(train) else ():
-        choices = cheapest_within(learnt, train.scores)
+        choices = cheapest_within(learnt, train.scores[:, scales])
         picks = picks_of(choices, asked)
         outcome = cmp.Outcome(name, None, picks, picked(on.scores, picks))
+        outcome = outcome.among_all(judged.exam.on)
         found[name] = {
-            **_against(judged.ours.outcome, outcome, on),
+            **_against(judged.ours.outcome, outcome, judged.exam.on),
             "tolerance": TOLERANCE,
             "scale_of": {key: test.scales[choice] for key, choice in choices.items() if key},
         }
@@ -189,17 +194,21 @@ def _against(ours: cmp.Outcome, other: cmp.Outcome, on: cmp.Questions) -> Sectio
 
 def limits(judged: Judged) -> Section:
     """Return what chance does, what an oracle would, and how much of that the router recovers."""
-    on = judged.exam.on
+    on, repeats = judged.exam.on, judged.exam.test.repeats
+    few, columns = on.over_scales, list(on.actions.uniform)
     return {
         "uniform_random": {
-            "accuracy": float(on.scores.mean()),
-            "visual_tokens": float(on.tokens.mean()),
-            "cost": float(on.costs.mean()),
+            "accuracy": float(few.scores.mean()),
+            "visual_tokens": float(few.tokens.mean()),
+            "cost": float(few.costs.mean()),
         },
-        "oracle": oracles(on, judged.exam.test.repeats),
+        "oracle": oracles(on, repeats),
+        "oracle_over_scales": None
+        if on.actions.is_uniform
+        else oracles(few, None if repeats is None else repeats[..., columns]),
         "gap_recovered": gaps(judged.ours.outcome, on, judged.lines),
         "unsolvable_share": unsolvable_share(on.scores),
-        "non_monotone_share": non_monotone_share(on.scores),
+        "non_monotone_share": non_monotone_share(on.scores, on.tokens),
     }
 
 
@@ -225,11 +234,12 @@ def bands(judged: Judged) -> Section:
 
 def gpu_time(judged: Judged) -> Section:
     """Return the analytic GPU milliseconds of a request; nothing here was timed."""
-    data, ours = judged.exam.data, judged.ours.outcome
+    data, ours = judged.exam.test, judged.ours.outcome
     per_hardware = {}
     for name, seconds in data.seconds.items():
         ms = 1e3 * np.array(seconds)
-        spent = float(ours.spent(ms, 1e3 * data.encode.seconds.get(name, 0.0)).mean())
+        encode_ms = 1e3 * data.encode.seconds.get(name, 0.0)
+        spent = float(ours.spent(data.per_action(ms), encode_ms).mean())
         per_hardware[name] = {
             "per_scale": ms.tolist(),
             "router": spent,
@@ -241,6 +251,6 @@ def gpu_time(judged: Judged) -> Section:
 
 
 SECTIONS: tuple[Callable[[Judged], Section], ...] = (
-    about, fixed_scales, the_router, tokens_needed, equal_accuracy, baselines, static_policies,
+    about, fixed_actions, the_router, tokens_needed, equal_accuracy, baselines, static_policies,
     limits, calibration, bands, gpu_time,
 )  # fmt: skip

@@ -1,12 +1,13 @@
 """Puts policies side by side on test questions: operating points, curves and paired differences.
 
 A policy is a name, predicted values and a price; what it would have done is exact, because the
-oracle holds the outcome of every scale. Knows arrays only; does not know routers, files or reports.
+oracle holds the outcome of every action. Knows arrays and action spaces; does not know routers,
+files or reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.policy import Policy, calibrate_price, choose_many
+from router.actions import ActionSpace, uniform_space
+from router.policy import Policy, choose_many, row_costs
 from training.figures.metrics import (
     Array,
     Picks,
@@ -28,24 +30,49 @@ from training.figures.metrics import (
 )
 from training.figures.resampling import Interval, Resampler
 
+TAKEN = ("tokens", "costs", "flops", "gpu_ms")  # what an action takes of a question
+
 
 @dataclass(frozen=True)
 class Questions:
-    """Test questions as a comparison needs them: n questions, K scales.
+    """Test questions as a comparison needs them: n questions, A actions, the anchor last.
 
+    What an action takes may be given as (A,) where it is the same for every question.
     ``resamples`` are those of every interval; ``gpu_ms`` is analytic (m3model.cost), not measured.
     Of ``flops`` and ``gpu_ms`` a second look at the same picture does not pay the encode again.
     """
 
-    scores: Array  # (n, K)
+    scores: Array  # (n, A)
     pictures: NDArray[np.int64]  # (n,)
-    tokens: Array  # (K,)
-    costs: Array  # (K,)
-    flops: Array | None  # (K,)
-    gpu_ms: Array | None = None  # (K,)
+    tokens: Array  # (n, A)
+    costs: Array  # (n, A)
+    flops: Array | None  # (n, A)
+    gpu_ms: Array | None = None  # (n, A)
     resamples: int = 2000
     encode_flops: float = 0.0
     encode_ms: float = 0.0
+    space: ActionSpace | None = None  # None: scales alone, which their tokens name
+
+    def __post_init__(self) -> None:
+        for name in TAKEN:
+            table = getattr(self, name)
+            if table is not None:
+                object.__setattr__(self, name, np.broadcast_to(table, self.scores.shape))
+
+    @cached_property
+    def actions(self) -> ActionSpace:
+        """Return the actions that the columns stand for."""
+        return uniform_space(self.tokens[0].astype(int)) if self.space is None else self.space
+
+    @cached_property
+    def over_scales(self) -> Questions:
+        """Return the same questions under the uniform scales alone."""
+        if self.actions.is_uniform:
+            return self
+        columns = np.array(self.actions.uniform)
+        return self._of(
+            self.pictures, uniform_space(self.actions.scales), lambda table: table[:, columns]
+        )
 
     @cached_property
     def resampler(self) -> Resampler:
@@ -54,14 +81,24 @@ class Questions:
 
     def only(self, mask: NDArray[np.bool_]) -> Questions:
         """Return some of the questions."""
-        return replace(self, scores=self.scores[mask], pictures=self.pictures[mask])
+        return self._of(self.pictures[mask], self.space, lambda table: table[mask])
+
+    def _of(
+        self, pictures: NDArray[np.int64], space: ActionSpace | None, part: Callable[[Array], Array]
+    ) -> Questions:
+        """Return the questions with a part of every table."""
+        return replace(
+            self, scores=part(self.scores), pictures=pictures, tokens=part(self.tokens),
+            costs=part(self.costs), flops=None if self.flops is None else part(self.flops),
+            gpu_ms=None if self.gpu_ms is None else part(self.gpu_ms), space=space,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy did: the scale of each answer that counts, and the score it earned.
+    """What a policy did: the action of each answer that counts, and the score it earned.
 
-    ``first`` is the scale of the first answer where there may have been two; both looks are paid.
+    ``first`` is that of the first answer where there may have been two; both looks are paid.
     """
 
     name: str
@@ -70,9 +107,15 @@ class Outcome:
     score: Array
     first: Picks | None = None
 
-    def spent(self, per_scale: Array, shared: float = 0.0) -> Array:
+    def spent(self, per_action: Array, shared: float = 0.0) -> Array:
         """Return (n,) what the questions took of a resource; see `metrics.paid`."""
-        return paid(per_scale, self.picks, self.first, shared)
+        return paid(per_action, self.picks, self.first, shared)
+
+    def among_all(self, on: Questions) -> Outcome:
+        """Return what was done to ``on.over_scales`` as done to ``on``."""
+        columns = np.array(on.actions.uniform, dtype=np.intp)
+        first = None if self.first is None else columns[self.first]
+        return replace(self, picks=columns[self.picks], first=first)
 
     def only(self, mask: NDArray[np.bool_]) -> Outcome:
         """Return what it did to some of the questions."""
@@ -96,31 +139,19 @@ class Outcome:
 
 
 def run_policy(name: str, values: Array, policy: Policy, on: Questions) -> Outcome:
-    """Return what the policy does to the questions, given its predicted values (n, K)."""
+    """Return what the policy does to the questions, given its predicted values (n, A)."""
     if policy.finest_only:
         picks = np.full(len(values), on.scores.shape[1] - 1)
     else:
-        picks = choose_many(values, policy.costs, policy.price)
+        costs = row_costs(on.tokens, on.actions.scales, policy.costs)
+        picks = choose_many(values, costs, policy.price)
     return Outcome(name, policy.price, picks, picked(on.scores, picks))
 
 
 def fixed(index: int, on: Questions) -> Outcome:
-    """Return what always taking one scale does."""
+    """Return what always taking one action, by its index, does."""
     picks = np.full(len(on.scores), index)
-    return Outcome(f"fixed_{int(on.tokens[index])}", None, picks, on.scores[:, index])
-
-
-def price_on(
-    values: Array, scores: Array, costs: Array, pictures: Sequence[str], target: float
-) -> Policy:
-    """Return the policy at the cheapest price that keeps ``target`` of the finest accuracy.
-
-    Args:
-        values, scores: (m, K) on calibration questions, which the values were not fitted on.
-        target: share of the finest scale's accuracy.
-    """
-    found = calibrate_price(values, scores, costs.tolist(), groups=list(pictures), target=target)
-    return found.policy(costs.tolist())
+    return Outcome(f"fixed_{on.actions.names[index]}", None, picks, on.scores[:, index])
 
 
 def paired(first: Outcome, second: Outcome, on: Questions) -> dict[str, Any]:
@@ -147,9 +178,9 @@ def resampled_point(outcome: Outcome, on: Questions) -> tuple[Array, Array]:
 
 
 def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
-    """Return harm, rescue, regret and how often each scale gives the answer that counts."""
+    """Return harm, rescue, regret and how often each action gives the answer that counts."""
     harm, rescue = harm_and_rescue(on.scores, outcome.picks)
-    shares = np.bincount(outcome.picks, minlength=len(on.tokens)) / len(outcome.picks)
+    shares = np.bincount(outcome.picks, minlength=len(on.actions)) / len(outcome.picks)
     return {
         "harm": harm,
         "rescue": rescue,
@@ -157,16 +188,14 @@ def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
         "priced_regret": None
         if outcome.price is None or outcome.first is not None
         else priced_regret(on.scores, outcome.picks, on.costs, outcome.price),
-        "share_of_scale": {
-            str(int(scale)): float(s) for scale, s in zip(on.tokens, shares, strict=True)
-        },
+        "share_of_scale": dict(zip(on.actions.names, shares.tolist(), strict=True)),
     }
 
 
 def calibration_of(probabilities: Array, outcome: Outcome, on: Questions) -> dict[str, Any]:
-    """Return ECE and Brier per scale and at the chosen scale, and the operating-point error.
+    """Return ECE and Brier per action and of the chosen one, and the operating-point error.
 
-    At the chosen scale (of the first answer) the error is larger: a scale is chosen where its
+    Of the chosen one (of the first answer) the error is larger: an action is chosen where its
     probability came out high.
     """
     picks = outcome.picks if outcome.first is None else outcome.first
@@ -174,11 +203,11 @@ def calibration_of(probabilities: Array, outcome: Outcome, on: Questions) -> dic
     return {
         "per_scale": [
             {
-                "scale": int(scale),
+                "scale": action.key,
                 "ece": calibration_error(probabilities[:, k], on.scores[:, k]),
                 "brier": brier(probabilities[:, k], on.scores[:, k]),
             }
-            for k, scale in enumerate(on.tokens)
+            for k, action in enumerate(on.actions.actions)
         ],
         "chosen": {
             "ece": calibration_error(chosen, score),

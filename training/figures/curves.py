@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from router.policy import candidate_prices, choose_many
 from training.figures.comparison import Questions
-from training.figures.metrics import Array, hull, paid
+from training.figures.metrics import Array, hull, paid, picked
 
 Resource = Literal["visual_tokens", "cost", "gpu_ms"]
 RESOURCES: tuple[Resource, ...] = ("visual_tokens", "cost", "gpu_ms")
@@ -28,9 +28,9 @@ Hull = tuple[Array, Array]  # (resource, accuracy), both ascending
 
 @dataclass(frozen=True)
 class Line:
-    """P settings of one policy: ``picks`` (P, n) are the scales it takes, dearest setting first.
+    """P settings of one policy: ``picks`` (P, n) are the actions it takes, dearest setting first.
 
-    ``first`` (P, n): the scales of the first answers where there may be two.
+    ``first`` (P, n): the actions of the first answers where there may be two.
     """
 
     name: str
@@ -43,9 +43,7 @@ class Line:
     @cached_property
     def _scores(self) -> NDArray[np.float32]:
         """Return (n, P)."""
-        return np.take_along_axis(self.on.scores, self.picks.T.astype(np.intp), axis=1).astype(
-            np.float32
-        )
+        return picked(self.on.scores, self.picks).T.astype(np.float32)
 
     @cached_property
     def accuracy(self) -> Array:
@@ -62,16 +60,16 @@ class Line:
         return self._spent(resource).mean(axis=1)
 
     def known(self, resource: Resource) -> bool:
-        """Return whether the data tell what a scale takes of the resource."""
+        """Return whether the data tell what an action takes of the resource."""
         return resource != "gpu_ms" or self.on.gpu_ms is not None
 
     def _of(self, resource: Resource) -> Array:
-        per_scale = {
+        per_action = {
             "visual_tokens": self.on.tokens, "cost": self.on.costs, "gpu_ms": self.on.gpu_ms,
         }[resource]  # fmt: skip
-        if per_scale is None:
+        if per_action is None:
             raise ValueError(f"these data do not tell {resource}")
-        return per_scale
+        return per_action
 
     def _spent(self, resource: Resource) -> Array:
         """Return (P, n)."""
@@ -82,6 +80,12 @@ class Line:
         """Return the same settings on the questions of a mask, which ``part`` holds."""
         first = None if self.first is None else self.first[:, mask]
         return Line(self.name, self.picks[:, mask], part, self.price, first)
+
+    def among_all(self, on: Questions) -> Line:
+        """Return the same settings on ``on``, of which this line's questions are `over_scales`."""
+        columns = np.array(on.actions.uniform, dtype=np.int8)
+        first = None if self.first is None else columns[self.first]
+        return Line(self.name, columns[self.picks], on, self.price, first)
 
     def hull(self, resource: Resource) -> Hull:
         """Return the hull over the questions."""
@@ -126,10 +130,9 @@ class Line:
 
         The band begins where at least 97.5 % of the resamples have a point as cheap.
         """
-        per_scale = self._of(resource)
         x, y = self.hull(resource)
         start = max(float(np.percentile([h[0][0] for h in self.hulls(resource)], 97.5)), x[0])
-        grid = np.geomspace(max(start, 1e-9), float(per_scale.max()), BAND_POINTS)
+        grid = np.geomspace(max(start, 1e-9), float(self._of(resource).max()), BAND_POINTS)
         curves = np.stack([np.interp(grid, hx, hy) for hx, hy in self.hulls(resource)])
         low, high = np.percentile(curves, (2.5, 97.5), axis=0)
         return {
@@ -141,16 +144,16 @@ class Line:
 
 
 def line_of(name: str, values: Array, on: Questions) -> Line:
-    """Return the line of predicted values (n, K) over all prices that matter."""
-    price = candidate_prices(values, on.costs.tolist(), N_PRICES)
-    picks = [choose_many(values, on.costs.tolist(), float(p)).astype(np.int8) for p in price]
+    """Return the line of predicted values (n, A) over all prices that matter."""
+    price = candidate_prices(values, on.costs, N_PRICES)
+    picks = [choose_many(values, on.costs, float(p)).astype(np.int8) for p in price]
     return Line(name, np.stack(picks), on, price)
 
 
 def fixed_line(on: Questions) -> Line:
     """Return the line of always taking one scale: its hull is random mixing of fixed scales."""
-    n, k = on.scores.shape
-    return Line("fixed_mixture", np.repeat(np.arange(k, dtype=np.int8)[:, None], n, axis=1), on)
+    scales = np.array(on.actions.uniform, dtype=np.int8)
+    return Line("fixed_mixture", np.repeat(scales[:, None], len(on.scores), axis=1), on)
 
 
 def oracle_line(on: Questions) -> Line:

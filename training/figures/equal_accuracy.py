@@ -17,7 +17,7 @@ from training.figures.curves import RESOURCES, Line, Resource
 from training.figures.metrics import Array
 from training.figures.resampling import percentiles
 
-SHARES = {"99_percent_of_finest": 0.99, "98_percent_of_finest": 0.98}
+SHARES = {f"{percent}_percent_of_finest": percent / 100 for percent in (99, 98, 95)}
 HALF_POINT = "finest_minus_half_point"
 
 

@@ -28,21 +28,21 @@ def oracles(on: cmp.Questions, repeats: Array | None) -> dict[str, Any]:
 
     Args:
         on: n questions.
-        repeats: (n, R, K) scores of other wordings of the same questions (NaN where there are
-            none), or None.
+        repeats: (n, R, A) scores of other wordings of the same questions (NaN where there are
+            none), or None. What a focus takes is that of the first wording.
     """
     found: dict[str, Any] = {}
     for name, picks in (
-        ("any_correct", any_correct_picks(on.scores)),
-        ("strict", strict_picks(on.scores)),
+        ("any_correct", any_correct_picks(on.scores, on.tokens)),
+        ("strict", strict_picks(on.scores, on.tokens)),
     ):
         score = picked(on.scores, picks)
         if name == "strict":
-            # Where the finest is wrong there is no stable scale: a lucky coarsest earns nothing.
+            # Where the finest is wrong no action is stable: a lucky coarsest earns nothing.
             score = np.where(on.scores[:, -1] >= 0.5, score, 0.0)
         found[name] = {
             "accuracy": float(score.mean()),
-            "visual_tokens": float(on.tokens[picks].mean()),
+            "visual_tokens": float(picked(on.tokens, picks).mean()),
         }
     found["luck_corrected"] = None
     found["luck_corrected_how"] = (
@@ -65,13 +65,16 @@ def gaps(ours: cmp.Outcome, on: cmp.Questions, lines: dict[str, Line]) -> dict[s
     """Return the share of the gap to the budgeted oracle that the router recovers at its tokens.
 
     ``fixed_mixture`` is the hull of fixed scales, ``dataset_policy`` one choice per dataset, the
-    others are named as their lines.
+    others are named as their lines. The oracle chooses among all actions.
     """
     here = (float(ours.spent(on.tokens).mean()), float(ours.score.mean()))
     ends = {name: (line.mean("visual_tokens"), line.accuracy) for name, line in lines.items()}
     oracle = oracle_line(on)
     best = oracle.mean("visual_tokens"), oracle.accuracy
-    against = ("fixed_mixture", "dataset_policy", "type_table", "question_only")
+    against = (
+        "fixed_mixture", "dataset_policy", "type_table", "question_only",
+        "type_table_same_actions", "uniform_router",
+    )  # fmt: skip
     found = {name: gap_recovered(here, ends[name], best) for name in against if name in ends}
     found["privileged_headroom_over_type_table"] = None
     if "privileged" in ends and "type_table" in ends:

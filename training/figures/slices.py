@@ -33,10 +33,10 @@ def slices(
     Args:
         groups: (n,) "dataset/kind".
         ours: the router's outcome.
-        probabilities: (n, K) the router's.
+        probabilities: (n, A) the router's.
         lines: every policy at every price on all n questions; the router's is named "router".
         on: all n questions.
-        repeats: (n, R, K) scores of other wordings, or None.
+        repeats: (n, R, A) scores of other wordings, or None.
         begin: called with each group as it begins.
     """
     rows = []
@@ -53,15 +53,18 @@ def slices(
                 "slice": group,
                 "n_questions": int(mask.sum()),
                 "n_pictures": len(np.unique(part.pictures)),
-                "accuracy_per_scale": part.scores.mean(axis=0).tolist(),
+                "accuracy_per_scale": part.over_scales.scores.mean(axis=0).tolist(),
+                "accuracy_per_action": dict(
+                    zip(on.actions.names, part.scores.mean(axis=0).tolist(), strict=True)
+                ),
                 "router_accuracy": float(here.score.mean()),
-                "router_visual_tokens": float(here.spent(on.tokens).mean()),
+                "router_visual_tokens": float(here.spent(part.tokens).mean()),
                 "difference_from_finest": cmp.difference_from_finest(here, part).as_dict(),
                 **cmp.details(here, part),
                 "calibration": cmp.calibration_of(probabilities[mask], here, part),
                 "oracle": oracles(part, None if repeats is None else repeats[mask]),
                 "unsolvable_share": unsolvable_share(part.scores),
-                "non_monotone_share": non_monotone_share(part.scores),
+                "non_monotone_share": non_monotone_share(part.scores, part.tokens),
                 "curve": next(line.points() for line in there if line.name == "router"),
                 "at_equal_accuracy": {
                     level: {

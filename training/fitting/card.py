@@ -28,8 +28,8 @@ def fitted_card(router: Router) -> str:
         price=router.price,
         cost_unit=router.policy.cost_unit,
         scales=router.scales,
+        n_foci=len(router.space) - len(router.scales),
         schema_hash=router.schema.hash,
         n_features=len(router.schema.names),
-        rows=list(zip(here["per_scale"], router.policy.costs, strict=True)),
     )
     return f"{card}\n"

@@ -22,9 +22,10 @@ from router.certificate.proof import (
     question_losses,
     upper_bound,
 )
-from router.policy import choose_many
+from router.policy import choose_many, row_costs
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
+from training.figures.metrics import picked
 from training.fitting.calibration_parts import MIN_PART_PICTURES, SEPARATE, certifying
 from training.oracle.data import OracleData, check_fits, scored_by
 from training.progress import Progress, Steps, unseen
@@ -70,9 +71,9 @@ def certify(
     levels, kinds = sorted({*LADDER, bound}), sorted(set(on.groups.tolist()))
     steps = Steps(progress, 1 + len(levels) + len(kinds))
     steps.begin(f"{loss} at every price ({len(on)} questions)")
-    costs = router.policy.costs
+    costs = row_costs(on.visual_tokens, router.scales, router.policy.costs)
     values = np.asarray(router.predict_values(on.features), dtype=np.float64)
-    family = price_family(costs)
+    family = price_family(most_costs(router))
     losses = picture_losses(values, on.scores, costs, on.pictures, family, loss)
     rungs = []
     for level in levels:
@@ -80,10 +81,10 @@ def certify(
         member = certified_member(losses, level, delta, method)
         if member or level == bound:
             price = float(family[member - 1]) if member else None
-            spent = float(on.tokens[_picks(values, router, price)].mean())
+            spent = float(picked(on.visual_tokens, _picks(values, costs, price)).mean())
             rungs.append(Rung(level, price, spent, float(losses[member].mean())))
     asked = next(rung for rung in rungs if rung.bound == bound)
-    picks = _picks(values, router, asked.price)
+    picks = _picks(values, costs, asked.price)
     slices = tuple(_slice(kind, on, picks, loss, bound, delta, steps) for kind in kinds)
     steps.finish()
     return Certificate(
@@ -107,8 +108,17 @@ def certify(
     )
 
 
+def most_costs(router: Router) -> list[float]:
+    """Return (A,) what each action costs at most: it depends on no question, so on no outcome.
+
+    At the family's safe end the finest scale is then taken whatever a focus finds to read.
+    """
+    most = np.array([action.most_tokens for action in router.space.actions], dtype=np.float64)
+    return row_costs(most, router.scales, router.policy.costs).tolist()
+
+
 def _questions(router: Router, data: OracleData) -> OracleData:
-    check_fits(router, data)
+    data = check_fits(router, data)
     fitted_for = router.metadata.get("model_hash")
     if fitted_for != data.model_hash:
         raise MixedData(
@@ -129,10 +139,10 @@ def _questions(router: Router, data: OracleData) -> OracleData:
     return on
 
 
-def _picks(values: Array, router: Router, price: float | None) -> np.ndarray:
+def _picks(values: Array, costs: Array, price: float | None) -> np.ndarray:
     if price is None:
-        return np.full(len(values), len(router.scales) - 1, dtype=np.intp)
-    return choose_many(values, router.policy.costs, price)
+        return np.full(len(values), values.shape[1] - 1, dtype=np.intp)
+    return choose_many(values, costs, price)
 
 
 def _slice(
@@ -143,10 +153,10 @@ def _slice(
     steps.begin(f"{kind} by itself")
     part, chosen = on.take(on.groups == kind), picks[on.groups == kind]
     # From the finest down, each tested at the full delta until one fails: as in the family.
-    floors = range(len(on.scales) - 1, -1, -1)
+    floors = on.scales[::-1]
     raised = [
         mean_by_picture(
-            question_losses(part.scores, np.maximum(chosen, floor), loss), part.pictures
+            question_losses(part.scores, _raised(part, chosen, floor), loss), part.pictures
         )
         for floor in floors
     ]
@@ -157,5 +167,11 @@ def _slice(
         questions=len(part),
         loss=float(raised[-1].mean()),
         upper=upper_bound(raised[-1], delta),
-        floor=on.scales[floors[member]],
+        floor=floors[member],
     )
+
+
+def _raised(part: OracleData, chosen: np.ndarray, floor: int) -> np.ndarray:
+    """Return (n,) the actions chosen, or the scale ``floor`` where they read fewer tokens."""
+    at = part.space.index(str(floor))
+    return np.where(picked(part.visual_tokens, chosen) < floor, at, chosen)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from router.policy import CalibratedPrice, calibrate_price, frontier, token_costs
+from router.policy import CalibratedPrice, calibrate_price, choose_many, row_costs, token_costs
 from router.predictor.chain import ComplexityPredictor
 from router.router import Router
 from router.second_look import SecondLook
 from training.errors import NotEnoughData, TrainingError
-from training.figures.metrics import Array, brier, calibration_error
+from training.figures.metrics import Array, brier, calibration_error, picked
 from training.fitting.calibration_parts import calibration_parts
 from training.fitting.card import fitted_card
 from training.fitting.predictor import Labels, fit_predictor
@@ -40,22 +40,29 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which questions serve for what, and what a scale costs; the test pictures serve nothing."""
+    """Which questions serve for what, and what a scale costs; the test pictures serve nothing.
+
+    What other numbers of tokens cost lies on the line between the scales.
+    """
 
     data: OracleData  # all splits, for what is said about them
     train: OracleData
     fitting: OracleData  # calibration pictures that fit probabilities
     pricing: OracleData  # calibration pictures that choose prices
     rule: str  # how those two were told apart
-    costs: tuple[float, ...]  # (K,)
+    costs: tuple[float, ...]  # (K,) of the uniform scales
     unit: str
+
+    def costs_of(self, part: OracleData) -> Array:
+        """Return (n, A) what each action costs the questions of a part."""
+        return row_costs(part.visual_tokens, part.scales, self.costs)
 
 
 @dataclass(frozen=True)
 class Priced:
     """What the price was chosen from, the price, and the second look where one was asked for."""
 
-    values: Array  # (n, K) predicted on the pricing questions
+    values: Array  # (n, A) predicted on the pricing questions
     price: CalibratedPrice
     look: SecondLook | None  # None also where it costs no less than the single look
     look_facts: dict[str, Any] | None  # None where none was asked for
@@ -86,9 +93,8 @@ def fit(
     """
     _check_wishes(target, cost, second_look)
     parts = parts_of(data, cost)
-    steps = Steps(progress, len(data.scales) + 2 + second_look * STARTS)
-    predictor = _predictor(parts, labels, steps)
-    priced = _priced(predictor, parts, target, second_look, steps)
+    steps = Steps(progress, steps_of(len(data.space), second_look) + 1)
+    predictor, priced = learnt(parts, target, labels, second_look, steps)
     steps.begin("figures and card")
     metrics = _metrics(parts, priced)
     facts = _facts(parts, target, labels, metrics, priced)
@@ -140,6 +146,19 @@ def costs_of(data: OracleData, cost: Cost) -> tuple[tuple[float, ...], str]:
     return tuple((data.flops / data.flops[-1]).tolist()), "operations of a request, finest = 1"
 
 
+def steps_of(n_actions: int, second_look: bool) -> int:
+    """Return how many steps `learnt` takes."""
+    return n_actions + 1 + second_look * STARTS
+
+
+def learnt(
+    parts: Parts, target: float, labels: Labels, second_look: bool, steps: Steps
+) -> tuple[ComplexityPredictor, Priced]:
+    """Return the predictor and the prices that these parts teach; `steps_of` are taken."""
+    predictor = _predictor(parts, labels, steps)
+    return predictor, _priced(predictor, parts, target, second_look, steps)
+
+
 def _predictor(parts: Parts, labels: Labels, steps: Steps) -> ComplexityPredictor:
     train, fitting = parts.train, parts.fitting
     asked = f"predictor ({len(train)} questions)"
@@ -156,7 +175,8 @@ def _priced(
     steps.begin(f"price ({len(pricing)} questions)")
     values = np.asarray(predictor.predict_proba(pricing.features), float)
     pictures = pricing.picture_ids.tolist()
-    price = calibrate_price(values, pricing.scores, parts.costs, pictures, target=target)
+    costs = parts.costs_of(pricing)
+    price = calibrate_price(values, pricing.scores, costs, pictures, target=target)
     if not second_look:
         return Priced(values, price, None, None)
     look, facts = _second_look(predictor, parts, values, price, target, steps)
@@ -174,10 +194,10 @@ def _second_look(
     """Return a second look that costs less than the single one, or None, and how they compare."""
     fitting, pricing = parts.fitting, parts.pricing
     before = np.asarray(predictor.predict_proba(fitting.features), float)
-    gates = fit_gates(before, fitting.scores, fitting.confidence, pricing.scales)
+    gates = fit_gates(before, fitting.scores, fitting.confidence, pricing.space.names)
     priced = price_second_look(
-        gates, values, pricing.scores, pricing.confidence, pricing.pictures, parts.costs,
-        target=target, steps=steps,
+        gates, values, pricing.scores, pricing.confidence, pricing.pictures,
+        parts.costs_of(pricing), target=target, steps=steps,
     )  # fmt: skip
     worth = priced.feasible and priced.cost < single.cost
     facts = {**priced.facts(), "target": target, "single_look_cost": single.cost, "kept": worth}
@@ -185,11 +205,11 @@ def _second_look(
 
 
 def _metrics(parts: Parts, priced: Priced) -> dict[str, Any]:
-    train, pricing, scales = parts.train, parts.pricing, parts.data.scales
-    values, price = priced.values, priced.price
-    line = frontier(values, pricing.scores, parts.costs, scales=scales)
-    at = int(np.abs(line.price - price.price).argmin())
-    tokens = float(line.visual_tokens[at]) if price.feasible else float(scales[-1])
+    train, pricing = parts.train, parts.pricing
+    values, price, costs = priced.values, priced.price, parts.costs_of(pricing)
+    picks = choose_many(values, costs, price.price)
+    if not price.feasible:
+        picks = np.full(len(pricing), len(pricing.space) - 1)
     return {
         "counts": {
             "train": {"pictures": train.n_pictures, "questions": len(train)},
@@ -199,16 +219,18 @@ def _metrics(parts: Parts, priced: Priced) -> dict[str, Any]:
             "finest_accuracy": price.finest_accuracy,
             "accuracy": price.accuracy,
             "cost": price.cost,
-            "visual_tokens": tokens,
+            "visual_tokens": float(picked(pricing.visual_tokens, picks).mean()),
             "price_feasible": price.feasible,
             "per_scale": [
                 {
-                    "scale": scale,
+                    "scale": action.key,
+                    "visual_tokens": float(pricing.visual_tokens[:, k].mean()),
+                    "cost": float(costs[:, k].mean()),
                     "accuracy": float(pricing.scores[:, k].mean()),
                     "ece": calibration_error(values[:, k], pricing.scores[:, k]),
                     "brier": brier(values[:, k], pricing.scores[:, k]),
                 }
-                for k, scale in enumerate(scales)
+                for k, action in enumerate(pricing.space.actions)
             ],
         },
     }
@@ -237,7 +259,7 @@ def _router(
 ) -> Router:
     router = Router(
         predictor, parts.data.schema, priced.price.policy(parts.costs, parts.unit),
-        metadata=facts, second_look=priced.look,
+        metadata=facts, second_look=priced.look, space=parts.data.space,
     )  # fmt: skip
     router.card_text = fitted_card(router)
     return router

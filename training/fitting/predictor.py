@@ -5,11 +5,12 @@ Knows questions, labels and predictors; does not know prices, routers or who ask
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.actions import ActionSpace
 from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
 from training.figures.metrics import Array
@@ -20,7 +21,7 @@ Labels = Literal["auto", "soft", "hard"]
 
 
 def labels_of(data: OracleData, kind: Labels = "auto") -> Array:
-    """Return the (n, K) targets a predictor learns, in [0, 1].
+    """Return the (n, A) targets a predictor learns, in [0, 1].
 
     ``soft`` is P(reference answer), ``hard`` the score. ``auto`` takes the soft label where the
     question has a reference; without one the likelihood is that of the finest answer, which says
@@ -48,10 +49,10 @@ def fit_predictor(
 
     Args:
         features: (n, F) of the training and (m, F) of the calibration questions.
-        progress: called as each scale's booster begins.
+        progress: called as each action's booster begins.
     """
     predictor = ComplexityPredictor(
-        calibration="none", chained=True, learning_rate=0.15, n_estimators=200
+        calibration="none", **_starts(train.space), learning_rate=0.15, n_estimators=200
     )
     predictor.fit(
         features[0], labels_of(train, labels), groups=train.picture_ids, progress=progress
@@ -64,3 +65,8 @@ def fit_predictor(
         )
     ]
     return predictor
+
+
+def _starts(space: ActionSpace) -> dict[str, Any]:
+    """Return how the boosters build on each other; scales alone are a chain, as ever."""
+    return {"chained": True} if space.is_uniform else {"bases": space.bases}

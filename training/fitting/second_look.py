@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.policy import candidate_prices, choose_many
+from router.policy.rule import Costs
 from router.second_look import Gate, SecondLook, log_odds
 from training.figures.comparison import Outcome, Questions
 from training.figures.curves import Line, line_of
@@ -49,24 +50,26 @@ class Priced:
         }
 
 
-def fit_gates(values: Array, scores: Array, confidence: Array, scales: Sequence[int]) -> SecondLook:
+def fit_gates(
+    values: Array, scores: Array, confidence: Array, actions: Sequence[str]
+) -> SecondLook:
     """Return the gates, not priced yet.
 
     Args:
-        values: (n, K) what the router predicts.
-        scores: (n, K) what came out, in [0, 1].
-        confidence: (n, K) of the answers.
-        scales: (K,) ascending.
+        values: (n, A) what the router predicts.
+        scores: (n, A) what came out, in [0, 1].
+        confidence: (n, A) of the answers.
+        actions: (A,) their names, in the order of the space.
     """
     before, sure = log_odds(values), log_odds(confidence)
     gates = tuple(
         tuple(
             _gate(before[:, k], before[:, s], sure[:, s], scores[:, k])
-            for k in range(s, len(scales))
+            for k in range(s, len(actions))
         )
-        for s in range(len(scales) - 1)
+        for s in range(len(actions) - 1)
     )
-    return SecondLook(tuple(scales), gates, start_price=0.0, price=0.0)
+    return SecondLook(tuple(actions), gates, start_price=0.0, price=0.0)
 
 
 def price_second_look(
@@ -75,7 +78,7 @@ def price_second_look(
     scores: Array,
     confidence: Array,
     pictures: NDArray[np.int64],
-    costs: Sequence[float],
+    costs: Costs,
     *,
     target: float,
     steps: Steps,
@@ -84,14 +87,14 @@ def price_second_look(
 
     Args:
         look: with its gates, which have not seen these questions.
-        values, scores, confidence: (n, K), as for `fit_gates`.
+        values, scores, confidence: (n, A), as for `fit_gates`.
         pictures: (n,) integers from 0, one per picture.
-        costs: (K,) of one look. Costs of whole requests count the encode in both looks, so that
-            a second look seems dearer than it is; visual tokens are exact.
+        costs: (n, A) or (A,) of one look. Costs of whole requests count the encode in both looks,
+            so that a second look seems dearer than it is; visual tokens are exact.
         target: share of the finest accuracy to keep.
         steps: `STARTS` of them are taken here.
     """
-    finest = scores[:, -1]
+    finest, costs = scores[:, -1], np.broadcast_to(costs, scores.shape)
     best: Priced | None = None
     tried = start_prices(values, scores, costs)
     for number, start_price in enumerate(tried, 1):
@@ -114,16 +117,15 @@ def price_second_look(
     steps.skip(STARTS - len(tried))
     if best is None:
         mean = float(finest.mean())
-        return Priced(look, False, mean, float(costs[-1]), mean, 0.0)
+        return Priced(look, False, mean, float(costs[:, -1].mean()), mean, 0.0)
     return best
 
 
-def start_prices(values: Array, scores: Array, costs: Sequence[float]) -> list[float]:
+def start_prices(values: Array, scores: Array, costs: Array) -> list[float]:
     """Return up to `STARTS` prices along the single look's hull of accuracy over cost."""
     prices = candidate_prices(values, costs)
     picks = np.stack([choose_many(values, costs, price) for price in prices.tolist()])
-    accuracy = np.take_along_axis(scores[None], picks[..., None], 2)[..., 0].mean(axis=1)
-    cost = np.asarray(costs)[picks].mean(axis=1)
+    accuracy, cost = picked(scores, picks).mean(axis=1), picked(costs, picks).mean(axis=1)
     corners = zip(*hull(cost, accuracy), strict=True)
     kept = [int(np.flatnonzero((cost == x) & (accuracy == y))[0]) for x, y in corners]
     step = max(1, -(-len(kept) // STARTS))
@@ -133,7 +135,7 @@ def start_prices(values: Array, scores: Array, costs: Sequence[float]) -> list[f
 def after_first(
     look: SecondLook, values: Array, starts: NDArray[np.intp], confidence: Array
 ) -> Array:
-    """Return (n, K) P(right) after the first answer; -inf below its scale, 0 at the finest."""
+    """Return (n, A) P(right) after the first answer; -inf of earlier actions, 0 after the last."""
     known = np.full(values.shape, -np.inf)
     known[:, -1] = 0.0
     for start in range(values.shape[1] - 1):
@@ -143,18 +145,24 @@ def after_first(
 
 
 def ends_of(
-    look: SecondLook, known: Array, starts: NDArray[np.intp], costs: Sequence[float], price: float
+    look: SecondLook, known: Array, starts: NDArray[np.intp], costs: Costs, price: float
 ) -> NDArray[np.intp]:
-    """Return (n,) the scale of the answer that counts, from `after_first` at another price."""
-    ends = starts.copy()
+    """Return (n,) the action of the answer that counts, from `after_first` at another price.
+
+    An action that costs a question no more than its first look cannot be its second one.
+    """
+    ends, costs = starts.copy(), np.broadcast_to(costs, known.shape)
     for start in range(known.shape[1] - 1):
         rows = starts == start
-        ends[rows] += look.ends(known[rows, start:], costs[start:], price)
+        left = costs[rows, start:]
+        readable = left > left[:, :1]
+        readable[:, 0] = True
+        ends[rows] += look.ends(known[rows, start:], np.where(readable, left, np.inf), price)
     return ends
 
 
 def outcome(
-    scores: Array, starts: NDArray[np.intp], ends: NDArray[np.intp], costs: Sequence[float]
+    scores: Array, starts: NDArray[np.intp], ends: NDArray[np.intp], costs: Costs
 ) -> tuple[Array, Array]:
     """Return (n,) the scores of the answers that count, and (n,) the cost of every look taken."""
     return picked(scores, ends), paid(np.asarray(costs, dtype=np.float64), ends, starts)
@@ -164,11 +172,10 @@ def two_looks(
     name: str, look: SecondLook, values: Array, confidence: Array, on: Questions
 ) -> Outcome:
     """Return what a priced second look does to the questions, given what the router predicts and
-    how confident the answers are, both (n, K)."""
-    costs = on.costs.tolist()
-    starts = choose_many(values, costs, look.start_price)
+    how confident the answers are, both (n, A)."""
+    starts = choose_many(values, on.costs, look.start_price)
     known = after_first(look, values, starts, confidence)
-    ends = ends_of(look, known, starts, costs, look.price)
+    ends = ends_of(look, known, starts, on.costs, look.price)
     return Outcome(name, look.start_price, ends, picked(on.scores, ends), starts)
 
 
@@ -178,11 +185,12 @@ def look_line(name: str, look: SecondLook, values: Array, confidence: Array, on:
     if single.price is None:
         raise ValueError("a line of values has prices")
     share = look.price / look.start_price if look.start_price > 0 else None
-    costs, ends = on.costs.tolist(), []
+    ends = []
     for start_price, starts in zip(single.price.tolist(), single.picks, strict=True):
         price = look.price if share is None else max(0.0, share * start_price)
         known = after_first(look, values, starts, confidence)
-        ends.append(ends_of(look, known, starts.astype(np.intp), costs, price).astype(np.int8))
+        at_last = ends_of(look, known, starts.astype(np.intp), on.costs, price)
+        ends.append(at_last.astype(np.int8))
     return Line(name, np.stack(ends), on, single.price, single.picks)
 
 

@@ -44,16 +44,41 @@ def test_normalise_is_idempotent() -> None:
 
 
 def test_oracles() -> None:
-    assert m.any_correct_picks(SCORES).tolist() == [0, 1, 0, 0]  # unsolvable: the coarsest
-    assert m.strict_picks(SCORES).tolist() == [0, 1, 0, 0]
+    assert m.any_correct_picks(SCORES, TOKENS).tolist() == [0, 1, 0, 0]  # unsolvable: the coarsest
+    assert m.strict_picks(SCORES, TOKENS).tolist() == [0, 1, 0, 0]
     lucky = np.array([[1, 0, 1]], float)
-    assert m.any_correct_picks(lucky).tolist() == [0]
-    assert m.strict_picks(lucky).tolist() == [2]
+    assert m.any_correct_picks(lucky, TOKENS).tolist() == [0]
+    assert m.strict_picks(lucky, TOKENS).tolist() == [2]
+
+
+# Two questions, three actions, the first of them a focus: dear for the one, cheap for the other.
+FOCUS_TOKENS = np.array([[20.0, 9, 36], [5, 9, 36]])
+
+
+def test_the_cheapest_is_told_by_each_question() -> None:
+    right = np.array([[1, 1, 1], [1, 1, 1]], float)
+    assert m.any_correct_picks(right, FOCUS_TOKENS).tolist() == [1, 0]
+    assert m.any_correct_picks(0 * right, FOCUS_TOKENS).tolist() == [1, 0]
+    # The action in the middle is wrong: at 9 tokens the first does better, at 5 it was luck.
+    wrong = np.array([[1, 0, 1], [1, 0, 1]], float)
+    assert m.strict_picks(wrong, FOCUS_TOKENS).tolist() == [0, 2]
+    assert m.non_monotone_share(wrong, FOCUS_TOKENS) == 0.5
+    picks = np.array([0, 0])
+    found = m.regret(right, picks, FOCUS_TOKENS, m.paid(FOCUS_TOKENS, picks))
+    assert (found["over"], found["over_tokens"]) == (0.5, 11 / 2)
+    wasted = m.regret(0 * right, picks, FOCUS_TOKENS, m.paid(FOCUS_TOKENS, picks))
+    assert wasted["unsolvable_tokens"] == 11 / 2
+
+
+def test_every_look_of_every_setting_is_paid() -> None:
+    picks, first = np.array([[2, 0], [0, 2]]), np.array([[0, 0], [0, 0]])
+    assert m.paid(FOCUS_TOKENS, picks).tolist() == [[36, 5], [20, 36]]
+    assert m.paid(FOCUS_TOKENS, picks, first, shared=2.0).tolist() == [[54, 5], [20, 39]]
 
 
 def test_shares() -> None:
     assert m.unsolvable_share(SCORES) == 0.25
-    assert m.non_monotone_share(SCORES) == 0.25
+    assert m.non_monotone_share(SCORES, TOKENS) == 0.25
 
 
 def test_harm_and_rescue() -> None:

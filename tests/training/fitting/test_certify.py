@@ -131,7 +131,7 @@ def test_the_certificate_says_what_it_rests_on(router, data) -> None:
 def test_a_price_by_certificate_drops_the_second_look_and_says_so(router, data) -> None:
     gate = Gate(0.0, 0.0, 1.0, 0.0)
     rows = tuple((gate,) * (len(SCALES) - start) for start in range(len(SCALES) - 1))
-    look = SecondLook(SCALES, rows, 0.1, 0.1)
+    look = SecondLook(tuple(map(str, SCALES)), rows, 0.1, 0.1)
     looking = Router(
         router.predictor, router.schema, router.policy, metadata=router.metadata, second_look=look
     )

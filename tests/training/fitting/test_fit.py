@@ -166,7 +166,9 @@ def test_report_says_what_equal_accuracy_takes(report) -> None:
     for ratio in report["token_ratio_at_equal_accuracy"].values():
         assert set(ratio) == {"mean", "low", "high", "reached"}
     needed, tokens = report["visual_tokens_at_router_accuracy"], report["router"]["visual_tokens"]
-    assert set(needed) == policies | {"router_on_its_hull"}
+    with_foci = {"uniform_router", "type_table_same_actions"}
+    assert set(needed) == policies | with_foci | {"router_on_its_hull"}
+    assert {needed[name] for name in with_foci} == {None}
     reached = {name for name in policies if needed[name] is not None}
     assert "privileged" in reached
     for name, ratio in report["token_ratio_at_equal_accuracy"].items():

@@ -18,7 +18,7 @@ from training.fitting.second_look import (
 )
 from training.progress import Steps, unseen
 
-SCALES = (1, 9, 36)
+SCALES = ("1", "9", "36")
 COSTS = (0.1, 0.25, 1.0)
 
 
@@ -56,8 +56,22 @@ def test_arrays_end_where_single_requests_do() -> None:
     ends = ends_of(look, after_first(look, values, starts, sure), starts, COSTS, look.price)
     assert len(set((ends - starts).tolist())) == 3
     for row, start in enumerate(starts):
-        one = look.escalate(values[row].tolist(), SCALES[start], sure[row, start], COSTS)
-        assert SCALES[ends[row]] == (one or SCALES[start])
+        one = look.escalate(values[row].tolist(), start, sure[row, start], COSTS[start:])
+        assert ends[row] == (start if one is None else one)
+
+
+def test_a_second_look_reads_more_of_this_picture_than_the_first() -> None:
+    eager = Gate(0.0, 0.0, 0.0, 9.0)
+    stay = Gate(0.0, 0.0, 0.0, -9.0)
+    look = SecondLook(SCALES, ((stay, eager, Gate(0.0, 0.0, 0.0, 8.0)), (stay, eager)), 0.0, 0.0)
+    costs = np.array([[0.1, 0.25, 1.0], [0.3, 0.25, 1.0], [0.25, 0.25, 1.0]])
+    starts = np.zeros(3, dtype=np.intp)
+    known = after_first(look, np.full((3, 3), 0.5), starts, np.full((3, 3), 0.5))
+    for price in (0.0, 0.1):
+        assert ends_of(look, known, starts, costs, price).tolist() == [1, 2, 2]
+    right, spent = outcome(np.eye(3), starts, np.array([1, 2, 2]), costs)
+    assert right.tolist() == [0.0, 0.0, 1.0]
+    assert spent.tolist() == pytest.approx([0.35, 1.3, 1.25])
 
 
 def simulated(seed: int, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -102,8 +116,8 @@ def test_an_impossible_target_is_not_feasible() -> None:
 def test_two_looks_by_hand() -> None:
     # Three questions, scales 1, 9 and 576; gates that repeat the confidence at once.
     sure = Gate(0.0, 0.0, 1.0, 0.0)
-    look = SecondLook((1, 9, 576), ((sure, Gate(0, 0, 0, 4.0), Gate(0, 0, 0, 5.0)), (sure, sure)),
-                      start_price=1.0, price=0.1)  # fmt: skip
+    gates = ((sure, Gate(0, 0, 0, 4.0), Gate(0, 0, 0, 5.0)), (sure, sure))
+    look = SecondLook(("1", "9", "576"), gates, start_price=1.0, price=0.1)
     values = np.array([[0.9, 0.9, 0.9], [0.9, 0.9, 0.9], [0.0, 0.0, 3.0]])
     confidence = np.array([[0.99, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]])
     scores = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
