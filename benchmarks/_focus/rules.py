@@ -25,7 +25,7 @@ Values = NDArray[np.int64]  # (C,) whole, not negative: what reading a cell fine
 ValueOf = Callable[[NDArray[np.floating], torch.Tensor, int], Values]
 COARSE, MIDDLE, FINE = 36, 144, 576
 TWO_LEVELS_COARSE = 9
-MOST = 108  # cells, so that no cut takes as many tokens as the finest scale
+MOST = 96  # cells, so that no cut takes as many tokens as the finest scale
 
 
 @dataclass(frozen=True)
