@@ -204,6 +204,10 @@ def run(quick: bool) -> dict[str, Any]:
     )
     encode_us = features["encode, m3-mini"]["p50_us"]
     base = decisions["Router.route"]["p50_us"]
+    asked = {
+        "route_p50_us": (base, 50.0),
+        "plan_share_of_encode": (round(features["plan"]["p50_us"] / encode_us, 4), 0.1),
+    }
     return {
         "command": "python benchmarks/router_latency.py" + (" --quick" if quick else ""),
         "data": "synthetic features, synthetic patches",
@@ -213,6 +217,10 @@ def run(quick: bool) -> dict[str, Any]:
         "n_scales": len(SCALES),
         "actions": list(space.names),
         "trees_per_action": [booster.num_trees() for booster in boosters],
+        "asked": {
+            name: {"value": value, "at_most": most, "met": value <= most}
+            for name, (value, most) in asked.items()
+        },
         "decisions": decisions,
         "ratio_to_route": {
             name: round(times["p50_us"] / base, 2) for name, times in decisions.items()
@@ -243,6 +251,9 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     shares = ", ".join(f"{part} {share:.1%}" for part, share in report["share_of_encode"].items())
     console.print(f"shares of the encode they ride on: {shares}")
+    for name, row in report["asked"].items():
+        met = "met   " if row["met"] else "MISSED"
+        console.print(f"{met} {name}: {row['value']:g}, asked at most {row['at_most']:g}")
 
 
 def main() -> None:
