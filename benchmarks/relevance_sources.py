@@ -168,7 +168,7 @@ def measure(data: OracleData, oracle: Path, model: Path, seeds: int, quick: bool
         train, calibration, test = parts
 
         def splits(seed: int, t: Any = train, c: Any = calibration, e: Any = test) -> Any:
-            return resampled(t, c, e, data.scales, seed)
+            return resampled(t, c, e, data.space, seed)
 
         found[name] = {**cost.as_row(), **rows_of(KINDS[KIND], splits, seeds)}
         if name != "none":
