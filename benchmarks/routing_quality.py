@@ -85,23 +85,23 @@ def show_report(report: dict[str, Any]) -> None:
     """Print the table of policies, and what was asked for."""
     print(f"{report['n_questions']} test questions about {report['n_pictures']} held-out pictures")
     print(
-        f"{'policy':16}{'accuracy':>9}{'tokens':>8}{'share':>7}  difference from the finest, points"
+        f"{'policy':24}{'accuracy':>9}{'tokens':>8}{'share':>7}  difference from the finest, points"
     )
     finest = report["scales"][-1]
     for point in report["fixed"]:
         share = point["scale"] / finest
-        print(f"always {point['scale']:<9}{point['accuracy']:9.3f}{point['scale']:8}{share:7.1%}")
+        print(f"always {point['scale']:<17}{point['accuracy']:9.3f}{point['scale']:8}{share:7.1%}")
     for name, point in {"router": report["router"], **report["baselines"]}.items():
         low, mean, high = (
             100 * point["difference_from_finest"][k] for k in ("low", "mean", "high")
         )
         print(
-            f"{name:16}{point['accuracy']:9.3f}{point['visual_tokens']:8.1f}"
+            f"{name:24}{point['accuracy']:9.3f}{point['visual_tokens']:8.1f}"
             f"{point['visual_tokens'] / finest:7.1%}  {mean:+.2f} ({low:+.2f} to {high:+.2f})"
         )
     print("tokens for the router's accuracy, each on its own test hull:")
     for name, tokens in report["visual_tokens_at_router_accuracy"].items():
-        print(f"  {name:16}{'never' if tokens is None else f'{tokens:.1f}'}")
+        print(f"  {name:24}{'never' if tokens is None else f'{tokens:.1f}'}")
     show_targets(report["targets"])
 
 
