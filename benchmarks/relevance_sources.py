@@ -3,10 +3,12 @@
     python benchmarks/relevance_sources.py --oracle runs/oracle
     python benchmarks/relevance_sources.py --quick
 
-Answers are not asked again: the scenes of an oracle folder are drawn and encoded once more, and
-features are computed with each source. The "distilled" readout is learnt here, without masks, from
-the model's own attention on scenes of its own. CLIP needs the text tower that the vision tower was
-trained with: m3-mini has none, so it is left out. Without --oracle scenes are labelled first.
+The router's answers are not asked again: the scenes of an oracle folder are drawn and encoded once
+more, and features are computed with each source, of uniform scales alone. What a source is worth to
+a focus is asked, about the test pictures and without a router: the cheapest and the densest one
+that ship, their cells found by each source. The "distilled" readout is learnt here, without masks,
+from the model's own attention on scenes of its own. CLIP needs the text tower that the vision tower
+was trained with: m3-mini has none, so it is left out. Without --oracle scenes are labelled first.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _focus.asking import Asked, Reader, cut_of_reading
 from _peers.pictures import Encoded, Encoder, encode
 from _predictors.kinds import KINDS
 from _predictors.splits import SHARES, part_of, resampled
@@ -29,10 +32,13 @@ from predictors import oracle_data, rows_of
 from m3model import RelevanceReadout
 from m3model.relevance.choice import ReadoutRelevance, relevance_sources
 from m3model.relevance.source import RelevanceSource
+from router.actions import ActionSpace, default_space, uniform_space
 from router.features.vector import picture_features, question_features
+from training.figures.resampling import Resampler
 from training.finetune.readout import distil_readout
 from training.oracle.data import OracleData
 from training.sources.scenes import SceneSource
+from training.sources.tasks import Ask
 
 PICTURES = {"train": 1200, "calibration": 500, "test": 800}
 QUICK_PICTURES = {"train": 60, "calibration": 30, "test": 30}
@@ -84,9 +90,48 @@ def features_of(
     return np.stack(rows)
 
 
+def scales_alone(data: OracleData) -> OracleData:
+    """Return the questions under the uniform scales."""
+    own = list(data.space.uniform)
+    columns = ("scores", "soft", "confidence", "visual_tokens")
+    kept = {name: getattr(data, name)[:, own] for name in columns}
+    return replace(data, space=uniform_space(data.scales), repeats=None, **kept)
+
+
+def foci_of(
+    source: RelevanceSource,
+    pictures: Sequence[Encoded],
+    asks: Mapping[int, Ask],
+    reader: Reader,
+    space: ActionSpace,
+) -> list[dict[str, Any]]:
+    """Return accuracy and tokens of the cheapest and the densest focus, cells by this source."""
+    foci = [i for i, action in enumerate(space.actions) if not action.is_uniform]
+    foci.sort(key=lambda index: space.actions[index].most_tokens)
+    grids = [picture.grid for picture in pictures]
+    asked: list[Asked] = []
+    for number, picture in enumerate(pictures):
+        own = [asks[row] for row in picture.rows.tolist()]
+        asked += reader.questions(picture.grid, number, own, source)
+    plans = [space.plan(one.relevance) for one in asked]
+    draws = Resampler(np.array([one.picture for one in asked]))
+    found = []
+    for index in dict.fromkeys([*foci[:1], *foci[-1:]]):
+        cuts = [cut_of_reading(space.reading(index, plan)) for plan in plans]
+        answers = reader.answers(grids, asked, cuts)
+        found.append(
+            {
+                "focus": space.names[index],
+                "accuracy": draws.interval(answers.right).as_dict(),
+                "visual_tokens": float(answers.tokens.mean()),
+            }
+        )
+    return found
+
+
 def measure(data: OracleData, oracle: Path, model: Path, seeds: int, quick: bool) -> dict[str, Any]:
     """Return the table: a row a source, the figures over seeds."""
-    encoder = Encoder.load(model)
+    data, encoder = scales_alone(data), Encoder.load(model)
     sources = relevance_sources(encoder.model, model)
     sources.pop("readout", None)
     own = RelevanceReadout.from_pretrained(model)
@@ -99,8 +144,10 @@ def measure(data: OracleData, oracle: Path, model: Path, seeds: int, quick: bool
     sources["distilled readout"] = ReadoutRelevance(distilled)
 
     pictures = encode(data, oracle, encoder, dict(QUICK_PICTURES if quick else PICTURES))
-    questions = _questions(oracle)
-    asked = {row: questions[str(data.question_ids[row])] for row in range(len(data))}
+    known = _asks(oracle)
+    asks = {row: known[str(data.question_ids[row])] for row in range(len(data))}
+    asked = {row: ask.question for row, ask in asks.items()}
+    reader, space = Reader(model), default_space(data.scales)
     found: dict[str, Any] = {}
     order = ("readout", "distilled readout", "cosine", "attention")
     for name in [*(n for n in order if n in sources), "none"]:
@@ -121,9 +168,11 @@ def measure(data: OracleData, oracle: Path, model: Path, seeds: int, quick: bool
         train, calibration, test = parts
 
         def splits(seed: int, t: Any = train, c: Any = calibration, e: Any = test) -> Any:
-            return resampled(t, c, e, data.scales, seed)
+            return resampled(t, c, e, data.space, seed)
 
         found[name] = {**cost.as_row(), **rows_of(KINDS[KIND], splits, seeds)}
+        if name != "none":
+            found[name]["foci"] = foci_of(sources[name], pictures["test"], asks, reader, space)
         show(name, found[name])
     return {
         "benchmark": "relevance_sources",
@@ -153,15 +202,19 @@ def show(name: str, row: dict[str, Any]) -> None:
         f"{row['ms_a_question']:.3f} ms a question",
         flush=True,
     )
+    for focus in row.get("foci", ()):
+        accuracy = "{mean:.3f} ({low:.3f} to {high:.3f})".format(**focus["accuracy"])
+        print(f"  {focus['focus']:22}{accuracy} at {focus['visual_tokens']:.1f} tokens", flush=True)
 
 
-def _questions(oracle: Path) -> dict[str, str]:
+def _asks(oracle: Path) -> dict[str, Ask]:
     import pyarrow.parquet as pq
 
-    found: dict[str, str] = {}
+    columns = ["question_id", "question", "reference"]
+    found: dict[str, Ask] = {}
     for path in sorted(oracle.glob("oracle-*.parquet")):
-        table = pq.read_table(path, columns=["question_id", "question"]).to_pydict()
-        found.update(zip(table["question_id"], table["question"], strict=True))
+        for row in pq.read_table(path, columns=columns).to_pylist():
+            found[row["question_id"]] = Ask(row["question"], row["reference"])
     return found
 
 

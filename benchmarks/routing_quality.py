@@ -1,7 +1,9 @@
 """The shipped router on held-out scenes, beside every baseline, with intervals.
 
 Labels fresh scenes that neither the model nor the router ever saw, then judges the router on the
-test pictures among them. Baselines are fitted on the training pictures among them. The handwritten
+test pictures among them, and tells what was asked of it as met or missed. Baselines are fitted on
+the training pictures among them; a second, cheaper operating point is priced on the calibration
+pictures, which the certificate is made on too. Time is measured by serve_load.py. The handwritten
 digits and halves of photographs drawn into them were not in the model's training; the router's own
 training scenes draw from the same held-out pool.
 
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _focus.targets import Judge, show_targets, targets
 from _result import arguments, write
 
 SEED = 7
@@ -38,13 +41,15 @@ def measure(
         folder = oracle or Path(scratch) / "oracle"
         task = progress.add_task("labelling", total=scenes)
         source = SceneSource(scenes, SEED, namespace="heldout", repeats=2)
+        shipped = Router.from_pretrained(router)
         result = collect(
-            source, model, folder, workers=workers,
+            source, model, folder, workers=workers, space=shipped.space,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
         seconds = time.perf_counter() - started
         data = read_oracle([folder])
-        report = evaluate(Router.from_pretrained(router), data)
+        report = evaluate(shipped, data)
+        asked = targets(Judge(shipped, data))
     report["curve"] = thinned(report["curve"])
     for baseline in report["baselines"].values():
         baseline["curve"] = thinned(baseline["curve"])
@@ -56,6 +61,7 @@ def measure(
         "scenes": scenes,
         "seed": SEED,
         "labelling_seconds": seconds if result.labelled_now == scenes else None,
+        "targets": [target.as_dict() for target in asked],
         **report,
     }
 
@@ -75,27 +81,28 @@ def rounded(bands: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, lis
     }
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print the table."""
+def show_report(report: dict[str, Any]) -> None:
+    """Print the table of policies, and what was asked for."""
     print(f"{report['n_questions']} test questions about {report['n_pictures']} held-out pictures")
     print(
-        f"{'policy':16}{'accuracy':>9}{'tokens':>8}{'share':>7}  difference from the finest, points"
+        f"{'policy':24}{'accuracy':>9}{'tokens':>8}{'share':>7}  difference from the finest, points"
     )
     finest = report["scales"][-1]
     for point in report["fixed"]:
         share = point["scale"] / finest
-        print(f"always {point['scale']:<9}{point['accuracy']:9.3f}{point['scale']:8}{share:7.1%}")
+        print(f"always {point['scale']:<17}{point['accuracy']:9.3f}{point['scale']:8}{share:7.1%}")
     for name, point in {"router": report["router"], **report["baselines"]}.items():
         low, mean, high = (
             100 * point["difference_from_finest"][k] for k in ("low", "mean", "high")
         )
         print(
-            f"{name:16}{point['accuracy']:9.3f}{point['visual_tokens']:8.1f}"
+            f"{name:24}{point['accuracy']:9.3f}{point['visual_tokens']:8.1f}"
             f"{point['visual_tokens'] / finest:7.1%}  {mean:+.2f} ({low:+.2f} to {high:+.2f})"
         )
     print("tokens for the router's accuracy, each on its own test hull:")
     for name, tokens in report["visual_tokens_at_router_accuracy"].items():
-        print(f"  {name:16}{'never' if tokens is None else f'{tokens:.1f}'}")
+        print(f"  {name:24}{'never' if tokens is None else f'{tokens:.1f}'}")
+    show_targets(report["targets"])
 
 
 def main() -> None:
@@ -112,7 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     scenes = given.scenes or (200 if given.quick else 5000)
     report = measure(scenes, given.model, given.router, given.oracle, given.workers)
-    show(report)
+    show_report(report)
     write(report, given.json)
 
 

@@ -2,8 +2,9 @@
 
 Eight closed-loop clients ask about generated scenes in turn: all are in the encoder's cache, and
 too many for the engine's prefixes, so every prompt is read anew. CPU is that of all processes of
-the service, Ray's own and HAProxy included, without the clients'. The engine alone answers the same
-looks (prompts, scales, answer lengths) about noise, pooled beforehand. The last rows are a wider
+the service, Ray's own and HAProxy included, without the clients'. What is routed may be read in
+part (focus); the ratios tell its time beside always 576. The engine alone answers the same looks
+(prompts, visual tokens, answer lengths) about noise, cut beforehand. The last rows are a wider
 random model whose answers never end by themselves, so that the generator's cost is what it would be
 with a model worth serving. `--only MODE` measures some modes.
 """
@@ -63,17 +64,26 @@ def looks_of(service: Service, asked: list[dict[str, Any]]) -> list[list[dict[st
     found = []
     for body in asked:
         if body["model"] == "m3-auto":
-            routing = service.ask(body)["routing"]
-            second = routing.get("second_look")
-            scales = [routing["scale"]] if second is None else [second["from"], routing["scale"]]
+            tokens = looked(service.ask(body)["routing"])
         else:
-            scales = [int(body["model"].removeprefix("m3-"))]
+            tokens = [int(body["model"].removeprefix("m3-"))]
         content = [{"type": "image"}, body["messages"][0]["content"][1]]
         messages = [{"role": "user", "content": content}]
         found.append(
-            [{"messages": messages, "scale": s, "max_tokens": body["max_tokens"]} for s in scales]
+            [
+                {"messages": messages, "visual_tokens": n, "max_tokens": body["max_tokens"]}
+                for n in tokens
+            ]
         )
     return found
+
+
+def looked(routing: dict[str, Any]) -> list[int]:
+    """Return the visual tokens of each look that a reply tells of."""
+    second = routing.get("second_look")
+    if second is None:
+        return [routing["visual_tokens"]]
+    return [second["first_visual_tokens"], second["second_visual_tokens"]]
 
 
 def bare(model: Path, looks: list[list[dict[str, Any]]], seconds: float) -> dict[str, float]:

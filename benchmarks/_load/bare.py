@@ -2,8 +2,8 @@
 
     python benchmarks/_load/bare.py MODEL LOOKS.json CLIENTS SECONDS
 
-LOOKS.json is a list of requests, each a list of looks {"messages", "scale", "max_tokens"}. Pictures
-are noise of the right size, pooled before the clock starts. Prints one line of JSON.
+LOOKS.json is a list of requests, each a list of looks {"messages", "visual_tokens", "max_tokens"}.
+Pictures are noise, as many tokens as were read. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, pool_visual_tokens
+from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor
 from m3model.engine.interface import Sampling
 
 Look = tuple[list[int], torch.Tensor, int]
@@ -41,13 +41,12 @@ async def measure(folder: str, file: str, clients: int, seconds: float) -> dict[
     torch.set_num_threads(1)
     model = M3ForConditionalGeneration.from_pretrained(folder).eval()
     processor = M3Processor.from_pretrained(folder)
-    shape = (model.config.grid_side**2, model.config.hidden_size)
+    width = model.config.hidden_size
     requests: list[list[Look]] = [
         [
-            (processor.prompt_ids(look["messages"]), pool_visual_tokens(grid, look["scale"]),
+            (processor.prompt_ids(look["messages"]), torch.randn(look["visual_tokens"], width),
              look["max_tokens"])
             for look in looks
-            for grid in [torch.randn(shape)]
         ]
         for looks in json.loads(Path(file).read_text("utf-8"))
     ]  # fmt: skip
