@@ -28,6 +28,16 @@ from router.actions.cells import (
     quantised,
 )
 
+# (levels that the coarse and the fine one lie below the finest): rules as (share in thousandths,
+# ring, part of the fine level's tokens that are cells at most). See docs/experiments.md.
+FOCI = {
+    (4, 1): ((500, False, 24),),
+    (3, 1): ((500, False, 24), (200, False, 12)),
+    (3, 0): ((350, False, 48), (150, False, 24)),
+    (2, 0): ((150, False, 36), (350, True, 24), (150, False, 18)),
+    (1, 0): ((150, False, 18),),
+}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -255,12 +265,25 @@ def uniform_space(scales: Sequence[int]) -> ActionSpace:
 
 
 def default_space(scales: Sequence[int]) -> ActionSpace:
-    """Return the scales and the foci that were found best on m3-mini (docs/experiments.md).
+    """Return the scales and the foci that did best on m3-mini's validation pictures.
 
-    The foci go from the level two below a scale to the one above it; where the levels leave no
-    room for one, as with fewer than four scales, only the scales remain.
+    Where the levels leave no room for a focus, as with a single scale, only the scales remain.
     """
-    return uniform_space(scales)
+    finest_first = list(scales)[::-1]
+    foci = []
+    for (coarse_below, fine_below), rules in FOCI.items():
+        if max(coarse_below, fine_below) >= len(finest_first):
+            continue
+        coarse, fine = finest_first[coarse_below], finest_first[fine_below]
+        if isqrt(fine) % CELL_SIDE:
+            continue
+        for share, ring, part in rules:
+            rule = CellRule(share, ring, max(1, fine // part))
+            name = f"{coarse}+{fine}@{share}{'r' if ring else ''}x{rule.most}"
+            foci.append(Action(name, int(coarse), int(fine), rule, str(coarse)))
+    fitting = [focus for focus in foci if focus.most_tokens < scales[-1]]
+    every = [*uniform_space(scales).actions, *fitting]
+    return ActionSpace(tuple(sorted(every, key=lambda action: action.most_tokens)))
 
 
 def _action(stored: dict[str, Any]) -> Action:
