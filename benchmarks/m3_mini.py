@@ -1,4 +1,4 @@
-"""How well m3-mini answers at every scale: held-out scenes, by kind and size, with intervals.
+"""How well m3-mini answers under every action: held-out scenes, by kind and size, with intervals.
 
     python benchmarks/m3_mini.py --json benchmarks/results/m3_mini.json     # 2,000 scenes
     python benchmarks/m3_mini.py --quick
@@ -24,6 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from m3model import default_model_path
+from router.actions import uniform_space
 from training.figures.metrics import clustered_interval
 from training.oracle.collection import collect
 from training.oracle.data import OracleData, read_oracle
@@ -40,6 +41,23 @@ def accuracies(data: OracleData, rows: np.ndarray) -> list[dict[str, float]]:
     return [
         {"scale": scale, **clustered_interval(data.scores[rows, k], pictures).as_dict()}
         for k, scale in enumerate(data.scales)
+    ]
+
+
+def foci(data: OracleData) -> list[dict[str, Any]]:
+    """Return what always taking one focus does, and its distance from the finest scale."""
+    _, pictures = np.unique(data.pictures, return_inverse=True)
+    return [
+        {
+            "action": action.name,
+            "visual_tokens": float(data.visual_tokens[:, k].mean()),
+            "accuracy": clustered_interval(data.scores[:, k], pictures).as_dict(),
+            "minus_finest": clustered_interval(
+                data.scores[:, k] - data.scores[:, -1], pictures
+            ).as_dict(),
+        }
+        for k, action in enumerate(data.space.actions)
+        if not action.is_uniform
     ]
 
 
@@ -124,7 +142,8 @@ def answered(model: Path, namespace: str, scenes: int, out: Path, console: Conso
 
 def run(model: Path, scenes: int, folder: Path, console: Console) -> dict[str, Any]:
     """Return the whole report; labelled scenes stay in ``folder``."""
-    data = answered(model, "heldout", scenes, folder, console)
+    every = answered(model, "heldout", scenes, folder, console)
+    data = every.only(uniform_space(every.scales))
     overall = accuracies(data, np.ones(len(data), bool))
     kinds = by_kind(data, references_by_kind(folder))
     return {
@@ -135,6 +154,7 @@ def run(model: Path, scenes: int, folder: Path, console: Console) -> dict[str, A
         "n_questions": len(data),
         "seed": SEED,
         "overall": overall,
+        "foci": foci(every),
         "non_monotone": float((np.diff(data.scores, axis=1) < 0).any(axis=1).mean()),
         "any_scale_right": float((data.scores >= 0.5).any(axis=1).mean()),
         "bounds": bounds(overall, kinds),
@@ -160,9 +180,26 @@ def show(report: dict[str, Any], console: Console) -> None:
         majority = f"{line['majority']:.2f}" if "majority" in line else ""
         table.add_row(name, str(line["questions"]), majority, *cells)
     console.print(table)
+    show_foci(report["foci"], console)
     for name, bound in report["bounds"].items():
         if isinstance(bound, dict):
             console.print(f"{'met   ' if bound['met'] else 'MISSED'}  {name}: {bound['value']:.3f}")
+
+
+def show_foci(found: list[dict[str, Any]], console: Console) -> None:
+    """Print what each focus does, always taken."""
+    table = Table(title="always one focus")
+    for name in ("focus", "visual tokens", "right", "points from 576 (95 %)"):
+        table.add_column(name, justify="left" if name == "focus" else "right")
+    for each in found:
+        less = {key: 100 * each["minus_finest"][key] for key in ("mean", "low", "high")}
+        table.add_row(
+            each["action"],
+            f"{each['visual_tokens']:.1f}",
+            f"{each['accuracy']['mean']:.3f}",
+            f"{less['mean']:+.2f} ({less['low']:+.2f} to {less['high']:+.2f})",
+        )
+    console.print(table)
 
 
 def compare(models: list[Path], scenes: int, console: Console) -> dict[str, Any]:
@@ -177,11 +214,12 @@ def compare(models: list[Path], scenes: int, console: Console) -> dict[str, Any]
         {
             "model": model.name,
             "model_hash": data.model_hash,
-            "mean_over_scales": float(data.scores.mean()),
+            "mean_over_actions": float(data.scores.mean()),
             "accuracy": [
                 {"scale": scale, **clustered_interval(data.scores[:, k], pictures).as_dict()}
-                for k, scale in enumerate(data.scales)
+                for k, scale in zip(data.space.uniform, data.scales, strict=True)
             ],
+            "foci": foci(data),
             "finest_minus_first_model": clustered_interval(
                 data.scores[:, -1] - found[0].scores[:, -1], pictures
             ).as_dict(),
@@ -193,7 +231,7 @@ def compare(models: list[Path], scenes: int, console: Console) -> dict[str, Any]
         "n_pictures": found[0].n_pictures,
         "n_questions": len(found[0]),
         "models": rows,
-        "best": max(rows, key=lambda row: row["mean_over_scales"])["model"],
+        "best": max(rows, key=lambda row: row["mean_over_actions"])["model"],
     }
 
 
@@ -209,11 +247,14 @@ def show_models(report: dict[str, Any], console: Console) -> None:
         table.add_row(
             row["model"],
             *(f"{mean[scale]:.3f}" for scale in scales),
-            f"{row['mean_over_scales']:.3f}",
+            f"{row['mean_over_actions']:.4f}",
             *(f"{step:+.3f}" for step in steps),
         )
     console.print(table)
-    console.print(f"best on validation (mean over scales): {report['best']}")
+    for row in report["models"]:
+        console.print(row["model"])
+        show_foci(row["foci"], console)
+    console.print(f"best on validation (mean over actions): {report['best']}")
 
 
 def main() -> None:
