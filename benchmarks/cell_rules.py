@@ -88,10 +88,10 @@ def measure(scenes: Scenes, wanted: Sequence[Setting]) -> Row:
 
 def at_equal_tokens(lines: Sequence[Line], draws: Resampler) -> list[Row]:
     """Return, by tokens and rule, the accuracy and its difference from the shipped kind's: the
-    first line's, or the second's (with a ring) where the first never reads so much."""
+    first line's, or one with neighbours where the first never reads so much."""
     found = []
     for tokens in TOLD_AT:
-        known = [right for line in lines[:2] if (right := line.right_at(tokens)) is not None]
+        known = [right for line in lines[:3] if (right := line.right_at(tokens)) is not None]
         for line in lines:
             right = line.right_at(tokens)
             if right is None:

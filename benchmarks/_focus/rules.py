@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from m3model import pool_visual_tokens
 from m3model.focus import CELL_TOKENS, Focus, fine_positions
 from router.actions import CellRule, cells_of_map, quantised
-from router.actions.cells import LEVELS, cell_sums
+from router.actions.cells import LEVELS, Around, cell_sums
 
 Values = NDArray[np.int64]  # (C,) whole, not negative: what reading a cell finely promises
 ValueOf = Callable[[NDArray[np.floating], torch.Tensor, int], Values]
@@ -69,12 +69,12 @@ def lost_detail(relevance: NDArray[np.floating], grid: torch.Tensor, n_cells: in
     return whole
 
 
-def of_peak(values: Values, share: float, ring: bool, most: int = MOST) -> tuple[int, ...]:
+def of_peak(values: Values, share: float, around: Around, most: int = MOST) -> tuple[int, ...]:
     """Return the cells of at least a share of the greatest value: the rule that ships."""
-    return cells_of_map(values, CellRule(round(1000 * share), ring, most))
+    return cells_of_map(values, CellRule(round(1000 * share), around, most))
 
 
-def of_mass(values: Values, share: float, ring: bool) -> tuple[int, ...]:
+def of_mass(values: Values, share: float, around: Around) -> tuple[int, ...]:
     """Return the fewest cells that hold a share of all value; ties go to the first."""
     if not values.any():
         return ()
@@ -82,33 +82,35 @@ def of_mass(values: Values, share: float, ring: bool) -> tuple[int, ...]:
     held = np.cumsum(values[order])
     # Up to the first that brings them to the share; a cell of no value is never needed.
     count = int(np.searchsorted(held, share * held[-1])) + 1
-    return grown(values, order[:count], ring)
+    return grown(values, order[:count], around)
 
 
-def of_budget(values: Values, count: float, ring: bool) -> tuple[int, ...]:
+def of_budget(values: Values, count: float, around: Around) -> tuple[int, ...]:
     """Return the cells of greatest value, so many; ties go to the first."""
-    return grown(values, np.argsort(-values, kind="stable")[: int(count)], ring)
+    return grown(values, np.argsort(-values, kind="stable")[: int(count)], around)
 
 
-def grown(values: Values, cells: NDArray[np.intp], ring: bool) -> tuple[int, ...]:
-    """Return the cells ascending, with their neighbours where there is a ring, at most `MOST`.
+def grown(values: Values, cells: NDArray[np.intp], around: Around) -> tuple[int, ...]:
+    """Return the cells ascending, with the neighbours that are read too, at most `MOST`.
 
-    The rule that ships draws the rings: cells marked 1 are those of the greatest value.
+    The rule that ships draws those: cells marked 1 are those of the greatest value.
     """
     marked = np.zeros_like(values)
     marked[cells] = 1
-    return of_peak(marked, 1.0, ring)
+    return of_peak(marked, 1.0, around)
 
 
-Chooser = Callable[[Values, float, bool], tuple[int, ...]]
+Chooser = Callable[[Values, float, Around], tuple[int, ...]]
 
 
-def one_level(value_of: ValueOf, choose: Chooser, dial: float, ring: bool) -> Callable[..., Cut]:
+def one_level(
+    value_of: ValueOf, choose: Chooser, dial: float, around: Around
+) -> Callable[..., Cut]:
     """Return the cut of coarse tokens and the chosen cells of the finest level."""
 
     def cut(relevance: NDArray[np.floating], grid: torch.Tensor) -> Cut:
         values = value_of(relevance, grid, FINE // CELL_TOKENS)
-        return cut_of_focus(Focus(COARSE, FINE, choose(values, dial, ring)))
+        return cut_of_focus(Focus(COARSE, FINE, choose(values, dial, around)))
 
     return cut
 
@@ -124,7 +126,7 @@ def two_levels(share: float) -> Callable[..., Cut]:
         for level, least in ((MIDDLE, share / 2), (FINE, share)):
             values = mean_relevance(relevance, grid, level // CELL_TOKENS)
             most = MOST if level == FINE else level // CELL_TOKENS
-            cells = of_peak(values, least, False, most)
+            cells = of_peak(values, least, "none", most)
             if cells:
                 layers = (*layers, (level, tuple(fine_positions(level, cells))))
         return layers
@@ -138,9 +140,10 @@ def settings() -> list[Setting]:
 
     def line(name: str, value: ValueOf, choose: Chooser, plain: Sequence[float],
              ringed: Sequence[float]) -> None:  # fmt: skip
-        for ring, dials, end in ((False, plain, ""), (True, ringed, ", ring")):
+        for around, dials in (("none", plain), ("row", plain), ("ring", ringed)):
+            end = "" if around == "none" else f", {around}"
             found.extend(
-                Setting(name + end, dial, one_level(value, choose, dial, ring)) for dial in dials
+                Setting(name + end, dial, one_level(value, choose, dial, around)) for dial in dials
             )
 
     narrow, wide = (0.15, 0.25, 0.35, 0.5, 0.7), (0.35, 0.5, 0.7, 0.9)

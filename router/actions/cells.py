@@ -8,6 +8,7 @@ Notation: N patches, C cells; a cell is a square of 2x2 tokens of the fine level
 
 from dataclasses import dataclass
 from math import isqrt
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ LEVELS = 255  # of quantised relevance
 PARTS = 1000  # shares are whole thousandths
 
 Quantised = NDArray[np.int64]
+Around = Literal["none", "row", "ring"]
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,22 @@ class CellRule:
 
     Attributes:
         share: of the greatest cell's relevance, in thousandths.
-        ring: whether the eight neighbours of such a cell are read too.
-        most: cells at most, the most relevant ones; those of the share before those of the ring.
+        around: what is read around such a cell: nothing, the cells left and right of it, for text
+            runs in rows, or its eight neighbours.
+        most: cells at most, the most relevant ones; those of the share before their neighbours.
     """
 
     share: int
-    ring: bool
+    around: Around
     most: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= PARTS or self.most < 1:
-            raise ValueError(f"a rule needs a share in 1..{PARTS} and at least one cell: {self}")
+        known = self.around in get_args(Around)
+        if not known or not 0 < self.share <= PARTS or self.most < 1:
+            raise ValueError(
+                f"a rule needs a share in 1..{PARTS}, one of {get_args(Around)} around "
+                f"it and at least one cell: {self}"
+            )
 
 
 def quantised(relevance: NDArray[np.floating]) -> Quantised:
@@ -80,8 +87,8 @@ def cells_of_map(sums: Quantised, rule: CellRule) -> tuple[int, ...]:
         return ()
     chosen = sums * PARTS >= rule.share * greatest
     rank = chosen.astype(np.int64)
-    if rule.ring:
-        rank += _with_neighbours(chosen)
+    if rule.around != "none":
+        rank += _with_neighbours(chosen, rule.around)
     kept = np.flatnonzero(rank)
     if len(kept) > rule.most:
         # Greatest rank, then relevance, then the smallest index: lexsort's last key counts first.
@@ -90,12 +97,13 @@ def cells_of_map(sums: Quantised, rule: CellRule) -> tuple[int, ...]:
     return tuple(kept.tolist())
 
 
-def _with_neighbours(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _with_neighbours(cells: NDArray[np.bool_], around: Around) -> NDArray[np.bool_]:
     across = isqrt(len(cells))
     square = cells.reshape(across, across)
     rows = square.copy()
-    rows[1:] |= square[:-1]
-    rows[:-1] |= square[1:]
+    if around == "ring":
+        rows[1:] |= square[:-1]
+        rows[:-1] |= square[1:]
     grown = rows.copy()
     grown[:, 1:] |= rows[:, :-1]
     grown[:, :-1] |= rows[:, 1:]

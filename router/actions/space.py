@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from router.actions.cells import (
     CELL_SIDE,
     CELL_TOKENS,
+    Around,
     CellRule,
     cell_sums,
     cells_of_map,
@@ -29,14 +30,16 @@ from router.actions.cells import (
 )
 
 # (levels that the coarse and the fine one lie below the finest): rules as (share in thousandths,
-# ring, part of the fine level's tokens that are cells at most). See docs/experiments.md.
-FOCI = {
-    (4, 1): ((500, False, 24),),
-    (3, 1): ((500, False, 24), (200, False, 12)),
-    (3, 0): ((350, False, 48), (150, False, 24)),
-    (2, 0): ((150, False, 36), (350, True, 24), (150, False, 18)),
-    (1, 0): ((150, False, 18),),
+# around, part of the fine level's tokens that are cells at most). See docs/experiments.md.
+FOCI: dict[tuple[int, int], tuple[tuple[int, Around, int], ...]] = {
+    (4, 1): ((500, "none", 24), (350, "row", 16)),
+    (3, 1): ((500, "none", 24), (350, "row", 12)),
+    (3, 0): ((150, "none", 24),),
+    (2, 1): ((350, "row", 12),),
+    (2, 0): ((150, "none", 36), (150, "none", 18), (250, "ring", 21)),
+    (1, 0): ((150, "none", 18),),
 }
+MARKS: dict[Around, str] = {"none": "", "row": "w", "ring": "r"}  # in names
 
 
 @dataclass(frozen=True)
@@ -277,9 +280,9 @@ def default_space(scales: Sequence[int]) -> ActionSpace:
         coarse, fine = finest_first[coarse_below], finest_first[fine_below]
         if isqrt(fine) % CELL_SIDE:
             continue
-        for share, ring, part in rules:
-            rule = CellRule(share, ring, max(1, fine // part))
-            name = f"{coarse}+{fine}@{share}{'r' if ring else ''}x{rule.most}"
+        for share, around, part in rules:
+            rule = CellRule(share, around, max(1, fine // part))
+            name = f"{coarse}+{fine}@{share}{MARKS[around]}x{rule.most}"
             foci.append(Action(name, int(coarse), int(fine), rule, str(coarse)))
     fitting = [focus for focus in foci if focus.most_tokens < scales[-1]]
     every = [*uniform_space(scales).actions, *fitting]

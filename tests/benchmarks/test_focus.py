@@ -32,20 +32,20 @@ from router.second_look import Gate, SecondLook
 from training.sources.tasks import Ask
 
 SPACE = ActionSpace(
-    (Action("9", 9), Action("9+144", 9, 144, CellRule(500, False, 4), "9"), Action("576", 576))
+    (Action("9", 9), Action("9+144", 9, 144, CellRule(500, "none", 4), "9"), Action("576", 576))
 )
 
 
 def test_every_rule_finds_the_cells_that_a_hand_finds() -> None:
     values = np.zeros(16, np.int64)
     values[[5, 6, 15]] = 50, 30, 20
-    assert rules.of_peak(values, 0.6, False) == (5, 6)
-    assert rules.of_mass(values, 0.5, False) == (5,)  # exactly half of all
-    assert rules.of_mass(values, 0.51, False) == (5, 6)
-    assert rules.of_mass(values, 1.0, False) == (5, 6, 15)
-    assert rules.of_budget(values, 2, False) == (5, 6)
-    assert rules.of_budget(values, 1, True) == (0, 1, 2, 4, 5, 6, 8, 9, 10)
-    assert rules.of_mass(np.zeros(16, np.int64), 0.5, True) == ()
+    assert rules.of_peak(values, 0.6, "none") == (5, 6)
+    assert rules.of_mass(values, 0.5, "none") == (5,)  # exactly half of all
+    assert rules.of_mass(values, 0.51, "none") == (5, 6)
+    assert rules.of_mass(values, 1.0, "none") == (5, 6, 15)
+    assert rules.of_budget(values, 2, "none") == (5, 6)
+    assert rules.of_budget(values, 1, "ring") == (0, 1, 2, 4, 5, 6, 8, 9, 10)
+    assert rules.of_mass(np.zeros(16, np.int64), 0.5, "ring") == ()
 
 
 def test_a_cell_is_worth_its_mean_its_greatest_or_the_detail_that_is_lost() -> None:

@@ -28,9 +28,9 @@ SPACE = ActionSpace(
     (
         Action("1", 1),
         Action("9", 9, base="1"),
-        Action("9+144@500x12", 9, 144, CellRule(500, False, 12), "9"),
+        Action("9+144@500x12", 9, 144, CellRule(500, "none", 12), "9"),
         Action("36", 36, base="9"),
-        Action("36+576@250rx48", 36, 576, CellRule(250, True, 48), "36"),
+        Action("36+576@250rx48", 36, 576, CellRule(250, "ring", 48), "36"),
         Action("144", 144, base="36"),
         Action("576", 576, base="144"),
     )
@@ -237,7 +237,7 @@ def test_a_bound_is_kept_by_the_choice_that_was_certified(made: Router, rows: np
 
 
 def test_a_certificate_is_bound_to_the_space(made: Router) -> None:
-    focus = replace(SPACE.actions[2], rule=CellRule(501, False, 12))
+    focus = replace(SPACE.actions[2], rule=CellRule(501, "none", 12))
     other = ActionSpace((*SPACE.actions[:2], focus, *SPACE.actions[3:]))
     changed = Router(made.predictor, SCHEMA, made.policy, space=other)
     assert changed.predictor_hash != made.predictor_hash

@@ -102,14 +102,17 @@ def _card_data(sources: list[str]) -> DatasetCardData:
     )
 
 
+AROUND = {"none": "", "row": " and those beside them", "ring": " and their neighbours"}
+
+
 def _foci(space: ActionSpace, tokens: Any) -> list[list[object]]:
     """Return a row for every focus: its levels, its rule in words and what it takes."""
     rows: list[list[object]] = []
     for action, of_rows in zip(space.actions, tokens.T, strict=True):
         if action.rule is not None:
-            ring = " and their neighbours" if action.rule.ring else ""
             rule = (
-                f"from {action.rule.share / 10:g} % of the peak{ring}, at most {action.rule.most}"
+                f"from {action.rule.share / 10:g} % of the peak{AROUND[action.rule.around]}, "
+                f"at most {action.rule.most}"
             )
             rows.append([action.name, action.coarse, action.fine, rule, f"{of_rows.mean():.1f}"])
     return rows

@@ -1,5 +1,7 @@
 """Which cells a map asks for, against the rule said cell by cell."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from router.actions import CellRule, cells_of_map, quantised
 from router.actions.cells import cell_sums
 
 maps = st.lists(st.integers(0, 8), min_size=36, max_size=36).map(np.array)
-rules = st.builds(CellRule, st.integers(1, 1000), st.booleans(), st.integers(1, 40))
+rules = st.builds(
+    CellRule, st.integers(1, 1000), st.sampled_from(["none", "row", "ring"]), st.integers(1, 40)
+)
 
 
 def by_hand(sums: list[int], rule: CellRule) -> tuple[int, ...]:
@@ -23,12 +27,14 @@ def by_hand(sums: list[int], rule: CellRule) -> tuple[int, ...]:
         for c in range(len(sums))
         if c not in inner
         and any(
-            abs(c // across - i // across) <= 1 and abs(c % across - i % across) <= 1 for i in inner
+            abs(c // across - i // across) <= (rule.around == "ring")
+            and abs(c % across - i % across) <= 1
+            for i in inner
         )
     ]
     wanted = [
         *sorted(inner, key=lambda c: (-sums[c], c)),
-        *(sorted(ring, key=lambda c: (-sums[c], c)) if rule.ring else ()),
+        *(sorted(ring, key=lambda c: (-sums[c], c)) if rule.around != "none" else ()),
     ]
     return tuple(sorted(wanted[: rule.most]))
 
@@ -45,11 +51,16 @@ def test_cells_are_those_of_the_share_then_their_ring(sums: np.ndarray, rule: Ce
 def test_cells_worked_by_hand() -> None:
     sums = np.zeros(36, dtype=np.int64)
     sums[[7, 28]] = 10, 5
-    assert cells_of_map(sums, CellRule(500, False, 40)) == (7, 28)
-    assert cells_of_map(sums, CellRule(501, False, 40)) == (7,)
-    assert cells_of_map(sums, CellRule(1000, True, 40)) == (0, 1, 2, 6, 7, 8, 12, 13, 14)
-    assert cells_of_map(sums, CellRule(1000, True, 3)) == (0, 1, 7)  # the ring by index: all are 0
-    assert cells_of_map(np.zeros(36, dtype=np.int64), CellRule(1, True, 9)) == ()
+    assert cells_of_map(sums, CellRule(500, "none", 40)) == (7, 28)
+    assert cells_of_map(sums, CellRule(501, "none", 40)) == (7,)
+    assert cells_of_map(sums, CellRule(1000, "ring", 40)) == (0, 1, 2, 6, 7, 8, 12, 13, 14)
+    assert cells_of_map(sums, CellRule(1000, "row", 40)) == (6, 7, 8)
+    assert cells_of_map(sums, CellRule(1000, "ring", 3)) == (
+        0,
+        1,
+        7,
+    )  # by index: all are 0
+    assert cells_of_map(np.zeros(36, dtype=np.int64), CellRule(1, "ring", 9)) == ()
 
 
 def test_relevance_is_quantised_to_the_nearest_of_255_steps() -> None:
@@ -66,7 +77,7 @@ def test_maps_a_step_apart_or_less_ask_for_the_same_cells(seed: int) -> None:
     rng = np.random.default_rng(seed)
     steps = rng.integers(0, 256, 144)
     shaken = np.clip(steps / 255 + rng.uniform(-0.0019, 0.0019, 144), 0.0, 1.0)
-    rule = CellRule(500, True, 12)
+    rule = CellRule(500, "ring", 12)
     one, other = (cells_of_map(cell_sums(quantised(m), 36), rule) for m in (steps / 255, shaken))
     assert one == other  # bf16 or float32, batch or alone: the same bits
 
@@ -79,7 +90,9 @@ def test_cells_sum_their_patches() -> None:
             cell_sums(grid.reshape(-1), wrong)
 
 
-@pytest.mark.parametrize("wrong", [(0, False, 3), (1001, False, 3), (500, True, 0)])
-def test_a_rule_is_checked(wrong: tuple[int, bool, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [(0, "none", 3), (1001, "row", 3), (500, "ring", 0), (500, "star", 3)]
+)
+def test_a_rule_is_checked(wrong: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="a rule needs"):
         CellRule(*wrong)

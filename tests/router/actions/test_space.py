@@ -14,9 +14,9 @@ SPACE = ActionSpace(
     (
         Action("1", 1),
         Action("9", 9, base="1"),
-        Action("9+144@500x12", 9, 144, CellRule(500, False, 12), "9"),
+        Action("9+144@500x12", 9, 144, CellRule(500, "none", 12), "9"),
         Action("36", 36, base="9"),
-        Action("36+576@250rx48", 36, 576, CellRule(250, True, 48), "36"),
+        Action("36+576@250rx48", 36, 576, CellRule(250, "ring", 48), "36"),
         Action("144", 144, base="36"),
         Action("576", 576, base="144"),
     )
@@ -79,16 +79,16 @@ def test_json_comes_back_the_same_and_the_hash_counts_every_number() -> None:
     assert back.hash == SPACE.hash
     focus = SPACE.actions[2]
     for other in (
-        replace(focus, rule=CellRule(501, False, 12)),
-        replace(focus, rule=CellRule(500, True, 12)),
-        replace(focus, rule=CellRule(500, False, 11)),
+        replace(focus, rule=CellRule(501, "none", 12)),
+        replace(focus, rule=CellRule(500, "ring", 12)),
+        replace(focus, rule=CellRule(500, "none", 11)),
         replace(focus, base="1"),
     ):
         changed = (*SPACE.actions[:2], other, *SPACE.actions[3:])
         assert ActionSpace(changed).hash != SPACE.hash
 
 
-FOCUS = Action("f", 9, 144, CellRule(500, False, 12), "9")
+FOCUS = Action("f", 9, 144, CellRule(500, "none", 12), "9")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_oracle_line_pays_for_what_helps() -> None:
 
 
 def test_scales_alone_are_judged_among_all_actions() -> None:
-    focus = Action("1+144@500x2", 1, 144, CellRule(500, False, 2), "9")
+    focus = Action("1+144@500x2", 1, 144, CellRule(500, "none", 2), "9")
     space = ActionSpace(
         (Action("1", 1), focus, Action("9", 9, base="1"), Action("36", 36, base="9"))
     )

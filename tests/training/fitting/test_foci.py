@@ -29,9 +29,9 @@ SPACE = ActionSpace(
     (
         Action("1", 1),
         Action("9", 9, base="1"),
-        Action("9+144@500x12", 9, 144, CellRule(500, False, 12), "144"),
+        Action("9+144@500x12", 9, 144, CellRule(500, "none", 12), "144"),
         Action("36", 36, base="9"),
-        Action("36+576@250rx48", 36, 576, CellRule(250, True, 48), "36"),
+        Action("36+576@250rx48", 36, 576, CellRule(250, "ring", 48), "36"),
         Action("144", 144, base="36"),
         Action("576", 576, base="144"),
     )

@@ -27,10 +27,10 @@ SPACE = ActionSpace(
     (
         Action("1", 1),
         Action("9", 9, base="1"),
-        Action("9+144@500x12", 9, 144, CellRule(500, False, 12), "9"),
-        Action("9+144@500x13", 9, 144, CellRule(500, False, 13), "9"),
+        Action("9+144@500x12", 9, 144, CellRule(500, "none", 12), "9"),
+        Action("9+144@500x13", 9, 144, CellRule(500, "none", 13), "9"),
         Action("36", 36, base="9"),
-        Action("36+576@250rx48", 36, 576, CellRule(250, True, 48), "36"),
+        Action("36+576@250rx48", 36, 576, CellRule(250, "ring", 48), "36"),
         Action("144", 144, base="36"),
         Action("576", 576, base="144"),
     )
@@ -166,7 +166,7 @@ def test_data_of_other_actions(collected: Path) -> None:
         data.only(uniform_space((9, 36, 576)))
     free = ActionSpace(tuple(replace(a, base="") for a in SPACE.actions))
     assert data.columns(free).tolist() == list(range(8))
-    rule = CellRule(251, True, 48)
+    rule = CellRule(251, "ring", 48)
     changed = [replace(a, rule=rule) if a.fine == 576 else a for a in SPACE.actions]
     other = ActionSpace(tuple(changed))
     with pytest.raises(MixedData, match=r"do not hold the actions 36\+576@250rx48 "):
@@ -189,7 +189,7 @@ def test_shards_of_other_actions_are_refused(collected: Path, tmp_path: Path) ->
 
 
 def test_feedback_on_a_focus_counts_in_its_own_space_only() -> None:
-    space = ActionSpace((Action("1", 1), Action("f", 1, 144, CellRule(500, False, 4)),
+    space = ActionSpace((Action("1", 1), Action("f", 1, 144, CellRule(500, "none", 4)),
                          Action("36", 36), Action("144", 144)))  # fmt: skip
     answers = ["a", "c", "b", "b"]
     focus = Ask("q", score=0.7, logged_scale=1, logged_action="f", logged_space=space.hash)

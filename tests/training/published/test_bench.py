@@ -80,7 +80,7 @@ def write_oracle(folder: Path, pictures: int = 40, **changes: object) -> Path:
 FOCUS_SPACE = ActionSpace(
     (
         Action("1", 1),
-        Action("1+36@500x5", 1, 36, CellRule(500, False, 5), "1"),
+        Action("1+36@500x5", 1, 36, CellRule(500, "none", 5), "1"),
         Action("9", 9, base="1"),
         Action("36", 36, base="9"),
     )
@@ -348,7 +348,7 @@ def router_over(space: ActionSpace, price: float) -> Router:
     return Router(predictor, SCHEMA, Policy(token_costs(SCALES), price), space=space)
 
 
-OTHER_RULE = replace(FOCUS_SPACE.actions[1], rule=CellRule(400, False, 5))
+OTHER_RULE = replace(FOCUS_SPACE.actions[1], rule=CellRule(400, "none", 5))
 STRANGE = ActionSpace((FOCUS_SPACE.actions[0], OTHER_RULE, *FOCUS_SPACE.actions[2:]))
 
 
