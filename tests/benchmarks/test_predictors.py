@@ -9,8 +9,14 @@ from _predictors import chained as chain
 from _predictors import kinds
 from _predictors import splits as parts
 
-SCALES = (1, 9, 36)
+from router.actions import uniform_space
+
+SPACE = uniform_space((1, 9, 36))
 SMALL = {**kinds.SETTINGS, "min_data_in_leaf": 20, "learning_rate": 0.2}
+
+
+def tokens(scores: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.array(SPACE.scales, float), scores.shape)
 
 
 def questions(pictures: int, seed: int) -> parts.Part:
@@ -20,13 +26,13 @@ def questions(pictures: int, seed: int) -> parts.Part:
     soft = 1.0 / (1.0 + np.exp(-4.0 * (np.arange(3) + 0.5 - need[:, None])))
     X = np.stack([need, rng.normal(size=len(need))], axis=1).astype(np.float32)
     scores = (rng.random(soft.shape) < soft).astype(float)
-    return parts.Part(X, scores, soft, np.repeat(np.arange(pictures), 4))
+    return parts.Part(X, scores, soft, tokens(scores), np.repeat(np.arange(pictures), 4))
 
 
 @pytest.fixture(scope="module")
 def splits() -> parts.Splits:
     three = (questions(250, 1), questions(100, 2), questions(100, 3))
-    return parts.resampled(*three, SCALES, seed=0)
+    return parts.resampled(*three, SPACE, seed=0)
 
 
 def test_no_picture_is_both_learnt_and_watched(splits: parts.Splits) -> None:
@@ -38,7 +44,7 @@ def test_no_picture_is_both_learnt_and_watched(splits: parts.Splits) -> None:
 
 def test_a_seed_draws_the_same_pictures_again_and_another_seed_others() -> None:
     three = (questions(50, 1), questions(10, 2), questions(10, 3))
-    first, again, other = (parts.resampled(*three, SCALES, s, 20) for s in (4, 4, 5))
+    first, again, other = (parts.resampled(*three, SPACE, s, 20) for s in (4, 4, 5))
     assert set(first.train.pictures) == set(again.train.pictures) != set(other.train.pictures)
     assert len(set(first.train.pictures) | set(first.watched.pictures)) == 20
 
@@ -53,7 +59,7 @@ def test_every_kind_finds_what_a_question_needs(name: str, splits: parts.Splits)
     need = splits.test.X[:, 0]
     assert adds[(need > 1.2) & (need < 2.2)].mean() > adds[need < 0.3].mean() + 0.15
     figures = parts.judge(values, splits)
-    mixture = predictors.fixed_mixture(splits.test, SCALES)
+    mixture = predictors.fixed_mixture(splits.test, SPACE)
     assert figures["tokens_at_0.95"] is not None
     assert figures["tokens_at_0.95"] < mixture["tokens_at_0.95"]
     assert values.parameters > 0
@@ -63,9 +69,11 @@ def test_judging_a_perfect_predictor_by_hand() -> None:
     """Right from 1, from 9, from 36, never: with full knowledge 1 + 9 + 36 + 1 tokens."""
     scores = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]], float)
     scores = np.tile(scores, (50, 1))
-    part = parts.Part(np.zeros((200, 1), np.float32), scores, scores, np.arange(200))
+    part = parts.Part(
+        np.zeros((200, 1), np.float32), scores, scores, tokens(scores), np.arange(200)
+    )
     values = parts.Values(scores, scores, 1, 0.0, 0.0)
-    figures = parts.judge(values, parts.Splits(part, part, part, part, SCALES))
+    figures = parts.judge(values, parts.Splits(part, part, part, part, SPACE))
     assert figures["accuracy"] == pytest.approx(0.75)
     assert figures["visual_tokens"] == pytest.approx((1 + 9 + 36 + 1) / 4)
     # 95 % of 0.75 is reached by a mixture with (9 + 1 + 9 ...): the hull from (2.75, .5) on.

@@ -34,6 +34,7 @@ from training.mini.train import (
     ADAPT,
     ANNEAL,
     CUT,
+    POINT,
     MiniRun,
     Stage,
     learning_rate,
@@ -191,17 +192,17 @@ def test_weights_are_of_the_questions_there_are(model, tokenizer) -> None:
         assert ((row[asked] == 1) | (row[asked] == 0.25)).all()
 
 
-def test_cuts_go_on_from_weights_in_two_stages() -> None:
-    assert recipe_stages(further=True, focus=True) == (CUT, ANNEAL)
+def test_cuts_go_on_from_weights_in_three_stages() -> None:
+    assert recipe_stages(further=True, focus=True) == (CUT, POINT, ANNEAL)
     assert recipe_stages(further=True, focus=True, only="anneal") == (ANNEAL,)
     assert recipe_stages(further=True, focus=False) == ADAPT
     assert recipe_stages(further=False, focus=False) == FULL_STAGES
     assert not any(stage.cut_weight for stage in (*ADAPT, *FULL_STAGES))
-    with pytest.raises(TrainingError, match="there is: cut, anneal"):
+    with pytest.raises(TrainingError, match="there is: cut, point, anneal"):
         recipe_stages(further=True, focus=True, only="fine")
-    # The second stage begins at the rate at which the first one ends.
-    assert learning_rate(CUT, CUT.steps) == learning_rate(ANNEAL, ANNEAL.warmup) == 1.0e-3
-    assert CUT.steps + ANNEAL.steps == 2750
+    # The last stage begins at the rate at which the one before ends.
+    assert learning_rate(POINT, POINT.steps) == learning_rate(ANNEAL, ANNEAL.warmup) == 1.0e-3
+    assert CUT.steps + POINT.steps + ANNEAL.steps == 4500
 
 
 def test_exact_matches_agree_with_generate_on_the_exported_folder(

@@ -59,7 +59,7 @@ def test_labels_are_what_the_model_generates(tiny_model: Path, collected: Path, 
         pixels = labeller.processor.pixel_values(Image.fromarray(task.rgb))
         for ask in task.asks:
             record = found[ask.question_id]
-            k = record.scales.index(scale)
+            k = record.actions.index(str(scale))
             prompt, answer = labeller.processor.prompt_and_answer(ask.question, ask.reference)
             said = labeller.model.generate(
                 input_ids=torch.tensor([prompt]), pixel_values=pixels, scale=scale,
