@@ -68,6 +68,9 @@ class Routing(BaseModel):
     ``focus`` that of the whole picture."""
     scales: list[int]
     """Of each picture, in the order of the request; empty without one."""
+    action: str | None = Field(None, exclude_if=is_none)
+    """What the one picture was read by, as ``p_suffices`` names it: its scale, or the name of a
+    focus; after a second look the second one's. Left out of several pictures and of none."""
     visual_tokens: int
     """Read in all; after a second look by both."""
     reason: str

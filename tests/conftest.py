@@ -32,6 +32,11 @@ os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", "1")  # no escape codes i
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's affair.
+settings.register_profile("any machine", settings(), deadline=None)
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (1, 9, 36, 144, 576)

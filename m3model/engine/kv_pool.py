@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 PAGE_TOKENS = 16
-MOST_COMPARED = 8  # readings of one picture that are compared with a new one, token by token
+MOST_COMPARED = 8  # readings of one picture, kept or running, that are compared with a new one
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Prefix:
     pictures: tuple[torch.Tensor, ...]
     start: bytes = b""
     text: int = 0
+
+    def is_near(self, other: Prefix) -> bool:
+        """Whether it is worth comparing how much both have in common."""
+        return self.key == other.key or (bool(self.start) and self.start == other.start)
 
     def same(self, other: Prefix) -> bool:
         """Whether both begin alike: keys and values of one may stand for the other's."""
@@ -167,9 +171,11 @@ class KVPool:
         """Where the most of a prefix lies ready, and how many tokens that are; None if nothing."""
         near = list(self._starts.get(prefix.start, ()) if prefix.start else ())[-MOST_COMPARED:]
         most, key = 0, b""
-        for each in [prefix.key, *near]:
+        for each in dict.fromkeys([prefix.key, *reversed(near)]):
             if each in self._kept and most < prefix.tokens:
-                most, key = max((most, key), (prefix.shared(self._kept[each].prefix), each))
+                shared = prefix.shared(self._kept[each].prefix)
+                if shared > most:
+                    most, key = shared, each
         if not most:
             return None
         self._kept.move_to_end(key)

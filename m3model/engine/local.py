@@ -19,7 +19,7 @@ import torch
 from m3model.engine.detokenise import TextStream
 from m3model.engine.forward import PackedModel, end_ids
 from m3model.engine.interface import EngineStats, Sampling, TokenEvent
-from m3model.engine.kv_pool import Extent, Prefix
+from m3model.engine.kv_pool import MOST_COMPARED, Extent, Prefix
 from m3model.engine.request import EngineRequest, Row, checked_request, deliver_all, next_chunks
 from m3model.engine.sampling import logits_processors
 from m3model.errors import (
@@ -248,10 +248,13 @@ class LocalEngine:
     def _ready(self, wanted: Prefix) -> tuple[Extent, int] | None:
         """Where the most of a prefix lies already, kept or with a running row; how many tokens."""
         best = self._pool.kept(wanted)
-        most = 0 if best is None else best[1]
+        most, compared = 0 if best is None else best[1], 0
         for other in self._rows:
+            if most >= wanted.tokens or compared == MOST_COMPARED:
+                break
             theirs = other.job.prefix
-            if theirs is not None and other.read > most:
+            if theirs is not None and other.read > most and wanted.is_near(theirs):
+                compared += 1
                 shared = min(wanted.shared(theirs), other.read)
                 if shared > most:
                     best, most = (other.extent, shared), shared

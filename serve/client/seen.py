@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PADDING = (122, 116, 104)  # the mean colour that LLaVA's processor pads a picture with
+MOST_SIDE_PX = 2048  # twice what is drawn
 UPPER_HALF = "▀"  # one token in the letter's colour above one in the background's
 FINE, COARSE = "█", "░"  # without colours
 
@@ -28,10 +29,13 @@ FINE, COARSE = "█", "░"  # without colours
 def padded(picture: Path) -> NDArray[np.uint8]:
     """Return the pixels (S, S, 3) as the model sees them: upright, on white, padded to a square.
 
+    Large ones are made smaller.
+
     Raises:
         BadPicture: it cannot be decoded.
     """
     flat = Image.fromarray(decode_picture(picture.read_bytes(), CHECKED_BEFORE))
+    flat.thumbnail((MOST_SIDE_PX, MOST_SIDE_PX))  # padding makes a square of the longer side
     side = max(flat.size)
     square = Image.new("RGB", (side, side), PADDING)
     square.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))

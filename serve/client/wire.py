@@ -38,14 +38,15 @@ class Route:
     """The scale chosen for a request, and why.
 
     ``focus`` tells where fine tokens were read beside those of ``scale``, None where the whole
-    picture was read at one scale. ``p_suffices`` maps each scale, and each kind of focus by its
-    name, to P(its answer suffices); it is None where the router was not asked (a pinned scale, no
-    picture, a fallback). ``latency_ms`` is the decision alone.
+    picture was read at one scale. ``action`` is what the one picture was read by, as the router
+    calls it: its scale, or the name of a focus. ``p_suffices`` maps each scale, and each kind of
+    focus by its name, to P(its answer suffices); it is None where the router was not asked (a
+    pinned scale, no picture, a fallback). ``latency_ms`` is the decision alone.
     ``certified`` is the bound that was kept where ``max_harm`` asked for one. Where the answer was
     asked for again, ``second_look`` tells the first scale ("from") and "focus", its answer's
     "confidence" and what each look read ("first_visual_tokens", "second_visual_tokens");
-    ``visual_tokens`` is the sum, ``scale`` and ``focus`` are the second one's, and ``explain``
-    tells why the first was chosen.
+    ``visual_tokens`` is the sum, ``scale``, ``action`` and ``focus`` are the second one's, and
+    ``explain`` tells why the first was chosen.
 
     ``scales`` has the scale of each picture, in order; of several, ``scale`` is the finest,
     ``p_suffices`` the mean, and ``explain.pictures`` tells each one's.
@@ -62,6 +63,7 @@ class Route:
     second_look: dict[str, Any] | None = None
     scales: tuple[int, ...] = ()
     focus: Focus | None = None
+    action: int | str | None = None
 
     @property
     def looks(self) -> tuple[Look, ...]:
@@ -198,6 +200,7 @@ def _route_fields(routing: Mapping[str, Any]) -> dict[str, Any]:
         "second_look": routing.get("second_look"),
         "scales": tuple(map(int, routing.get("scales") or ())),  # an older service sends none
         "focus": parse_focus(routing.get("focus")),
+        "action": action_key(routing["action"]) if routing.get("action") else None,
     }
 
 

@@ -154,16 +154,17 @@ def _usage(trace: Trace) -> Usage:
 
 def _routing(trace: Trace) -> Routing:
     decision = cast("Encoded", trace.encoded).decision
-    focus = _focused(decision.readings[0]) if len(decision.readings) == 1 else None
+    reading = decision.readings[0] if len(decision.readings) == 1 else None
     return Routing(
         scale=decision.scale,
         scales=list(decision.scales),
+        action=reading and reading.action,
         visual_tokens=decision.visual_tokens,
         reason=decision.reason.value,
         p_suffices=_by_scale(decision.p_suffices),
         router_version=decision.router_version or None,
         latency_ms=round(decision.latency_ms, 3),
-        focus=focus,
+        focus=reading and _focused(reading),
         explain=decision.explanation,
         certified=decision.certified and Certified(**asdict(decision.certified)),
         price=decision.price if decision.reason is Reason.degraded else None,

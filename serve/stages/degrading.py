@@ -24,7 +24,8 @@ def under_pressure(
     usual price one look reads more than two. The price of others rises from the usual one.
 
     Args:
-        constraints: of a request about one picture; with wishes about tokens or harm they are kept.
+        constraints: of a request about one picture; with wishes about tokens or harm they are kept,
+            and so they are where it declines the foci that were certified along.
         router: in force.
         pressure: from 0, nothing, to 1, the dearest certified price.
         max_harm: share of the answers that may be lost; None: the price never rises.
@@ -32,6 +33,8 @@ def under_pressure(
     wishes = (constraints.pinned, constraints.max_visual_tokens, constraints.max_harm)
     if pressure <= 0.0 or max_harm is None or any(wish is not None for wish in wishes):
         return constraints
+    if not (constraints.focus or router.space.is_uniform):
+        return constraints  # certified is the choice that a focus is among
     prices = router.held.dearer_prices(router.policy, max_harm)
     look = router.second_look if constraints.second_look else None
     if look is not None:

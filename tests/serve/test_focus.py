@@ -6,6 +6,7 @@ What the encoder sends is held against means and rows taken by hand from the mod
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ from m3model import Focus, M3ForConditionalGeneration, M3Processor, focus_visual
 from router import ActionSpace, SecondLook
 from router.decision import Constraints
 from router.second_look import Gate
+from serve.gateway.call import Call
 from serve.in_process import compose
+from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
 from serve.stages.messages import EncodeRequest, PoolRequest
 
@@ -104,6 +107,7 @@ def test_a_focus_is_read_and_told_to_the_token(start: Any, ask_body: Body) -> No
     routing = reply["routing"]
     told = routing["focus"]
     assert (routing["scale"], routing["scales"], routing["reason"]) == (9, [9], "predicted")
+    assert routing["action"] == SMALL
     relevance = routing["explain"]["relevance"][0]["values"]
     assert told["cells"] == cells_by_hand(relevance, 6, 0.5, 12)
     tokens = 9 + 4 * len(told["cells"])
@@ -156,6 +160,7 @@ def test_who_is_read_at_one_scale(start: Any, ask_body: Body) -> None:
     ):
         routing = running.routing(ask_body(**more))
         assert (routing["scales"], "focus" in routing) == (scales, False), more
+        assert routing.get("action") == (str(*scales) if len(scales) == 1 else None), more
         assert routing["visual_tokens"] == sum(scales)
     assert running.counted(f'm3_focus_decisions_total{{focus="{SMALL}"}}') == 0
     for path in (CHAT, "/v1/route"):
@@ -207,6 +212,7 @@ def test_a_second_look_goes_from_a_focus_to_a_wider_one(start: Any, ask_body: Bo
     first, second = routing["second_look"]["focus"], routing["focus"]
     assert (first["coarse"], first["fine"], second["coarse"], second["fine"]) == (9, 144, 36, 576)
     assert (routing["scale"], routing["second_look"]["from"]) == (36, 9)
+    assert routing["action"] == WIDE
     read = first["visual_tokens"], second["visual_tokens"]
     assert read == (9 + 4 * len(first["cells"]), 36 + 4 * len(second["cells"]))
     told = routing["second_look"]
@@ -233,6 +239,74 @@ def test_a_second_look_goes_from_a_focus_to_the_anchor_and_a_cap_holds_for_both(
     assert (capped["visual_tokens"], "second_look" in capped) == (first, False)
     declined = running.routing(ask_body(routing={"focus": False}))
     assert (declined["scales"], "second_look" in declined) == ([576], False)
+
+
+def test_usage_counts_what_the_engine_really_reads(
+    start: Any, ask_body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two looks, with nothing at hand, then with another reading's coarse tokens, then with all."""
+    running = start(SMALL, looks(SMALL, WIDE))
+    packed, passes = running.service.generator._engine._packed, []
+    run = packed.run
+
+    def counted(chunks: list[tuple[Any, int]]) -> Any:
+        passes.extend(new for _, new in chunks)
+        return run(chunks)
+
+    monkeypatch.setattr(packed, "run", counted)
+    cached = []
+    for more in ({}, {"routing": {"scale": 36}}, {"question": "And?"}, {"question": "And?"}):
+        passes.clear()
+        reply = running.post(ask_body(**{"question": "What is it?", **more})).json()
+        usage, looked = reply["usage"], 1 + ("second_look" in reply["routing"])
+        assert reply["choices"][0]["finish_reason"] == "length"
+        at_hand = usage["prompt_tokens_details"]["cached_tokens"]
+        answers = usage["completion_tokens"] - looked  # the last token of each is not read
+        assert sum(passes) == usage["prompt_tokens"] - at_hand + answers
+        cached.append(at_hand)
+    assert cached[0] == 0 < cached[1] < cached[2] <= cached[3]
+
+
+def test_who_leaves_between_two_looks_is_charged_for_one(
+    start: Any, ask_body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(SMALL, looks(SMALL, WIDE))
+    gateway = running.service.gateway
+    reached = asyncio.Event()
+
+    async def waits(_: PoolRequest) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(running.service.encoder, "pool", waits)
+
+    async def leave() -> None:
+        asked = ChatRequest.model_validate(ask_body())
+        answer = asyncio.create_task(gateway.complete(asked, Call("r")))
+        await reached.wait()
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+
+    asyncio.run(leave())
+    (record,) = running.records()
+    assert (record["status"], record["actions"]) == ("cancelled", [SMALL])
+    assert running.counted("m3_visual_tokens_total") == record["visual_tokens"] < 58
+    assert running.service.generator._engine.stats().running == 0
+
+
+def test_what_travels_to_the_gateway_decides_there_too(start: Any, picture_bytes: Any) -> None:
+    """A deep copy takes values apart and together as the way between replicas does."""
+    encoder = start(SMALL, looks(SMALL, WIDE)).service.encoder
+    asked = EncodeRequest((picture_bytes(),), "What?", Constraints(second_look=True))
+    sent = asyncio.run(encoder.encode_and_route(asked))
+    come = copy.deepcopy(sent)
+    assert come.decision == sent.decision
+    reading = come.decision.open_look.escalate(0.5)
+    assert (reading.action, reading) == (WIDE, sent.decision.open_look.escalate(0.5))
+    request = PoolRequest(come.picture_ids[0], picture_bytes(), reading)
+    tokens = asyncio.run(encoder.pool(copy.deepcopy(request)))
+    assert len(tokens) == reading.visual_tokens
 
 
 def test_a_raised_price_weighs_what_a_focus_really_reads(start: Any, picture_bytes: Any) -> None:

@@ -19,6 +19,7 @@ from m3model import (
     focus_visual_tokens,
     pool_visual_tokens,
 )
+from m3model.engine.kv_pool import Prefix
 from m3model.tiny import write_tiny_checkpoint
 
 READINGS: list[int | Focus] = [
@@ -105,4 +106,38 @@ def test_what_foci_of_a_picture_share_is_read_once(
 
     for (ids, cached), (reading, shared) in zip(asyncio.run(run()), order, strict=True):
         assert cached == (1 + shared if shared else 0)
+        assert ids == alone(model, prompt, grid, reading)
+
+
+def test_what_runs_already_is_shared_without_comparing_it_to_all(
+    model: M3ForConditionalGeneration, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others ask about the picture while it is answered: most as it was read, one more finely."""
+    grid = torch.randn(576, 64, generator=torch.Generator().manual_seed(2))
+    prompt = [1, model.config.image_token_id, 7, 8]
+    asked: list[int | Focus] = [Focus(36, 576, (5, 40))] * 12 + [Focus(36, 576, (5, 40, 41))]
+    compared = []
+    shared = Prefix.shared
+
+    def counted(mine: Prefix, other: Prefix) -> int:
+        compared.append(other.tokens)
+        return shared(mine, other)
+
+    monkeypatch.setattr(Prefix, "shared", counted)
+
+    async def run() -> list[tuple[list[int], int]]:
+        first = engine.submit("first", prompt, read(grid, asked[0]), Sampling(400))
+        await anext(first)
+        answers = await asyncio.gather(
+            *(answer(engine, str(i), prompt, read(grid, each)) for i, each in enumerate(asked))
+        )
+        assert engine.stats().running == 1  # the first one: nothing was left when they asked
+        await first.aclose()  # type: ignore[attr-defined]
+        return answers
+
+    found = asyncio.run(run())
+    # 5 is row 0; the fine tokens of 40 and 41 lie side by side, so those of row 6 begin alike.
+    assert [cached for _, cached in found] == [1 + 44] * 12 + [1 + 36 + 4 + 2]
+    assert len(compared) <= 12 + 8
+    for (ids, _), reading in zip(found, asked, strict=True):
         assert ids == alone(model, prompt, grid, reading)

@@ -68,6 +68,17 @@ def test_what_is_drawn_is_what_was_decoded(tmp_path: Path) -> None:
         assert np.array_equal(padded(file), decode_picture(file.read_bytes()))
 
 
+def test_a_long_picture_is_padded_small(tmp_path: Path) -> None:
+    """A square of its longer side would take a quarter of a gigabyte."""
+    for size in ((9000, 40), (40, 9000), (1, 1)):
+        pixels = padded(picture(tmp_path, size=size))
+        assert len(pixels) == pixels.shape[1] == min(2048, max(size))
+        is_white = (pixels == 255).all(axis=2)
+        middle = np.s_[len(pixels) // 2] if size[0] >= size[1] else np.s_[:, len(pixels) // 2]
+        assert is_white[middle].all()
+        assert is_white.sum() <= 10 * len(pixels)
+
+
 def test_a_turned_photograph_is_upright(tmp_path: Path) -> None:
     photo, exif = Image.new("RGB", (40, 20), "white"), Image.Exif()
     exif[0x0112] = 6  # turn by a quarter

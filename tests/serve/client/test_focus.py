@@ -31,6 +31,16 @@ def test_a_focus_arrives_and_a_reply_without_one_has_none() -> None:
     assert parse_focus(None) is None
 
 
+def test_the_action_is_a_key_of_the_predictions() -> None:
+    p = {"9": 0.5, "9+144@500x12": 0.75}
+    for action, key in (("9", 9), ("9+144@500x12", "9+144@500x12")):
+        route = parse_route(reply(action=action, p_suffices=p))
+        assert route.action == key
+        assert route.p_suffices is not None
+        assert route.action in route.p_suffices
+    assert parse_route(reply()).action is None  # of an older service, or of several pictures
+
+
 def test_focus_is_declined_and_allowed_in_so_many_words() -> None:
     assert chat_body(None, "q", {"focus": False})["routing"] == {"focus": False}
     assert chat_body(None, "q", {"focus": True})["routing"] == {"focus": True}

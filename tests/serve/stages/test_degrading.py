@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router import Router, default_router_path
+from router.actions import default_space
 from router.decision import Constraints, Reason
 from serve.stages.degrading import under_pressure
 
@@ -45,6 +48,15 @@ def test_the_floor_of_the_price(
 ) -> None:
     found = under_pressure(constraints, router, pressure, max_harm)
     assert found.price_floor == pytest.approx(floor, abs=5e-5)
+
+
+def test_who_declines_foci_that_were_certified_along_pays_the_usual_price(router: Router) -> None:
+    declined = replace(ONCE, focus=False)
+    assert under_pressure(declined, router, 1.0, 0.1).price_floor > 0.9  # of scales alone
+    with_foci = copy.copy(router)
+    with_foci.space = default_space(router.scales)
+    assert under_pressure(declined, with_foci, 1.0, 0.1) == declined
+    assert under_pressure(ONCE, with_foci, 1.0, 0.1).price_floor > 0.9
 
 
 @given(

@@ -1,230 +1,25 @@
-"""The console in a real browser: headless Chromium, spoken to by its DevTools protocol."""
+"""The console in a real browser: what it tells and draws, and whom it lets in."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
-from websockets.sync.client import connect
 
-from router import Router, SecondLook, default_router_path
-from router.second_look import Gate
 from serve.client.wire import chat_body, parse_answer, parse_route
 from serve.client.words import cost_in_words, grid_in_words
-from serve.in_process import Service, compose
-from serve.settings import API_KEYS_VARIABLE, ServeSettings
+from serve.in_process import Service
+from serve.settings import API_KEYS_VARIABLE
 from serve.web.api import create_api
-from serve.web.listening import bind
 
 PICTURES = Path(__file__).resolve().parents[3] / "serve" / "pictures"
 SAMPLES = json.loads((PICTURES / "questions.json").read_text("utf-8"))
 SCALES = (1, 9, 36, 144, 576)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-WAIT_S = 30.0
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; apt-get install chromium"),
-]
-
-
-class Page:
-    """One tab; ``errors`` is what the browser complained about."""
-
-    def __init__(self, socket: Any, session: str) -> None:
-        self._socket, self._session, self._last = socket, session, 0
-        self.errors: list[str] = []
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._last += 1
-        message = {"id": self._last, "method": method, "params": params}
-        self._socket.send(json.dumps(message | {"sessionId": self._session}))
-        while True:
-            said = json.loads(self._socket.recv(WAIT_S))
-            if said.get("sessionId") != self._session:
-                continue
-            if said.get("id") == self._last:
-                assert "error" not in said, said
-                return dict(said["result"])
-            self._listen(said.get("method"), said.get("params"))
-
-    def _listen(self, method: str | None, params: Any) -> None:
-        if method == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(params["exceptionDetails"]))
-        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.errors.append(json.dumps(params["entry"]))
-        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
-            self.errors.append(json.dumps(params["args"]))
-
-    def js(self, expression: str) -> Any:
-        done = self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
-        assert "exceptionDetails" not in done, done
-        return done["result"].get("value")
-
-    def until(self, condition: str) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while not self.js(condition):
-            assert time.monotonic() < deadline, (condition, self.text("error"), self.errors)
-            time.sleep(0.05)
-
-    def text(self, element: str) -> str:
-        return str(self.js(f"document.getElementById({element!r}).textContent"))
-
-    def click(self, selector: str) -> None:
-        self.js(f"document.querySelector({selector!r}).click()")
-
-    def ask(self, question: str) -> None:
-        """Ask in the form and wait for the answer."""
-        self.js(f"document.getElementById('question').value = {json.dumps(question)}")
-        self.click("#ask")
-        asked = f"document.getElementById('asked').textContent === {json.dumps(question)}"
-        self.until(f"{asked} && !document.getElementById('ask').disabled")
-
-    def pixel(self, patch: int) -> list[int]:
-        """Return the colour in the middle of one of the picture's 24 x 24 patches."""
-        row, column = divmod(patch, 24)
-        pen = "document.querySelector('#drop canvas').getContext('2d')"
-        at = f"{column * 32 + 16}, {row * 32 + 16}, 1, 1"
-        return list(self.js(f"[...{pen}.getImageData({at}).data.slice(0, 3)]"))
-
-
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Chromium of our own, and the socket that commands it."""
-    profile = tmp_path_factory.mktemp("chromium")
-    process = subprocess.Popen(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={profile}",
-         "about:blank"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    listening = profile / "DevToolsActivePort"
-    deadline = time.monotonic() + WAIT_S
-    while not (listening.is_file() and len(listening.read_text().splitlines()) == 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    port, path = listening.read_text().splitlines()
-    with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as socket:
-        yield socket
-    process.terminate()
-    process.wait(WAIT_S)
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Open]:
-    """Opens an address in a tab with storage of its own, 1280 px wide and light unless told."""
-    contexts: list[str] = []
-
-    def command(method: str, **params: Any) -> dict[str, Any]:
-        browser.send(json.dumps({"id": 0, "method": method, "params": params}))
-        while True:
-            said = json.loads(browser.recv(WAIT_S))
-            if said.get("id") == 0:
-                assert "error" not in said, said
-                return dict(said["result"])
-
-    def make(url: str, width: int = 1280, scheme: str = "light") -> Page:
-        context = command("Target.createBrowserContext")["browserContextId"]
-        contexts.append(context)
-        target = command("Target.createTarget", url="about:blank", browserContextId=context)
-        joined = command("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        page = Page(browser, joined["sessionId"])
-        page.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=1000, deviceScaleFactor=1, mobile=width < 600,
-        )  # fmt: skip
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        page.call("Emulation.setEmulatedMedia", features=features)
-        page.call("Page.navigate", url=url)
-        page.until("document.readyState === 'complete'")
-        return page
-
-    yield make
-    for context in contexts:
-        command("Target.disposeBrowserContext", browserContextId=context)
-
-
-@contextmanager
-def listening(api: Any) -> Iterator[str]:
-    """Serves an application on a free port."""
-    socket = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(
-        api, log_level="critical", lifespan="off", timeout_graceful_shutdown=5,
-    ))  # fmt: skip
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
-    socket.close()
-
-
-@contextmanager
-def composed(**settings: Any) -> Iterator[Service]:
-    """The embedded model in one process."""
-    service = compose(ServeSettings(registry=None, log_dir=None, **settings))
-    yield service
-    service.encoder.close()
-    service.generator.close()
-    service.gateway.log.close()
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    """As it ships."""
-    with composed() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def url(service: Service) -> Iterator[str]:
-    with listening(service.api) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def unsure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The shipped router made to start at 1 and to look again at 576, whatever the answer."""
-    finest, other = Gate(0.0, 0.0, 0.0, 9.0), Gate(0.0, 0.0, 0.0, -9.0)
-    rows = tuple((*[other] * (4 - start), finest) for start in range(4))
-    shipped = Router.from_pretrained(default_router_path())
-    look = SecondLook(tuple(map(str, SCALES)), rows, start_price=1e6, price=0.01)
-    router = Router(shipped.predictor, shipped.schema, shipped.policy, second_look=look)
-    folder = router.save_pretrained(tmp_path_factory.mktemp("unsure") / "router")
-    with composed(router=folder) as made, listening(made.api) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def focus_url(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, make_focus_router: Any
-) -> Iterator[str]:
-    """A small model whose router always reads 36 tokens and the cells that the question needs."""
-    folder = tmp_path_factory.mktemp("focus") / "router"
-    make_focus_router(folder, "36+576@250rx48")
-    with composed(model=tiny_model, router=folder) as made, listening(made.api) as address:
-        yield address
+pytestmark = pytest.mark.slow
 
 
 def asked(url: str, picture: str, question: str) -> Any:
@@ -234,14 +29,8 @@ def asked(url: str, picture: str, question: str) -> Any:
     return parse_answer(reply.json(), reply.headers, 0.0)
 
 
-def opened(page: Page) -> Page:
-    page.until("!!document.querySelector('#history tbody tr')")
-    page.until("!document.getElementById('ask').disabled")
-    return page
-
-
-def test_it_opens_with_an_answered_example(open_page: Open, url: str) -> None:
-    page = opened(open_page(url))
+def test_it_opens_with_an_answered_example(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
     first = SAMPLES[0]
     answer = asked(url, first["picture"], first["question"])
     assert page.text("asked") == first["question"]
@@ -258,8 +47,8 @@ def test_it_opens_with_an_answered_example(open_page: Open, url: str) -> None:
     assert page.errors == []
 
 
-def test_the_picture_shows_the_patches_that_the_words_point_to(open_page: Open, url: str) -> None:
-    page = opened(open_page(url))
+def test_the_picture_shows_the_patches_that_the_words_point_to(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
     answer = asked(url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
     (relevance,) = answer.explain.relevance
     values = relevance.values
@@ -281,8 +70,8 @@ def test_the_picture_shows_the_patches_that_the_words_point_to(open_page: Open, 
     assert page.js("document.querySelector('#drop canvas').toDataURL()") != grid
 
 
-def test_a_second_look_is_told_with_its_sum(open_page: Open, unsure_url: str) -> None:
-    page = opened(open_page(unsure_url, width=390))
+def test_a_second_look_is_told_with_its_sum(open_page: Any, unsure_url: str) -> None:
+    page = open_page(unsure_url, width=390).settled()
     answer = asked(unsure_url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
     sure = f"{100 * answer.second_look['confidence']:.0f} % sure"
     assert page.text("cost") == cost_in_words(answer) == (
@@ -338,31 +127,24 @@ def routings() -> Iterator[dict[str, Any]]:
     yield focused | {"scale": 576, "scales": [576], "visual_tokens": 593, "second_look": both}
 
 
-def test_page_and_client_use_the_same_words(open_page: Open, url: str) -> None:
-    page = opened(open_page(url))
+def test_page_and_client_use_the_same_words(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
     for routing in routings():
         route = parse_route({"routing": routing})
         assert page.js(f"costInWords({json.dumps(routing)})") == cost_in_words(route)
         assert page.js(f"gridInWords({json.dumps(routing)})") == grid_in_words(route)
 
 
-def shown(page: Page, **routing: Any) -> None:
-    """Show an answer that was read so, about the picture that is there."""
-    told = {"reason": "predicted", "visual_tokens": 124, "scales": [36], "p_suffices": None}
-    answer = {"question": "q", "text": "seven", "ms": 1, "routing": told | routing}
-    page.js(f"show({json.dumps(answer)})")
-
-
-def test_the_cells_that_were_read_finely_are_tinted(open_page: Open, url: str) -> None:
+def test_the_cells_that_were_read_finely_are_tinted(open_page: Any, url: str) -> None:
     """Level 576 has 12 x 12 cells of 2 x 2 patches; the first cell of the second row is read."""
-    page = opened(open_page(url))
+    page = open_page(url).settled()
     page.click("#words")
     focus = {"coarse": 36, "fine": 576, "cells": [12, 143], "visual_tokens": 44}
     inside, outside = (48, 49, 72, 73, 23 * 24 + 23), (0, 50, 96, 23 * 24 + 21)
-    shown(page, scale=36)
+    page.show(scale=36)
     plain = {patch: page.pixel(patch) for patch in inside + outside}
     assert page.text("legend") == "36 tokens everywhere"
-    shown(page, scale=36, focus=focus, visual_tokens=44)
+    page.show(scale=36, focus=focus, visual_tokens=44)
     assert page.text("legend") == (
         "36 coarse tokens everywhere, 4 x 2 fine tokens where the question looks"
     )
@@ -376,15 +158,15 @@ def test_the_cells_that_were_read_finely_are_tinted(open_page: Open, url: str) -
     assert page.errors == []
 
 
-def test_both_looks_are_drawn_and_told(open_page: Open, url: str) -> None:
-    page = opened(open_page(url))
+def test_both_looks_are_drawn_and_told(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
     page.click("#words")
     first = {"from": 9, "confidence": 0.5, "first_visual_tokens": 17, "second_visual_tokens": 576}
-    shown(page, scale=576, scales=[576], visual_tokens=593, second_look=first)
+    page.show(scale=576, scales=[576], visual_tokens=593, second_look=first)
     plain = [page.pixel(patch) for patch in (0, 3 * 24 + 3)]
     cells = {"coarse": 9, "fine": 144, "cells": [0], "visual_tokens": 13}  # patches 0..3 each way
-    shown(
-        page, scale=576, scales=[576], visual_tokens=593, second_look=first | {"focus": cells}
+    page.show(
+        scale=576, scales=[576], visual_tokens=593, second_look=first | {"focus": cells}
     )  # fmt: skip
     assert page.js("[...document.querySelectorAll('#legend span')].map((s) => s.textContent)") == [
         "first look: 9 coarse tokens everywhere, 4 x 1 fine tokens where the question looks",
@@ -395,10 +177,8 @@ def test_both_looks_are_drawn_and_told(open_page: Open, url: str) -> None:
     assert page.errors == []
 
 
-def test_a_focus_is_told_drawn_and_compared_with_the_scales(
-    open_page: Open, focus_url: str
-) -> None:
-    page = opened(open_page(focus_url))
+def test_a_focus_is_told_drawn_and_compared_with_the_scales(open_page: Any, focus_url: str) -> None:
+    page = open_page(focus_url).settled()
     answer = asked(focus_url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
     assert answer.focus.cells
     assert page.text("cost") == cost_in_words(answer)
@@ -416,16 +196,16 @@ def test_a_focus_is_told_drawn_and_compared_with_the_scales(
     assert page.errors == []
 
 
-def test_a_wide_picture_has_its_grid_on_the_padded_square(open_page: Open, url: str) -> None:
+def test_a_wide_picture_has_its_grid_on_the_padded_square(open_page: Any, url: str) -> None:
     """24 x 12 patches of a picture, six rows of padding above and below it."""
-    page = opened(open_page(url))
+    page = open_page(url).settled()
     page.js(
         "(async () => { const c = document.createElement('canvas'); c.width = 400; c.height = 200;"
         " const pen = c.getContext('2d'); pen.fillStyle = '#fff'; pen.fillRect(0, 0, 400, 200);"
         " await setPicture(await new Promise((done) => c.toBlob(done))); })()"
     )
     focus = {"coarse": 1, "fine": 576, "cells": [0, 36], "visual_tokens": 9}
-    shown(page, scale=1, scales=[1], focus=focus, visual_tokens=9)
+    page.show(scale=1, scales=[1], focus=focus, visual_tokens=9)
     padding, white = [122, 116, 104], [255, 255, 255]
     assert page.pixel(4) == padding
     assert page.pixel(5 * 24 + 4) == padding
@@ -434,8 +214,8 @@ def test_a_wide_picture_has_its_grid_on_the_padded_square(open_page: Open, url: 
         assert page.pixel(patch) != plain
 
 
-def test_foci_stand_among_the_scales_by_what_they_cost(open_page: Open, url: str) -> None:
-    page = opened(open_page(url))
+def test_foci_stand_among_the_scales_by_what_they_cost(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
     name = "36+576@250x48"
     why = asked(url, SAMPLES[0]["picture"], SAMPLES[0]["question"])
     p = {str(key): value for key, value in why.p_suffices.items() if isinstance(key, int)}
@@ -447,7 +227,7 @@ def test_foci_stand_among_the_scales_by_what_they_cost(open_page: Open, url: str
         sent[numbers][name] = 0.13 if numbers == "costs" else 0.5  # between 36 and 144
     sent |= {"scale": name, "contributions": sent["contributions"] | {name: {"question": 0.5}}}
     sent |= {"coarser": None, "finer": None}
-    shown(page, scale=36, focus=COARSE_FINE, p_suffices=p | {name: 0.5}, explain=sent)
+    page.show(scale=36, focus=COARSE_FINE, action=name, p_suffices=p | {name: 0.5}, explain=sent)
     for bars in ("#bars", "#values"):
         names = page.js(
             f"[...document.querySelectorAll('{bars} span')].map((s) => s.textContent)"
@@ -459,11 +239,35 @@ def test_foci_stand_among_the_scales_by_what_they_cost(open_page: Open, url: str
     assert page.errors == []
 
 
+def test_both_looks_are_marked_among_what_was_predicted(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
+    coarser, finer = "9+144@500x12", "36+576@250x48"
+    p = {"1": 0.1, "9": 0.2, coarser: 0.3, "36": 0.4, finer: 0.5, "576": 0.6}
+    costs = dict(zip(p, (0.0, 0.01, 0.02, 0.06, 0.2, 1.0), strict=True))
+    told = {"from": 9, "confidence": 0.5, "first_visual_tokens": 17, "second_visual_tokens": 124}
+    marked = """['chosen', 'second'].map((kind) =>
+        [...document.querySelectorAll(`#bars span:first-of-type ~ span.${kind}`)]
+        .map((s) => s.textContent).filter((t) => !t.endsWith('%')))"""
+    for first, action, more in (
+        (coarser, finer, {"scale": 36, "focus": COARSE_FINE}),
+        ("9", finer, {"scale": 36, "focus": COARSE_FINE}),
+        (coarser, "576", {"scale": 576, "scales": [576]}),
+    ):
+        why = page.js("state.routing.explain") | {"scale": first, "costs": costs, "values": p}
+        why |= {"contributions": {first: {}}, "coarser": None, "finer": None}
+        page.show(action=action, p_suffices=p, second_look=told, explain=why, **more)
+        names = [f"{key} tokens" if key.isdecimal() else key for key in (first, action)]
+        assert page.js(marked) == [[name] for name in names]
+    page.show(action=finer, p_suffices=p, scale=36, focus=COARSE_FINE)
+    assert page.js(marked) == [[finer], []]
+    assert page.errors == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_telephone_needs_no_sideways_scrolling(
-    open_page: Open, unsure_url: str, scheme: str
+    open_page: Any, unsure_url: str, scheme: str
 ) -> None:
-    page = opened(open_page(unsure_url, width=390, scheme=scheme))
+    page = open_page(unsure_url, width=390, scheme=scheme).settled()
     page.click("summary")
     page.ask("what is the label of the " + "averyveryverylongword" * 6 + "?")
     page.click("#compare")
@@ -474,8 +278,8 @@ def test_a_telephone_needs_no_sideways_scrolling(
     assert light is (scheme == "light")
 
 
-def test_everything_that_can_be_used_has_a_name(open_page: Open, url: str) -> None:
-    page = opened(open_page(url))
+def test_everything_that_can_be_used_has_a_name(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
     page.call("Accessibility.enable")
     used = {"button", "textbox", "checkbox", "img", "image", "DisclosureTriangle"}
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
@@ -489,7 +293,7 @@ def test_everything_that_can_be_used_has_a_name(open_page: Open, url: str) -> No
 
 
 def test_a_service_with_keys_asks_for_one_and_then_answers(
-    open_page: Open, service: Service, monkeypatch: pytest.MonkeyPatch
+    open_page: Any, service: Service, listening: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(API_KEYS_VARIABLE, "sesame")
     with listening(create_api(service.gateway)) as address:
@@ -502,7 +306,7 @@ def test_a_service_with_keys_asks_for_one_and_then_answers(
             page.click("#locked button")
             if key != "sesame":
                 page.until("document.getElementById('error').textContent.includes('wrong')")
-        opened(page)
+        page.settled()
         assert page.js("document.getElementById('error').hidden")
         assert page.js("document.getElementById('locked').hidden")
         assert page.text("answer")
