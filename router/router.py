@@ -352,7 +352,8 @@ class Router:
         if not (policy.finest_only or all(offer.open)):
             raise NotCertified(
                 f"max_harm={max_harm:g} is certified for choices that a focus is among, and "
-                "none may be read; leave out routing.focus: false or max_harm, or pin the finest scale",
+                "none may be read; leave out routing.focus: false or max_harm, or pin the finest "
+                "scale",
                 "not_certified",
             )
 
