@@ -71,6 +71,9 @@ class RouterParts:
             )
         if self.space.scales != scales:
             raise ValueError(f"the space has the scales {self.space.scales}, the schema {scales}")
+        coarsest = min(action.coarse for action in self.space.actions)
+        if coarsest < scales[0]:
+            raise ValueError(f"a focus from {coarsest} is coarser than every scale {scales}")
         look = self.second_look
         if look is not None and look.actions != self.space.names:
             raise ValueError(

@@ -312,9 +312,7 @@ DAMAGES = {
     "actions.json is damaged: KeyError": changed("actions.json", lambda s: [{"name": "1"}]),
     "actions.json is damaged: TypeError": changed("actions.json", lambda s: 3),
     "actions.json is damaged: ValueError": changed("actions.json", lambda s: s[::-1]),
-    "reads levels that are not scales here": changed(
-        "actions.json", lambda s: [*s[:2], {**s[2], "coarse": 0}, *s[3:]]
-    ),
+    "must be squares": changed("actions.json", lambda s: [*s[:2], {**s[2], "coarse": 0}, *s[3:]]),
     "boosters of other scales: focus_02.txt, focus_04.txt, scale_0001.txt": changed(
         "actions.json", lambda s: [{**s[1], "base": ""}, *s[2:]]
     ),
