@@ -1,4 +1,4 @@
-"""The decision: which visual-token scale does this picture and this question need?
+"""The decision: what of this picture has to be read for this question, and how finely?
 
 Knows arrays of features, LightGBM and costs. Knows nothing of language models, Ray or HTTP.
 Importing this package is light; the names below are loaded when they are first used.

@@ -302,11 +302,6 @@ def _may_be_bounded(max_harm: float, asked: Constraints, n_pictures: int, finest
         )
 
 
-def affordable(tokens: Sequence[int], max_visual_tokens: int | None) -> list[bool]:
-    """Return for each scale, or other number of tokens, whether one picture fits the cap so."""
-    return [max_visual_tokens is None or count <= max_visual_tokens for count in tokens]
-
-
 def keeps_cap(pins: Pins, scales: Sequence[int], max_visual_tokens: int | None) -> None:
     """Return nothing if the pictures can keep the cap: at their pins, the others at the coarsest.
 

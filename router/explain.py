@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router.actions import Reading
+from router.actions import ActionSpace, Reading
 from router.explanation import Comparison, Explanation, RelevanceMap, Switch, sentence
 from router.features.schema import FeatureSchema
 from router.policy import Policy
+from router.policy.offer import Offer
 
 GROUP_NAMES = {
     "picture": "picture detail",
@@ -40,6 +41,48 @@ class Option:
     key: int | str
     reading: Reading
     cost: float
+
+
+def explain_request(
+    schema: FeatureSchema,
+    space: ActionSpace,
+    policy: Policy,
+    offer: Offer,
+    values: Sequence[Sequence[float]],
+    contributions: np.ndarray,
+    pins: Sequence[int | None],
+    picks: Sequence[int],
+    cap: int | None,
+) -> Explanation:
+    """Return the explanation of a request's decision: of one picture, or of each of several.
+
+    Args:
+        schema: of the features.
+        space, offer: the A actions, and which of them the policy chose from.
+        policy: that decided.
+        values: (n, A) predicted quality, for n pictures.
+        contributions: (n, A, F+1), see `explain`.
+        pins: (n,) the scales that the caller fixed, None where nothing.
+        picks: (n,) the actions that were decided on.
+        cap: on the visual tokens of all pictures together.
+    """
+    spent = [offer.tokens[pick] for pick in picks]
+    open_ = offer.places
+    options = [
+        Option(space.actions[k].key, space.reading(k, offer.plan), offer.costs[k]) for k in open_
+    ]
+    told = []
+    for number, (pin, pick) in enumerate(zip(pins, picks, strict=True)):
+        # What one picture may read, the others as they are.
+        left = math.inf if cap is None else cap - sum(spent) + spent[number]
+        told.append(
+            explain(
+                schema, [values[number][k] for k in open_], policy,
+                [offer.tokens[k] <= left for k in open_], contributions[number][open_], pin,
+                open_.index(pick) if pin is None else None, options,
+            )
+        )  # fmt: skip
+    return explain_together(told, spent)
 
 
 def explain(
@@ -119,12 +162,12 @@ def explain(
     )
 
 
-def explain_together(each: Sequence[Explanation], scales: Sequence[int]) -> Explanation:
+def explain_together(each: Sequence[Explanation], tokens: Sequence[int]) -> Explanation:
     """Return the explanation of a request: of one picture its own, else that of the finest.
 
     Args:
         each: one for each picture, in order.
-        scales: at which they are read, of a focus the coarse level.
+        tokens: that are read of them.
     """
     if len(each) == 1:
         return each[0]
@@ -132,7 +175,7 @@ def explain_together(each: Sequence[Explanation], scales: Sequence[int]) -> Expl
         replace(one, sentence=f"Picture {number} of {len(each)}: {one.sentence}")
         for number, one in enumerate(each, 1)
     )
-    return replace(told[scales.index(max(scales))], pictures=told)
+    return replace(told[tokens.index(max(tokens))], pictures=told)
 
 
 def relevance_map(relevance: np.ndarray) -> RelevanceMap:

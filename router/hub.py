@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from router.certificate.promise import CERTIFICATE_FILE
 from router.errors import RouterFileError
-from router.folder import CARD_FILE
+from router.folder import ACTIONS_FILE, BOOSTER_FILES, CARD_FILE, SECOND_LOOK_FILE
 
 
 def local_folder(name_or_path: str | Path, revision: str | None) -> Path:
@@ -26,7 +27,7 @@ def local_folder(name_or_path: str | Path, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "scale_*.txt", CARD_FILE]
+        patterns = ["*.json", *BOOSTER_FILES, CARD_FILE]
         found = snapshot_download(name_or_path, revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:
         # The Hub's own errors are of these kinds (its HTTP error is an OSError).
@@ -40,13 +41,18 @@ def local_folder(name_or_path: str | Path, revision: str | None) -> Path:
 def upload(
     folder: str | Path, repo_id: str, message: str, private: bool, token: str | None, api: Any
 ) -> str:
-    """Return the address of the commit that uploaded a folder; ``api`` None makes a new one."""
+    """Return the address of the commit that uploaded a folder; ``api`` None makes a new one.
+
+    Of a router that was there before nothing stays: its boosters, actions or second look would be
+    taken for the new one's.
+    """
     if api is None:
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
     commit = api.upload_folder(
-        repo_id=repo_id, folder_path=folder, repo_type="model", commit_message=message
-    )
+        repo_id=repo_id, folder_path=folder, repo_type="model", commit_message=message,
+        delete_patterns=[*BOOSTER_FILES, ACTIONS_FILE, SECOND_LOOK_FILE, CERTIFICATE_FILE],
+    )  # fmt: skip
     return str(commit)

@@ -22,14 +22,12 @@ from router.decision import (
     Constraints,
     Reason,
     RoutingDecision,
-    affordable,
     decided,
     keeps_cap,
     within_bound,
 )
 from router.errors import NotCertified, RouterFileError, UnknownScale
-from router.explain import Option, explain, explain_together
-from router.explanation import Explanation
+from router.explain import explain_request
 from router.features.schema import FeatureSchema
 from router.features.vector import checked_rows
 from router.folder import (
@@ -184,7 +182,10 @@ class Router:
                     picks, reason, look = cheaper, Reason.degraded, None
         explanation = None
         if limits.explain and rows is not None and values is not None:
-            explanation = self._explain(policy, rows, values, limits, pins, picks, offer)
+            explanation = explain_request(
+                self.schema, self.space, policy, self._left_open(policy, offer), values,
+                self.predictor.contributions(rows), pins, picks, cap,
+            )  # fmt: skip
         mean = None if values is None else _mean(values)
         opened = None
         if look is not None and mean is not None and reason is Reason.predicted:
@@ -338,6 +339,10 @@ class Router:
         offer = planned(self.space, self.policy.costs, plan)
         return offer if limits.focus else self._uniform_offer
 
+    def _left_open(self, policy: Policy, offer: Offer) -> Offer:
+        """Return what a policy chooses from: one that takes the finest scale, from scales alone."""
+        return self._uniform_offer if policy.finest_only else offer
+
     def _keeps_promise(self, policy: Policy, offer: Offer, max_harm: float) -> None:
         """Return nothing if what was certified is what is decided between.
 
@@ -346,8 +351,9 @@ class Router:
         """
         if not (policy.finest_only or all(offer.open)):
             raise NotCertified(
-                f"max_harm={max_harm:g} is certified for choices that a focus is among; leave out "
-                "routing.focus: false or max_harm, or pin the finest scale",
+                f"max_harm={max_harm:g} is certified for choices that a focus is among, and "
+                "none may be read; leave out routing.focus: false or max_harm, or pin the finest "
+                "scale",
                 "not_certified",
             )
 
@@ -366,9 +372,7 @@ class Router:
         """Return the index of each picture's action, and whether the cap had a say."""
         if len(values) == 1:
             (of_one,) = values
-            if policy.finest_only:
-                offer = self._uniform_offer
-            pick, capped = offer.choose(policy, of_one, cap)
+            pick, capped = self._left_open(policy, offer).choose(policy, of_one, cap)
             return (pick,), Reason.budget_cap if capped else Reason.predicted
         if not self.space.is_uniform:
             values = [[row[place] for place in self.space.uniform] for row in values]
@@ -376,37 +380,6 @@ class Router:
         if cap is None or sum(wanted) <= cap:
             return self._places(wanted), Reason.predicted
         return self._places(best_shares(policy, values, self.scales, pins, cap)), Reason.budget_cap
-
-    def _explain(
-        self,
-        policy: Policy,
-        rows: np.ndarray,
-        values: Sequence[Sequence[float]],
-        limits: Constraints,
-        pins: Sequence[int | None],
-        picks: Sequence[int],
-        offer: Offer,
-    ) -> Explanation:
-        if policy.finest_only:
-            offer = self._uniform_offer
-        cap, spent = limits.max_visual_tokens, sum(offer.tokens[pick] for pick in picks)
-        told_of, told = offer.places, []
-        options = [
-            Option(self._keys[k], self.space.reading(k, offer.plan), offer.costs[k])
-            for k in told_of
-        ]
-        for number, contributions in enumerate(self.predictor.contributions(rows)):
-            # What one picture may read, the others as they are.
-            left = None if cap is None else cap - spent + offer.tokens[picks[number]]
-            chosen = told_of.index(picks[number]) if pins[number] is None else None
-            told.append(
-                explain(
-                    self.schema, [values[number][k] for k in told_of], policy,
-                    affordable([offer.tokens[k] for k in told_of], left),
-                    contributions[told_of], pins[number], chosen, options,
-                )
-            )  # fmt: skip
-        return explain_together(told, [offer.tokens[pick] for pick in picks])
 
     def _values(self, rows: np.ndarray) -> list[list[float]]:
         """Return (n_pictures, A) predicted values."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3model.focus import CELL_SIDE, CELL_TOKENS, Focus
+from router.actions.cells import cell_blocks, with_neighbours
 
 # How often a pair of levels is drawn: (how many levels the fine one lies below the finest, how many
 # the coarse one lies below the fine). Of five scales the first is 36 + 576, the last 1 + 144.
@@ -25,6 +26,7 @@ SHARES = {
     (1, 2): 0.14, (1, 1): 0.10, (1, 3): 0.04,
 }  # fmt: skip
 MOST_CELLS = (6, 12, 24, 36, 48, 64)
+CUT_STREAM = 13  # keeps the randomness of cuts apart from everything else that is seeded
 OTHER_QUESTIONS = 0.25  # weight of questions that the cells were not drawn for
 
 
@@ -58,27 +60,6 @@ def level_shares(scales: Sequence[int]) -> dict[tuple[int, int], float]:
     return {levels: share / total for levels, share in found.items()}
 
 
-def cell_means(relevance: NDArray[np.floating], n_cells: int) -> NDArray[np.float64]:
-    """Return the mean relevance (n_cells,) of the patches (N,) in every cell."""
-    return _cell_blocks(relevance, n_cells).mean(axis=(1, 3)).reshape(-1)
-
-
-def cell_peaks(relevance: NDArray[np.floating], n_cells: int) -> NDArray[np.float64]:
-    """Return the greatest relevance (n_cells,) of the patches (N,) in every cell."""
-    return _cell_blocks(relevance, n_cells).max(axis=(1, 3)).reshape(-1)
-
-
-def ring(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the cells (n,) with their eight neighbours."""
-    across = isqrt(len(cells))
-    padded = np.pad(cells.reshape(across, across), 1)
-    grown = np.zeros((across, across), bool)
-    for row in range(3):
-        for column in range(3):
-            grown |= padded[row : row + across, column : column + across]
-    return grown.reshape(-1)
-
-
 def draw_cut(
     relevance: NDArray[np.floating],
     scales: Sequence[int],
@@ -101,8 +82,9 @@ def draw_cut(
     served = rng.choice(count, min(count, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))), False)
     told = rng.random() < 0.15
     maps = truth if told and truth is not None else relevance
-    pool = cell_means if rng.random() < 0.5 else cell_peaks
-    values = np.stack([pool(np.asarray(maps[q], np.float64), n_cells) for q in served])
+    pool = np.mean if rng.random() < 0.5 else np.max
+    blocks = [cell_blocks(np.asarray(maps[q], np.float64), n_cells) for q in served]
+    values = np.stack([pool(each, axis=(1, 3)).reshape(-1) for each in blocks])
     values /= np.maximum(values.max(axis=1, keepdims=True), 1e-6)
     if rng.random() < 0.6:
         each = values >= rng.uniform(0.15, 0.6)
@@ -111,7 +93,7 @@ def draw_cut(
     chosen: NDArray[np.bool_] = np.logical_or.reduce(each, axis=0)
     best = values.max(axis=0)
     if rng.random() < 0.35:
-        chosen = ring(chosen)
+        chosen = with_neighbours(chosen, "ring")
     if rng.random() < 0.25:
         chosen = chosen.copy()
         chosen[rng.choice(n_cells, min(n_cells, int(rng.integers(1, 9))), False)] = True
@@ -121,13 +103,6 @@ def draw_cut(
     weights = np.full(count, OTHER_QUESTIONS, np.float32)
     weights[served] = 1.0
     return Cut(Focus(coarse, fine, tuple(kept)), weights)
-
-
-def _cell_blocks(relevance: NDArray[np.floating], n_cells: int) -> NDArray[np.float64]:
-    """Return the patches (N,) by cell: (cell rows, patches down, cell columns, patches across)."""
-    side, across = isqrt(len(relevance)), isqrt(n_cells)
-    step = side // across
-    return np.asarray(relevance.reshape(across, step, across, step), np.float64)
 
 
 def _share(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:

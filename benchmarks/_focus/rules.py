@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from m3model import pool_visual_tokens
 from m3model.focus import CELL_TOKENS, Focus, fine_positions
 from router.actions import CellRule, cells_of_map, quantised
-from router.actions.cells import LEVELS, Around, cell_sums
+from router.actions.cells import LEVELS, Around, cell_blocks, cell_sums
 
 Values = NDArray[np.int64]  # (C,) whole, not negative: what reading a cell finely promises
 ValueOf = Callable[[NDArray[np.floating], torch.Tensor, int], Values]
@@ -50,10 +50,7 @@ def mean_relevance(relevance: NDArray[np.floating], grid: torch.Tensor, n_cells:
 
 def greatest_relevance(relevance: NDArray[np.floating], grid: torch.Tensor, n_cells: int) -> Values:
     """Return the greatest relevance of each cell's patches."""
-    side, across = isqrt(len(relevance)), isqrt(n_cells)
-    block = side // across
-    square = quantised(relevance).reshape(across, block, across, block)
-    values: Values = square.max(axis=(1, 3)).reshape(-1)
+    values: Values = cell_blocks(quantised(relevance), n_cells).max(axis=(1, 3)).reshape(-1)
     return values
 
 

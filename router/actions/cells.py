@@ -8,7 +8,7 @@ Notation: N patches, C cells; a cell is a square of 2x2 tokens of the fine level
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ LEVELS = 255  # of quantised relevance
 PARTS = 1000  # shares are whole thousandths
 
 Quantised = NDArray[np.int64]
+Entry = TypeVar("Entry", bound=np.generic)
 Around = Literal["none", "row", "ring"]
 
 
@@ -61,17 +62,22 @@ def quantised(relevance: NDArray[np.floating]) -> Quantised:
     return whole
 
 
-def cell_sums(relevance: Quantised, n_cells: int) -> Quantised:
-    """Return (C,) the sum of the patches (N,) of each cell.
+def cell_blocks(patches: NDArray[Entry], n_cells: int) -> NDArray[Entry]:
+    """Return a map (N,) by cell: (cell rows, patches down, cell columns, patches across).
 
     Raises:
         ValueError: the cells do not divide the grid.
     """
-    side, across = isqrt(len(relevance)), isqrt(n_cells)
+    side, across = isqrt(len(patches)), isqrt(n_cells)
     if across * across != n_cells or across == 0 or side % across:
         raise ValueError(f"{n_cells} cells do not divide a grid of {side}x{side}")
     block = side // across
-    sums: Quantised = relevance.reshape(across, block, across, block).sum(axis=(1, 3)).reshape(-1)
+    return patches.reshape(across, block, across, block)
+
+
+def cell_sums(relevance: Quantised, n_cells: int) -> Quantised:
+    """Return (C,) the sum of the patches (N,) of each cell; raises as `cell_blocks` does."""
+    sums: Quantised = cell_blocks(relevance, n_cells).sum(axis=(1, 3)).reshape(-1)
     return sums
 
 
@@ -88,7 +94,7 @@ def cells_of_map(sums: Quantised, rule: CellRule) -> tuple[int, ...]:
     chosen = sums * PARTS >= rule.share * greatest
     rank = chosen.astype(np.int64)
     if rule.around != "none":
-        rank += _with_neighbours(chosen, rule.around)
+        rank += with_neighbours(chosen, rule.around)
     kept = np.flatnonzero(rank)
     if len(kept) > rule.most:
         # Greatest rank, then relevance, then the smallest index: lexsort's last key counts first.
@@ -97,7 +103,8 @@ def cells_of_map(sums: Quantised, rule: CellRule) -> tuple[int, ...]:
     return tuple(kept.tolist())
 
 
-def _with_neighbours(cells: NDArray[np.bool_], around: Around) -> NDArray[np.bool_]:
+def with_neighbours(cells: NDArray[np.bool_], around: Literal["row", "ring"]) -> NDArray[np.bool_]:
+    """Return the cells (C,) and those left and right of each, or all eight around it."""
     across = isqrt(len(cells))
     square = cells.reshape(across, across)
     rows = square.copy()

@@ -10,6 +10,7 @@ Notation: A actions of a space.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -40,6 +41,7 @@ FOCI: dict[tuple[int, int], tuple[tuple[int, Around, int], ...]] = {
     (1, 0): ((150, "none", 18),),
 }
 MARKS: dict[Around, str] = {"none": "", "row": "w", "ring": "r"}  # in names
+_NAME = r"[A-Za-z0-9+@._-]{1,64}"
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ class ActionSpace:
     """The actions a router chooses between, from cheap to dear, the anchor last.
 
     Raises:
-        ValueError: names that repeat, uniform actions that do not ascend, no anchor at the end, a
-            focus that may take as many tokens as the anchor, or a base that is not there.
+        ValueError: names that repeat or are odd, uniform actions that do not ascend, no anchor at
+            the end, a focus between levels that are no squares or that may take as many tokens as
+            the anchor, or a base that is not there.
     """
 
     actions: tuple[Action, ...]
@@ -154,6 +157,11 @@ class ActionSpace:
             raise ValueError(f"a uniform action is named by its scale and has no rule: {action}")
         if action.fine is None:
             return
+        # Names stand in tables, labels and JSON keys, beside scales that are called by a number.
+        if not re.fullmatch(_NAME, action.name) or action.name.isdecimal():
+            raise ValueError(f"a focus needs a name of letters, digits and +-._@: {action.name!r}")
+        if any(level < 1 or isqrt(level) ** 2 != level for level in (action.coarse, action.fine)):
+            raise ValueError(f"the levels of {action.name} must be squares: {action}")
         side = isqrt(action.fine)
         if action.rule is None or action.fine <= action.coarse or side % CELL_SIDE:
             raise ValueError(f"a focus needs a rule and a finer level with whole cells: {action}")
@@ -273,7 +281,7 @@ def default_space(scales: Sequence[int]) -> ActionSpace:
     Where the levels leave no room for a focus, as with a single scale, only the scales remain.
     """
     finest_first = list(scales)[::-1]
-    foci = []
+    foci: dict[str, Action] = {}  # on small grids several rules come down to the same
     for (coarse_below, fine_below), rules in FOCI.items():
         if max(coarse_below, fine_below) >= len(finest_first):
             continue
@@ -283,12 +291,20 @@ def default_space(scales: Sequence[int]) -> ActionSpace:
         for share, around, part in rules:
             rule = CellRule(share, around, max(1, fine // part))
             name = f"{coarse}+{fine}@{share}{MARKS[around]}x{rule.most}"
-            foci.append(Action(name, int(coarse), int(fine), rule, str(coarse)))
-    fitting = [focus for focus in foci if focus.most_tokens < scales[-1]]
+            foci[name] = Action(name, int(coarse), int(fine), rule, str(coarse))
+    fitting = [focus for focus in foci.values() if focus.most_tokens < scales[-1]]
     every = [*uniform_space(scales).actions, *fitting]
     return ActionSpace(tuple(sorted(every, key=lambda action: action.most_tokens)))
 
 
 def _action(stored: dict[str, Any]) -> Action:
     rule = stored.pop("rule")
-    return Action(**stored, rule=None if rule is None else CellRule(**rule))
+    made = Action(**stored, rule=None if rule is None else CellRule(**rule))
+    numbers = [made.coarse] if made.fine is None else [made.coarse, made.fine]
+    if made.rule is not None:
+        numbers += [made.rule.share, made.rule.most]
+    told = ((str, made.name, made.base), (int, *numbers))
+    # JSON knows 36.0 and true, which equal what they are not.
+    if any(type(value) is not kind for kind, *values in told for value in values):
+        raise ValueError(f"an action of other types than it has: {made}")
+    return made

@@ -60,9 +60,11 @@ def planned(space: ActionSpace, costs: Sequence[float], plan: Plan) -> Offer:
     """Return the offer of all actions by the plan of a question, the scales at their costs (K,).
 
     Raises:
-        ValueError: a plan of another number of actions.
+        ValueError: a plan of other actions.
     """
     if not len(plan.tokens) == len(plan.cells) == len(space):
         raise ValueError(f"a plan of {len(plan.tokens)} actions for {len(space)}")
+    if [plan.tokens[place] for place in space.uniform] != list(space.scales):
+        raise ValueError(f"a plan of another space: it reads {plan.tokens} tokens")
     of_row = costs_of_row(plan.tokens, space.scales, costs)
     return Offer(plan.tokens, of_row, (True,) * len(of_row), plan)

@@ -1,6 +1,6 @@
 """One LightGBM booster: from rows and labels to trees, from scratch or onwards from raw scores.
 
-Knows LightGBM's training call; knows nothing of scales, folds or calibration.
+Knows LightGBM's training call; knows nothing of actions, folds or calibration.
 """
 
 from collections.abc import Mapping

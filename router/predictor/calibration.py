@@ -1,6 +1,6 @@
 """From a booster's raw score to a probability that can be believed, as plain JSON numbers.
 
-Knows raw scores and labels of one scale; knows nothing of features or boosters.
+Knows raw scores and labels of one action; knows nothing of features or boosters.
 """
 
 import math
@@ -87,7 +87,7 @@ class Calibration:
 
 
 def constant(value: float) -> Calibration:
-    """Return the calibration of a scale whose label never varied."""
+    """Return the calibration of an action whose label never varied."""
     return Calibration("constant", slope=0.0, y=(float(value),))
 
 

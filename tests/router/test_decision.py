@@ -6,7 +6,6 @@ from router.decision import (
     Constraints,
     Reason,
     RoutingDecision,
-    affordable,
     decided,
     default_detail_map,
     finest_fallback,
@@ -199,11 +198,6 @@ def test_a_bound_covers_every_picture() -> None:
         within_bound(decided((144, 576), Reason.fallback), bounded, SCALES)
     with pytest.raises(NotCertified):
         within_bound(RoutingDecision(144, 144, Reason.predicted), bounded, SCALES)
-
-
-def test_affordable_by_hand() -> None:
-    assert affordable(SCALES, None) == [True] * 5
-    assert affordable(SCALES, 100) == [True, True, True, False, False]
 
 
 def test_a_failed_routing_falls_back_to_the_finest_scale_allowed() -> None:

@@ -3,10 +3,12 @@
 import itertools
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -155,6 +157,9 @@ def test_several_pictures_read_scales_alone(made: Router, rows: np.ndarray) -> N
         made.route(rows[:3], plan=plan_of(0))
     with pytest.raises(ValueError, match="a plan of 2 actions for 7"):
         made.route(rows[0], plan=Plan((1, 9), ((), ())))
+    plan = plan_of(0)  # as many actions, one of them another scale
+    with pytest.raises(ValueError, match="a plan of another space"):
+        made.route(rows[0], plan=replace(plan, tokens=(1, 4, *plan.tokens[2:])))
 
 
 def test_parts_that_do_not_fit_the_space_are_refused(made: Router) -> None:
@@ -162,7 +167,7 @@ def test_parts_that_do_not_fit_the_space_are_refused(made: Router) -> None:
         Router(made.predictor, SCHEMA, made.policy)
     with pytest.raises(ValueError, match="must be equal"):
         Router(made.predictor, SCHEMA, Policy((0.1,) * 7, 0.3), space=SPACE)
-    actions = (*SPACE.actions[:-2], Action("256", 256), Action("576", 576))
+    actions = (Action("4", 4), replace(SPACE.actions[1], base=""), *SPACE.actions[2:])
     with pytest.raises(ValueError, match="the space has the scales"):
         Router(made.predictor, SCHEMA, made.policy, space=ActionSpace(actions))
 
@@ -307,9 +312,7 @@ DAMAGES = {
     "actions.json is damaged: KeyError": changed("actions.json", lambda s: [{"name": "1"}]),
     "actions.json is damaged: TypeError": changed("actions.json", lambda s: 3),
     "actions.json is damaged: ValueError": changed("actions.json", lambda s: s[::-1]),
-    "a focus from 0 is coarser": changed(
-        "actions.json", lambda s: [*s[:2], {**s[2], "coarse": 0}, *s[3:]]
-    ),
+    "must be squares": changed("actions.json", lambda s: [*s[:2], {**s[2], "coarse": 0}, *s[3:]]),
     "boosters of other scales: focus_02.txt, focus_04.txt, scale_0001.txt": changed(
         "actions.json", lambda s: [{**s[1], "base": ""}, *s[2:]]
     ),
@@ -399,3 +402,21 @@ def test_a_focus_is_allowed_unless_declined() -> None:
         assert found.focus is allowed
         assert (found.reason, found.max_visual_tokens) == (Reason.predicted, 40)
     assert math.inf not in SPACE.plan(np.zeros(576)).tokens
+
+
+def test_the_hub_gives_a_router_of_foci_whole(
+    made: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = made.save_pretrained(tmp_path / "kept")
+
+    def snapshot_download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        """Return a folder of the files that the Hub's own filter lets through."""
+        names = [path.name for path in kept.iterdir()]
+        (tmp_path / "got").mkdir()
+        for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
+            shutil.copy(kept / name, tmp_path / "got")
+        return str(tmp_path / "got")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    back = Router.from_pretrained("me/router")
+    assert (back.version, back.space) == (made.version, SPACE)

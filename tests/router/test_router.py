@@ -5,6 +5,8 @@ import json
 import shutil
 import threading
 import time
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +331,13 @@ def test_push_to_hub_uploads_the_saved_folder(made: Router) -> None:
     assert (repo, options["private"], options["exist_ok"]) == ("me/router", True, True)
     assert version == made.version
     assert (upload["repo_id"], upload["commit_message"]) == ("me/router", f"router {made.version}")
+    # What an earlier router of other actions left there goes; what others put there stays.
+    there = {
+        "scale_0576.txt", "focus_02.txt", "actions.json", "second_look.json", "certificate.json",
+        "report.json", "README.md", "config.json",
+    }  # fmt: skip
+    stale = {name for name in there if any(map(partial(fnmatch, name), upload["delete_patterns"]))}
+    assert there - stale == {"report.json", "README.md", "config.json"}
 
 
 def test_the_registry_names_the_router_in_force(tmp_path: Path) -> None:

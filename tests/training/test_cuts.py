@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.cuts import MOST_CELLS, cell_means, cell_peaks, draw_cut, level_shares, ring
+from training.cuts import MOST_CELLS, draw_cut, level_shares
 
 SCALES = (1, 9, 36, 144, 576)
 
@@ -81,12 +81,3 @@ def test_levels_follow_the_scales_of_any_checkpoint() -> None:
     for scales in ((576,), (1, 9), ()):
         with pytest.raises(ValueError, match="leave no room for a cut"):
             level_shares(scales)
-
-
-def test_cells_and_rings_of_a_small_map() -> None:
-    grid = np.arange(16, dtype=np.float32)
-    assert cell_means(grid, 4).tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert cell_peaks(grid, 4).tolist() == [5, 7, 13, 15]
-    corner = np.zeros(16, bool)
-    corner[0] = True
-    assert np.flatnonzero(ring(corner)).tolist() == [0, 1, 4, 5]

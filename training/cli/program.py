@@ -160,7 +160,7 @@ def promote(
         from training.promotion.retrain import why_not
 
         closed = why_not(
-            Router.from_pretrained(router), registry, read_oracle(oracle).split("test")
+            Router.from_pretrained(router), registry, read_oracle(oracle).split("test"), say=say
         )
         if closed is not None:
             raise GateClosed(f"not promoted: {closed} (--force promotes all the same)")

@@ -19,10 +19,8 @@ from m3model import Focus, RelevanceReadout
 from m3model.relevance.choice import ReadoutRelevance
 from m3model.relevance.source import RelevanceSource
 from m3model.relevance.untrained import AttentionRelevance
-from training.cuts import draw_cut
+from training.cuts import CUT_STREAM, draw_cut
 from training.finetune.conversations import IGNORED
-
-CUT_STREAM = 13  # keeps the randomness of cuts apart from everything else that is seeded
 
 
 @dataclass(frozen=True)

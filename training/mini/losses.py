@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from m3model.focus import Focus, focus_visual_tokens
 from m3model.pooling import pool_visual_tokens
-from training.cuts import draw_cut
+from training.cuts import CUT_STREAM, draw_cut
 from training.mini.batch import IGNORE, SceneBatch, attention_mask
 from training.mini.model import MiniModel
 
 Reading = int | Sequence[Focus]  # one scale for all pictures, or a focus for each
 ATTENTION = "m3_mini"
-CUT_STREAM = 13  # keeps the randomness of cuts apart from that of scenes
 # Colours come by themselves; letters and digits take most of the training.
 LABEL_WEIGHTS = {"class": 1.0, "color": 0.3, "char": 2.7}
 

@@ -1,7 +1,8 @@
-"""Every scale on every question: the labels a router learns from.
+"""Every action on every question: the labels a router learns from.
 
-`collection` runs it over `workers`, `labelling` asks the model (`packed`: all scales in one pass),
-`scoring` says what is right, `data` reads the Parquet again.
+`collection` runs it over `workers`, `labelling` asks the model (`rows`: which questions share a
+sequence, `packed`: how they are answered in one), `scoring` says what is right, `data` reads the
+Parquet again.
 """
 
 from training.oracle.collection import CollectResult, collect

@@ -61,9 +61,9 @@ def replay(
     progress: Progress = unseen,
 ) -> list[dict[str, Any]]:
     """Return one row per router and policy, each against the first: accuracy, tokens, harm and
-    paired differences. A router with a second look pays both looks. Costs are those of the first
-    router (visual tokens without one). A router takes its own actions, which may be fewer than
-    those of the data.
+    paired differences. A router with a second look pays both looks. A router decides among its own
+    actions, which may be fewer than those of the data, and by its own costs; what all of them are
+    said to cost is told in those of the first router (visual tokens without one).
 
     Args:
         routers: (name, router) pairs, each at its own price.
@@ -84,7 +84,7 @@ def replay(
     replayed = []
     for name, router in routers:
         steps.begin(f"{name}: decisions")
-        replayed.append(_Replayed(router, data, costs))
+        replayed.append(_Replayed(router, data))
     done = [
         (each.router.version, each.as_it_stands(name))
         for (name, _), each in zip(routers, replayed, strict=True)
@@ -137,13 +137,13 @@ def _row(
 
 
 class _Replayed:
-    """A router before the questions of the data, under its own actions."""
+    """A router before the questions of the data, under its own actions and at its own costs."""
 
-    def __init__(self, router: Router, data: OracleData, costs: Sequence[float]) -> None:
+    def __init__(self, router: Router, data: OracleData) -> None:
         self.router = router
         self._part = check_fits(router, data)
         self._columns = data.columns(router.space)
-        self._on = questions_of(self._part, np.array(costs))
+        self._on = questions_of(self._part, router.policy.costs)  # those that it decides by
         self._values = np.asarray(router.predict_values(data.features), float)
 
     def as_it_stands(self, name: str) -> cmp.Outcome:

@@ -86,7 +86,7 @@ def retrain(
     report = evaluate(fitted.router, data, target=job.target, say=say, progress=progress)
     write_report(report, job.out / "report")
     if not job.force:
-        closed = why_not(fitted.router, job.registry, data.split("test"), progress)
+        closed = why_not(fitted.router, job.registry, data.split("test"), progress, say)
         if closed is not None:
             raise GateClosed(f"not promoted: {closed} (--force promotes all the same)")
     promoted = promote(folder, job.registry)
@@ -94,12 +94,16 @@ def retrain(
 
 
 def why_not(
-    candidate: Router, registry: Path, test: OracleData, progress: Progress = unseen
+    candidate: Router,
+    registry: Path,
+    test: OracleData,
+    progress: Progress = unseen,
+    say: Callable[[str], None] = lambda line: None,
 ) -> str | None:
     """Return why the candidate must not replace the registry's router, or None if it may.
 
     Without a router in force, with one made for other features or actions, or with too few test
-    pictures to tell, nothing speaks against it.
+    pictures to tell, nothing speaks against it; that the one in force was not compared is said.
     """
     current = current_router_path(registry)
     if current is None or test.n_pictures < MIN_GATE_PICTURES:
@@ -107,7 +111,8 @@ def why_not(
     before = Router.from_pretrained(current)
     try:
         check_fits(before, test)
-    except MixedData:
+    except MixedData as error:
+        say(f"not compared with the router in force: {error}")
         return None
     pairs = [("current", before), ("candidate", candidate)]
     return gate(replay(pairs, test, progress=progress))

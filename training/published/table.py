@@ -230,7 +230,10 @@ def _space_in(table: Any, path: Path) -> ActionSpace:
     """Return the actions of a table."""
     stored = (table.schema.metadata or {}).get(b"actions")
     if stored is not None:
-        return space_of({"actions": json.loads(stored)})
+        try:
+            return ActionSpace.from_json(json.loads(stored))
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{path} holds damaged actions: {error}") from error
     if "action" in table.column_names and table["scale"].null_count:
         raise TrainingError(f"{path} has lost what its actions mean; publish it again")
     scales = sorted(set(table["scale"].to_pylist()))

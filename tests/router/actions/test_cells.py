@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.actions import CellRule, cells_of_map, quantised
-from router.actions.cells import cell_sums
+from router.actions.cells import cell_blocks, cell_sums, with_neighbours
 
 maps = st.lists(st.integers(0, 8), min_size=36, max_size=36).map(np.array)
 rules = st.builds(
@@ -85,9 +85,17 @@ def test_maps_a_step_apart_or_less_ask_for_the_same_cells(seed: int) -> None:
 def test_cells_sum_their_patches() -> None:
     grid = np.arange(16).reshape(4, 4)
     assert cell_sums(grid.reshape(-1), 4).tolist() == [10, 18, 42, 50]
+    assert cell_blocks(grid.reshape(-1), 4)[0, :, 1].tolist() == [[2, 3], [6, 7]]
     for wrong in (9, 3, 0, 64):
         with pytest.raises(ValueError, match="do not divide"):
             cell_sums(grid.reshape(-1), wrong)
+
+
+def test_a_corner_has_three_neighbours_one_of_them_in_its_row() -> None:
+    corner = np.zeros(16, bool)
+    corner[0] = True
+    assert np.flatnonzero(with_neighbours(corner, "ring")).tolist() == [0, 1, 4, 5]
+    assert np.flatnonzero(with_neighbours(corner, "row")).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.actions import Action, ActionSpace, CellRule, Reading, uniform_space
+from router.actions import Action, ActionSpace, CellRule, Reading, default_space, uniform_space
 
 SPACE = ActionSpace(
     (
@@ -89,6 +89,7 @@ def test_json_comes_back_the_same_and_the_hash_counts_every_number() -> None:
 
 
 FOCUS = Action("f", 9, 144, CellRule(500, "none", 12), "9")
+TOO_DEAR = replace(FOCUS, rule=CellRule(500, "none", 34))
 
 
 @pytest.mark.parametrize(
@@ -100,12 +101,46 @@ FOCUS = Action("f", 9, 144, CellRule(500, "none", 12), "9")
         ((Action("9", 9), Action("9", 9)), "two actions of one name"),
         ((Action("nine", 9),), "named by its scale"),
         ((Action("9", 9, base="1"),), "which is not here"),
-        ((Action("9", 9), FOCUS, Action("57", 57)), "as many as the anchor"),
+        ((Action("9", 9), TOO_DEAR, Action("144", 144)), "as many as the anchor"),
+        ((Action("9", 9), replace(FOCUS, fine=145), Action("576", 576)), "must be squares"),
+        ((Action("9", 9), replace(FOCUS, coarse=0), Action("144", 144)), "must be squares"),
+        ((Action("9", 9), replace(FOCUS, name="a|b"), Action("144", 144)), "needs a name"),
+        ((Action("9", 9), replace(FOCUS, name=""), Action("144", 144)), "needs a name"),
+        ((Action("9", 9), replace(FOCUS, name="57"), Action("144", 144)), "needs a name"),
         ((Action("9", 9), replace(FOCUS, rule=None), Action("144", 144)), "needs a rule"),
         ((Action("9", 9), replace(FOCUS, fine=9), Action("144", 144)), "needs a rule"),
-        ((Action("9", 9), replace(FOCUS, fine=225), Action("576", 576)), "whole cells"),
+        ((Action("9", 9), replace(FOCUS, fine=225), Action("225", 225)), "whole cells"),
     ],
 )
 def test_a_space_is_checked(actions: tuple[Action, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ActionSpace(actions)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"coarse": 9.0}, {"fine": 144.0}, {"name": 7}, {"base": None}, {"rule": 3},
+        {"rule": {"share": 500, "around": False, "most": 12}}, {"more": 1},
+        {"rule": {"share": 500, "around": "none", "most": True}},
+    ],
+)  # fmt: skip
+def test_damaged_actions_are_refused_when_they_are_read(wrong: dict[str, object]) -> None:
+    stored = SPACE.to_json()
+    stored[2] |= wrong
+    with pytest.raises((ValueError, TypeError)):
+        ActionSpace.from_json(json.loads(json.dumps(stored)))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 6, 8, 12, 16, 24, 27, 32])
+def test_every_grid_has_a_default_space(side: int) -> None:
+    """All the scales that divide a grid, its last two, and its finest alone."""
+    scales = tuple(k * k for k in range(1, side + 1) if side % k == 0)
+    relevance = np.random.default_rng(side).random(side * side)
+    for some in (scales, scales[-2:], scales[-1:]):
+        space = default_space(some)
+        assert space.scales == some
+        plan = space.plan(relevance)
+        assert max(plan.tokens) == plan.tokens[-1] == some[-1]
+        nothing = space.plan(np.zeros(side * side))
+        assert nothing.tokens == tuple(action.coarse for action in space.actions)

@@ -15,6 +15,7 @@ from router.actions import Action, ActionSpace, CellRule, uniform_space
 from router.features.schema import feature_schema
 from router.policy import token_costs
 from router.records import OracleRecord, split_of, to_table
+from router.second_look import Gate, SecondLook
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.figures.headroom import oracles
 from training.oracle.data import read_oracle
@@ -386,6 +387,31 @@ def test_replay_of_routers_over_different_actions(tmp_path: Path) -> None:
         replay([("focused", focused)], read_oracle([write_oracle(tmp_path / "uniform")]))
 
 
+def test_a_second_look_is_decided_by_its_own_routers_costs(tmp_path: Path) -> None:
+    """Beside which router it stands changes what it is said to cost, not what it reads."""
+    data = read_oracle([write_focused(tmp_path / "oracle")])
+    count, made = len(FOCUS_SPACE), router_over(FOCUS_SPACE, 0.1)
+    gates = tuple((Gate(1.0, 0.0, 0.0, 0.0),) * (count - start) for start in range(count - 1))
+    look = SecondLook(FOCUS_SPACE.names, gates, 0.1, 0.1)
+    looking = Router(made.predictor, SCHEMA, made.policy, space=FOCUS_SPACE, second_look=look)
+    plain = router_over(uniform_space(SCALES), 0.1)
+    other = Router(plain.predictor, SCHEMA, Policy((0.98, 0.99, 1.0), 0.1))
+    [alone] = replay([("looking", looking)], data, resamples=100)
+    _, second = replay([("other", other), ("looking", looking)], data, resamples=100)
+    for key in ("accuracy", "visual_tokens", "harm", "share_of_scale"):
+        assert second[key] == alone[key]
+    assert second["cost"] != alone["cost"]
+
+
+def test_a_table_of_damaged_actions_is_refused_in_words(focused: Path, tmp_path: Path) -> None:
+    table = pq.read_table(focused / TABLE)
+    for damaged in (b"[{", b'[{"name": "1"}]', b"3"):
+        facts = {**table.schema.metadata, b"actions": damaged}
+        pq.write_table(table.replace_schema_metadata(facts), tmp_path / TABLE)
+        with pytest.raises(TrainingError, match="holds damaged actions"):
+            read_published(tmp_path)
+
+
 def test_the_gate_judges_what_the_data_can_judge(tmp_path: Path) -> None:
     data = read_oracle([write_focused(tmp_path / "oracle", pictures=120)]).split("test")
     registry = tmp_path / "registry"
@@ -399,7 +425,9 @@ def test_the_gate_judges_what_the_data_can_judge(tmp_path: Path) -> None:
     assert why_not(router_over(uniform_space(SCALES), 0.1), registry, data) is None
     # What the data do not hold speaks neither for nor against the router in force.
     in_force(router_over(STRANGE, 0.1), "strange")
-    assert why_not(always_finest, registry, data) is None
+    said: list[str] = []
+    assert why_not(always_finest, registry, data, say=said.append) is None
+    assert "not compared with the router in force: the data do not hold the actions" in said[0]
 
 
 @pytest.mark.parametrize(
