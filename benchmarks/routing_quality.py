@@ -21,7 +21,10 @@ from _focus.targets import Judge, show_targets, targets
 from _result import arguments, write
 
 SEED = 7
-SHOWN = ("router", "type_table", "question_only", "fixed_mixture")
+SHOWN = (
+    "router", "uniform_router", "type_table", "type_table_same_actions", "question_only",
+    "fixed_mixture",
+)  # fmt: skip
 
 
 def measure(
