@@ -411,14 +411,14 @@ def test_muons_products_in_fp32_point_where_the_singular_vectors_do(shape) -> No
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_to_cuts_in_two_stages(command, tmp_path: Path) -> None:
+def test_the_command_goes_on_to_cuts_in_three_stages(command, tmp_path: Path) -> None:
     done = command(
         "m3-train", "model", "--preset", "mini", "--start", default_model_path(), "--focus",
-        "--seed", 31, "--max-steps", 2, "--workers", 1, "--out", tmp_path,
+        "--seed", 31, "--max-steps", 3, "--workers", 1, "--out", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [event["stage"] for event in events] == ["cut", "anneal"]
+    assert [event["stage"] for event in events] == ["cut", "point", "anneal"]
     assert all(event["answer_cut"] > 0 for event in events)
     assert list(M3ForConditionalGeneration.from_pretrained(tmp_path).config.scales) == mini_scales(
         24
