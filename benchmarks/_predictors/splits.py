@@ -28,13 +28,14 @@ WATCHED = 0.1  # of the training pictures: they say when to stop
 @dataclass(frozen=True)
 class Part:
     """n questions under A actions: features X (n, F), scores, soft labels and visual tokens (n, A),
-    picture numbers (n,)."""
+    picture numbers and "dataset/kind" (n,)."""
 
     X: NDArray[np.float32]
     scores: Array
     soft: Array
     tokens: Array
     pictures: NDArray[np.int64]
+    groups: NDArray[np.str_]
 
     @property
     def costs(self) -> Array:
@@ -90,7 +91,9 @@ class Values:
 
 def part_of(data: OracleData, pictures: int | None = None) -> Part:
     """Return the arrays of the questions, of the first so many pictures only if that is given."""
-    part = Part(data.features, data.scores, labels_of(data), data.visual_tokens, data.pictures)
+    part = Part(
+        data.features, data.scores, labels_of(data), data.visual_tokens, data.pictures, data.groups
+    )
     return part if pictures is None else part.take(part.pictures < pictures)
 
 
