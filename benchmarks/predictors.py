@@ -6,7 +6,8 @@
 Every kind learns the same training pictures, is priced on the same calibration pictures and judged
 on the same test pictures; a seed keeps another nine tenths of the training pictures. The best kind
 is the one that needs the fewest tokens on CALIBRATION pictures; its ablations and label-efficiency
-curve follow. Without --oracle scenes are labelled first. Beside the JSON file: a plot of the curve.
+curve follow, and over foci which of them are missed least. Without --oracle scenes are labelled
+first. Beside the JSON file: a plot of the curve.
 """
 
 from __future__ import annotations

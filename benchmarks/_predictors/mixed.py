@@ -53,7 +53,7 @@ def described(most: int = MOST_TREES, foci_alone: bool = False, **how: Any) -> F
     Args:
         most: trees at most.
         foci_alone: scales have the chained heads; the model has the foci and goes on from the log
-            odds of their bases. Else it has all actions, from the log odds of their mean labels.
+            odds of their coarse scales. Else it has all actions, from those of their mean labels.
         how: settings of LightGBM for this model.
     """
 
