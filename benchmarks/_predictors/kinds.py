@@ -66,12 +66,7 @@ def heads(label: Label) -> Fit:
         )
         raw, of_test = (raw_scores(boosters, part.X) for part in (splits.calibration, splits.test))
         truth = (first_sufficient if label is first_sufficient else hard)(splits.calibration)
-        maps = [fit_calibration("platt", raw[:, k], truth[:, k]) for k in range(raw.shape[1])]
-        both = (
-            np.stack([at(table[:, k]) for k, at in enumerate(maps)], axis=1)
-            for table in (raw, of_test)
-        )
-        return booster_values(*both, boosters, started, splits.test.X)
+        return booster_values(*mapped(raw, of_test, truth), boosters, started, splits.test.X)
 
     return fit
 
@@ -132,12 +127,7 @@ def scale_as_feature(monotone: bool) -> Fit:
             raw_scores([booster], _with_scale(part.X, k)).reshape(-1, k)
             for part in (splits.calibration, splits.test)
         )
-        scores = splits.calibration.scores
-        maps = [fit_calibration("platt", raw[:, j], scores[:, j]) for j in range(k)]
-        both = (
-            np.stack([at(table[:, j]) for j, at in enumerate(maps)], axis=1)
-            for table in (raw, of_test)
-        )
+        both = mapped(raw, of_test, splits.calibration.scores)
         return booster_values(*both, [booster], started, _with_scale(splits.test.X, k), passes=k)
 
     return fit
@@ -268,6 +258,19 @@ def trimmed(booster: lightgbm.Booster) -> lightgbm.Booster:
 def raw_scores(boosters: Sequence[lightgbm.Booster], X: np.ndarray) -> Array:
     """Return (n, boosters) raw scores."""
     return np.stack([b.predict(X, raw_score=True, num_threads=1) for b in boosters], axis=1)
+
+
+def mapped(raw: Array, of_test: Array, truth: Array) -> tuple[Array, Array]:
+    """Return the probabilities (m, A), (n, A) of raw scores of calibration and test questions.
+
+    Args:
+        truth: (m, A) of the calibration questions, which an action's map is fitted on.
+    """
+    maps = [fit_calibration("platt", raw[:, k], truth[:, k]) for k in range(raw.shape[1])]
+    first, second = (
+        np.stack([at(table[:, k]) for k, at in enumerate(maps)], axis=1) for table in (raw, of_test)
+    )
+    return first, second
 
 
 def booster_values(

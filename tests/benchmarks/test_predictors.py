@@ -26,7 +26,14 @@ def questions(pictures: int, seed: int) -> parts.Part:
     soft = 1.0 / (1.0 + np.exp(-4.0 * (np.arange(3) + 0.5 - need[:, None])))
     X = np.stack([need, rng.normal(size=len(need))], axis=1).astype(np.float32)
     scores = (rng.random(soft.shape) < soft).astype(float)
-    return parts.Part(X, scores, soft, tokens(scores), np.repeat(np.arange(pictures), 4))
+    return parts.Part(
+        X, scores, soft, tokens(scores), np.repeat(np.arange(pictures), 4), kinds_of(need)
+    )
+
+
+def kinds_of(need: np.ndarray) -> np.ndarray:
+    """A type that tells roughly what is needed."""
+    return np.array([f"made/{round(each)}" for each in need])
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +77,9 @@ def test_judging_a_perfect_predictor_by_hand() -> None:
     scores = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]], float)
     scores = np.tile(scores, (50, 1))
     part = parts.Part(
-        np.zeros((200, 1), np.float32), scores, scores, tokens(scores), np.arange(200)
-    )
+        np.zeros((200, 1), np.float32), scores, scores, tokens(scores), np.arange(200),
+        np.full(200, "made/one"),
+    )  # fmt: skip
     values = parts.Values(scores, scores, 1, 0.0, 0.0)
     figures = parts.judge(values, parts.Splits(part, part, part, part, SPACE))
     assert figures["accuracy"] == pytest.approx(0.75)
