@@ -34,11 +34,9 @@ from router.actions.cells import (
 # around, part of the fine level's tokens that are cells at most). See docs/experiments.md.
 FOCI: dict[tuple[int, int], tuple[tuple[int, Around, int], ...]] = {
     (4, 1): ((500, "none", 24), (350, "row", 16)),
-    (3, 1): ((500, "none", 24), (350, "row", 12)),
     (3, 0): ((150, "none", 24),),
     (2, 1): ((350, "row", 12),),
-    (2, 0): ((150, "none", 36), (150, "none", 18), (250, "ring", 21)),
-    (1, 0): ((150, "none", 18),),
+    (2, 0): ((150, "none", 18), (250, "ring", 21)),
 }
 MARKS: dict[Around, str] = {"none": "", "row": "w", "ring": "r"}  # in names
 _NAME = r"[A-Za-z0-9+@._-]{1,64}"
