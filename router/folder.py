@@ -24,6 +24,7 @@ from router.features.schema import FeatureSchema, feature_schema
 from router.policy import Policy
 from router.predictor.calibration import Calibration
 from router.predictor.chain import ComplexityPredictor
+from router.predictor.linear import LinearScores
 from router.second_look import SecondLook
 
 if TYPE_CHECKING:
@@ -254,6 +255,8 @@ def _render_predictor(predictor: ComplexityPredictor, space: ActionSpace) -> dic
         "probe_row": [float(value) for value in predictor.probe_row_],
         "probe_p_suffices": predictor.predict_proba(predictor.probe_row_[None])[0].tolist(),
     }
+    if predictor.linear_ is not None:
+        stored["linear"] = predictor.linear_.to_json()
     return {**texts, CALIBRATION_FILE: _json(stored)}
 
 
@@ -285,6 +288,8 @@ def _parse_predictor(files: Mapping[str, bytes], space: ActionSpace) -> Complexi
         made.calibrations_ = [
             Calibration.from_json(stored["calibrations"][name]) for name in space.names
         ]
+        if "linear" in stored:
+            made.linear_ = LinearScores.from_json(stored["linear"])
         digests = dict(stored["boosters_sha256"])
         probe = np.asarray(stored["probe_row"], dtype=np.float32)
         expected = np.asarray(stored["probe_p_suffices"], dtype=np.float64)
@@ -300,6 +305,10 @@ def _parse_predictor(files: Mapping[str, bytes], space: ActionSpace) -> Complexi
         raise RouterFileError(f"{CALIBRATION_FILE} is damaged: {error}") from error
     made.probe_row_ = probe
     widths = {int(booster.num_feature()) for booster in made.boosters_}
+    if made.linear_ is not None:
+        shape = made.linear_.weights.shape
+        if shape != (len(space), made.n_features_in_):
+            raise RouterFileError(f"{CALIBRATION_FILE} is damaged: linear weights of shape {shape}")
     if widths != {made.n_features_in_} or probe.shape != (made.n_features_in_,):
         raise RouterFileError(f"boosters of {sorted(widths)} features, not {made.n_features_in_}")
     found = made.predict_proba(probe[None])[0]

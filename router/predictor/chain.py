@@ -17,6 +17,7 @@ from router.errors import FeatureMismatch
 from router.predictor.boosting import Rows, train
 from router.predictor.calibration import Calibration, constant, fit_calibration
 from router.predictor.forest import fitting_order, summed
+from router.predictor.linear import LinearScores
 from router.predictor.trees import table_of
 
 if TYPE_CHECKING:
@@ -52,12 +53,15 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         boosters_: K raw ``lightgbm.Booster``, read back from the texts.
         table_: their trees as arrays, which predict; None where a `TreeTable` cannot hold them,
             and the boosters predict themselves.
+        linear_: log odds that are averaged with those of the boosters; None unless it was set.
         calibrations_: K `Calibration`.
         probe_row_: (F,) float32 row within the range of the data that is nobody's own; with its
             probabilities it shows later that a saved predictor still says the same.
         bases_: (K,) the bases that ``chained`` or ``bases`` amount to.
         n_features_in_, n_scales_: F and K.
     """
+
+    linear_: LinearScores | None = None
 
     def __init__(
         self,
@@ -167,9 +171,12 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         Rows are independent: one row gives to the last bit what it gives within a batch.
         """
         if self.table_ is not None:
-            return self._summed(self.table_(X))
-        columns = [b.predict(X, raw_score=True, num_threads=1) for b in self.boosters_]
-        return self._summed(np.stack([np.asarray(c, dtype=np.float64) for c in columns], axis=1))
+            said = self._summed(self.table_(X))
+        else:
+            columns = [b.predict(X, raw_score=True, num_threads=1) for b in self.boosters_]
+            each = [np.asarray(column, dtype=np.float64) for column in columns]
+            said = self._summed(np.stack(each, axis=1))
+        return said if self.linear_ is None else 0.5 * (said + self.linear_(X))
 
     def contributions(self, X: np.ndarray) -> np.ndarray:
         """Return (n, K, F+1) TreeSHAP contributions to the raw scores; the last is the base.
@@ -179,7 +186,8 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         """
         X = self._checked(X)
         parts = [b.predict(X, pred_contrib=True, num_threads=1) for b in self.boosters_]
-        return self._summed(np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1))
+        said = self._summed(np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1))
+        return said if self.linear_ is None else 0.5 * (said + self.linear_.contributions(X))
 
     def _summed(self, scores: np.ndarray) -> np.ndarray:
         """Return (n, K, ...) log odds of what the boosters say."""

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from router.actions import ActionSpace
 from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
+from router.predictor.linear import fit_linear
 from training.figures.metrics import Array
 from training.oracle.data import OracleData
 from training.progress import Progress, unseen
 
 Labels = Literal["auto", "soft", "hard"]
+RIDGE = 500.0  # rows; docs/experiments.md
 
 
 def labels_of(data: OracleData, kind: Labels = "auto") -> Array:
@@ -46,6 +48,7 @@ def fit_predictor(
 
     The likelihood of an answer is smoother to learn than whether greedy decoding hits it, but lower
     than its probability of being right: so the raw score is mapped to scores it was not fitted on.
+    Where there are foci, the boosters' log odds are averaged with those of a ridge regression.
 
     Args:
         features: (n, F) of the training and (m, F) of the calibration questions.
@@ -57,6 +60,8 @@ def fit_predictor(
     predictor.fit(
         features[0], labels_of(train, labels), groups=train.picture_ids, progress=progress
     )
+    if not train.space.is_uniform:
+        predictor.linear_ = fit_linear(features[0], labels_of(train, labels), RIDGE)
     raw = predictor.raw_scores(features[1])
     predictor.calibrations_ = [
         before if before.kind == "constant" else fit_calibration("platt", raw[:, k], scores)
