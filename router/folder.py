@@ -3,8 +3,9 @@
 Knows file names, digests and JSON; knows nothing of decisions. Every file is plain text and
 nothing in a folder runs when it is loaded: config.json (policy), schema.json (features),
 scale_0001.txt ... (LightGBM texts), calibration.json (with a probe row and, where there is one, the
-linear half), second_look.json where the router has one, README.md (card). Format 2, written where the router may also choose a focus, adds
-actions.json (the space) and focus_02.txt ... (boosters, numbered by the place of their action).
+linear half), second_look.json where the router has one, README.md (card). Format 2, written where
+the router may also choose a focus, adds actions.json (the space) and focus_02.txt ... (boosters,
+numbered by the place of their action).
 """
 
 import hashlib
