@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _focus.asking import Answers, Reader, Scenes
+from _focus.asking import Answers, Scenes
 from _focus.rules import COARSE, FINE, TWO_LEVELS_COARSE, Setting, settings
 from _result import arguments, write
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from m3model import default_model_path
 from m3model.config import hash_model
 from training.figures.resampling import Resampler
-from training.sources.scenes import SceneSource
 
 SEED = 29
 TOLD_AT = (60, 80, 100, 140, 180)  # mean visual tokens
@@ -150,9 +149,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     count = given.scenes or (12 if given.quick else 500)
-    reader = Reader(given.model)
-    source = SceneSource(count, SEED, namespace="validation")
-    scenes = Scenes.of(reader, source, lambda line: print(line, flush=True))
+    scenes = Scenes.of(given.model, count, SEED, "validation")
     print(f"{len(scenes.asked)} questions about {count} scenes")
     print(f"{'rule':38}{'dial':>9}{'tokens':>8}  accuracy")
     report: Row = {
@@ -163,7 +160,7 @@ def main() -> None:
         "seed": SEED,
         "questions": len(scenes.asked),
         "levels": {"coarse": COARSE, "fine": FINE, "two_levels_coarse": TWO_LEVELS_COARSE},
-        "uniform": uniform(scenes, reader.model.config.scales),
+        "uniform": uniform(scenes, scenes.reader.model.config.scales),
         **measure(scenes, settings()),
     }
     show_equal(report["at_equal_tokens"])

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _focus.asking import Answers, Cut, Reader, Scenes, cut_of_focus, cut_of_reading
+from _focus.asking import Answers, Cut, Scenes, cut_of_focus, cut_of_reading
 from _result import arguments, write
 from numpy.typing import NDArray
 
@@ -32,7 +32,6 @@ from m3model.focus import CELL_TOKENS, Focus
 from router.actions import ActionSpace, default_space, quantised
 from router.actions.cells import cell_sums
 from training.figures.resampling import Resampler
-from training.sources.scenes import SceneSource
 
 SEED = 23
 KEPT = (36, 72, 144, 216)  # tokens of the finest level
@@ -113,10 +112,8 @@ def measure(models: dict[str, Path], count: int) -> Row:
     """Return the tables of the models, one after the other: the same scenes, each model's eyes."""
     found: Row = {}
     for name, folder in models.items():
-        reader = Reader(folder)
-        source = SceneSource(count, SEED, namespace="heldout")
-        scenes = Scenes.of(reader, source, lambda line: print(line, flush=True))
-        space = default_space(reader.model.config.scales)
+        scenes = Scenes.of(folder, count, SEED, "heldout")
+        space = default_space(scenes.reader.model.config.scales)
         print(f"\n{name}: {folder.name}, {len(scenes.asked)} questions")
         rows, answers = table(scenes, space)
         compared = differences(answers, scenes.pictures)

@@ -8,7 +8,7 @@ Notation: Q questions of all pictures together, in order; N patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from training.sources.tasks import Ask
 MOST_TOKENS = 6144  # padded tokens that a pass may hold on a CPU
 Layer = tuple[int, tuple[int, ...] | None]  # a level and positions of its tokens; None: all of them
 Cut = tuple[Layer, ...]  # what is read of a picture, layer behind layer
-Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,12 @@ class Scenes:
     asked: list[Asked]
 
     @classmethod
-    def of(cls, reader: Reader, source: SceneSource, told: Told = lambda line: None) -> Scenes:
-        """Return the scenes of a source, encoded; relevance is the model's own readout."""
+    def of(cls, folder: Path, count: int, seed: int, namespace: str) -> Scenes:
+        """Return generated scenes, encoded by the model of a folder; says how far it is.
+
+        Relevance is the model's own readout.
+        """
+        reader, source = Reader(folder), SceneSource(count, seed, namespace=namespace)
         grids: list[torch.Tensor] = []
         asked: list[Asked] = []
         for index in range(len(source)):
@@ -136,7 +139,7 @@ class Scenes:
                 grids.append(reader.model.encode_images(pixels)[0].clone())
             asked += reader.questions(grids[-1], index, task.asks, reader.sources["readout"])
             if index % 100 == 99:
-                told(f"{index + 1} of {len(source)} scenes encoded")
+                print(f"{index + 1} of {len(source)} scenes encoded", flush=True)
         return cls(reader, grids, asked)
 
     @property

@@ -1,78 +1,25 @@
-"""A router of scales and foci: what may be read, to the token, and a folder that keeps it."""
+"""A router of scales and foci: what may be read, to the token, and what it says of it."""
 
 import itertools
 import json
 import math
-import shutil
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.actions import Action, ActionSpace, CellRule, Plan, Reading
-from router.certificate import Certificate, Rung
+from router.actions import Plan, Reading
 from router.decision import NOTHING_LOST, Constraints, Reason, resolve_constraints
-from router.errors import Contradiction, NotCertified, RouterFileError, RoutingError
-from router.features.schema import feature_schema
-from router.policy import Policy, choose, row_costs, token_costs
-from router.predictor.chain import ComplexityPredictor
+from router.errors import Contradiction, NotCertified, RoutingError
+from router.policy import Policy, choose, row_costs
 from router.router import Router
-from router.second_look import Gate, SecondLook
 
-SCALES = (1, 9, 36, 144, 576)
-SCHEMA = feature_schema(SCALES, 24, 6)
-SPACE = ActionSpace(
-    (
-        Action("1", 1),
-        Action("9", 9, base="1"),
-        Action("9+144@500x12", 9, 144, CellRule(500, "none", 12), "9"),
-        Action("36", 36, base="9"),
-        Action("36+576@250rx48", 36, 576, CellRule(250, "ring", 48), "36"),
-        Action("144", 144, base="36"),
-        Action("576", 576, base="144"),
-    )
-)
-COSTS = token_costs(SCALES)
+from .conftest import COSTS, LOOK, SCALES, SCHEMA, SPACE, certificate, plan_of
+
 KEYS = [1, 9, "9+144@500x12", 36, "36+576@250rx48", 144, 576]
-
-
-def plan_of(seed: int) -> Plan:
-    """A plan of a spot somewhere, from one cell to the whole picture."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:24, :24] - rng.integers(0, 24, (2, 1, 1))
-    return SPACE.plan(np.exp(-(y**2 + x**2) / rng.choice([2.0, 10.0, 60.0])).reshape(-1))
-
-
-@pytest.fixture(scope="module")
-def rows() -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((400, len(SCHEMA.names))).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def made(rows: np.ndarray) -> Router:
-    need = 2.0 * rows[:, :1] - np.array([-1.5, -0.5, 1.0, 0.5, 2.4, 1.5, 3.0])
-    suffices = np.random.default_rng(1).random(need.shape) < 1.0 / (1.0 + np.exp(need))
-    predictor = ComplexityPredictor(
-        n_estimators=12, learning_rate=0.2, num_leaves=7, bases=SPACE.bases
-    )
-    return Router(predictor.fit(rows, suffices), SCHEMA, Policy(COSTS, 0.3), space=SPACE)
-
-
-GATES = tuple(
-    tuple(Gate(0.9, 0.1, 0.4, 0.0) for _ in range(len(SPACE) - start))
-    for start in range(len(SPACE) - 1)
-)
-LOOK = SecondLook(SPACE.names, GATES, 0.9, 0.1)
-
-
-@pytest.fixture(scope="module")
-def looking(made: Router) -> Router:
-    return Router(made.predictor, SCHEMA, made.policy, space=SPACE, second_look=LOOK)
 
 
 def test_the_choice_is_the_rule_on_this_questions_costs(made: Router, rows: np.ndarray) -> None:
@@ -162,16 +109,6 @@ def test_several_pictures_read_scales_alone(made: Router, rows: np.ndarray) -> N
         made.route(rows[0], plan=replace(plan, tokens=(1, 4, *plan.tokens[2:])))
 
 
-def test_parts_that_do_not_fit_the_space_are_refused(made: Router) -> None:
-    with pytest.raises(ValueError, match="must be equal"):
-        Router(made.predictor, SCHEMA, made.policy)
-    with pytest.raises(ValueError, match="must be equal"):
-        Router(made.predictor, SCHEMA, Policy((0.1,) * 7, 0.3), space=SPACE)
-    actions = (Action("4", 4), replace(SPACE.actions[1], base=""), *SPACE.actions[2:])
-    with pytest.raises(ValueError, match="the space has the scales"):
-        Router(made.predictor, SCHEMA, made.policy, space=ActionSpace(actions))
-
-
 def test_a_second_look_reads_more_of_this_picture(looking: Router, rows: np.ndarray) -> None:
     wish, targets = Constraints(second_look=True), set()
     for number, row in enumerate(rows[:150]):
@@ -205,17 +142,6 @@ def test_a_second_look_reads_more_of_this_picture(looking: Router, rows: np.ndar
     assert len(targets) >= 4  # from scales and foci to scales, foci or nothing
 
 
-def certificate(router: Router, **changes: Any) -> Certificate:
-    facts = {
-        "loss": "harm", "bound": 0.05, "delta": 0.05, "method": "betting", "population": "these",
-        "scored_by": "exact match", "pictures": 100, "questions": 400, "created_utc": "2026-11-27",
-        "router_version": router.version, "predictor_hash": router.predictor_hash,
-        "model_hash": "m", "feature_schema": SCHEMA.hash, "data_hash": "d", "prices": (0.0, 0.25),
-        "ladder": (Rung(0.01, None, 576.0, 0.0), Rung(0.05, 0.25, 80.0, 0.02)), "slices": (),
-    }  # fmt: skip
-    return Certificate(**{**facts, **changes})
-
-
 def test_a_bound_is_kept_by_the_choice_that_was_certified(made: Router, rows: np.ndarray) -> None:
     held, plan = made.with_certificate(certificate(made)), plan_of(3)
     decision = held.route(rows[0], Constraints(max_harm=0.05), plan=plan)
@@ -239,101 +165,6 @@ def test_a_bound_is_kept_by_the_choice_that_was_certified(made: Router, rows: np
         if free.visual_tokens > 40:
             with pytest.raises(NotCertified, match="finest scale 576"):
                 held.route(row, Constraints(max_harm=0.05, max_visual_tokens=40), plan=plan)
-
-
-def test_a_certificate_is_bound_to_the_space(made: Router) -> None:
-    focus = replace(SPACE.actions[2], rule=CellRule(501, "none", 12))
-    other = ActionSpace((*SPACE.actions[:2], focus, *SPACE.actions[3:]))
-    changed = Router(made.predictor, SCHEMA, made.policy, space=other)
-    assert changed.predictor_hash != made.predictor_hash
-    assert changed.with_certificate(certificate(made)).held.certificate is None
-    assert made.with_policy(Policy(COSTS, 0.1)).predictor_hash == made.predictor_hash
-
-
-def test_a_folder_of_format_2_comes_back_the_same(
-    looking: Router, rows: np.ndarray, tmp_path: Path
-) -> None:
-    held = looking.with_certificate(certificate(looking))
-    folder = held.save_pretrained(tmp_path / "router")
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == [
-        *("README.md", "actions.json", "calibration.json", "certificate.json", "config.json"),
-        *("focus_02.txt", "focus_04.txt"),
-        *(f"scale_{scale:04d}.txt" for scale in SCALES),
-        *("schema.json", "second_look.json"),
-    ]
-    assert json.loads((folder / "config.json").read_text())["format"] == 2
-    assert "| 36+576@250rx48 | 36 | 576 | 48 |" in (folder / "README.md").read_text()
-    back = Router.from_pretrained(folder)
-    assert (back.version, back.predictor_hash) == (looking.version, looking.predictor_hash)
-    assert (back.space, back.second_look, back.held) == (SPACE, LOOK, held.held)
-    assert back.predictor.bases == SPACE.bases
-    for number, row in enumerate(rows[:30]):
-        wish = Constraints(second_look=True)
-        one, other = (r.route(row, wish, plan=plan_of(number)) for r in (looking, back))
-        assert (one.readings, one.p_suffices) == (other.readings, other.p_suffices)
-    again = back.save_pretrained(tmp_path / "again")
-    assert all((again / name).read_bytes() == (folder / name).read_bytes() for name in names)
-
-
-def test_a_router_of_scales_is_written_as_ever_over_one_of_foci(
-    made: Router, rows: np.ndarray, tmp_path: Path
-) -> None:
-    folder = made.save_pretrained(tmp_path / "router")
-    labels = np.random.default_rng(0).random((len(rows), 5)) < 0.5
-    plain = Router(ComplexityPredictor(n_estimators=2).fit(rows, labels), SCHEMA, made.policy)
-    plain.save_pretrained(folder)
-    assert not list(folder.glob("focus_*"))
-    assert not (folder / "actions.json").exists()
-    config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == 1
-    assert "bases" not in json.loads((folder / "calibration.json").read_text())["params"]
-    assert Router.from_pretrained(folder).version == plain.version
-
-
-def changed(name: str, change: Any) -> Any:
-    def damage(folder: Path) -> None:
-        stored = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(change(stored)))
-
-    return damage
-
-
-def with_bases(*bases: int) -> Any:
-    return lambda stored: {**stored, "params": {**stored["params"], "bases": bases}}
-
-
-DAMAGES = {
-    "missing actions.json": lambda f: (f / "actions.json").unlink(),
-    "missing focus_04.txt": lambda f: (f / "focus_04.txt").unlink(),
-    "focus_02.txt is not the file": lambda f: (f / "focus_02.txt").write_text("tree\n"),
-    "boosters of other scales: focus_03.txt": lambda f: (f / "focus_03.txt").write_text("tree\n"),
-    "actions.json is damaged": lambda f: (f / "actions.json").write_text("[{"),
-    "actions.json is damaged: KeyError": changed("actions.json", lambda s: [{"name": "1"}]),
-    "actions.json is damaged: TypeError": changed("actions.json", lambda s: 3),
-    "actions.json is damaged: ValueError": changed("actions.json", lambda s: s[::-1]),
-    "must be squares": changed("actions.json", lambda s: [*s[:2], {**s[2], "coarse": 0}, *s[3:]]),
-    "boosters of other scales: focus_02.txt, focus_04.txt, scale_0001.txt": changed(
-        "actions.json", lambda s: [{**s[1], "base": ""}, *s[2:]]
-    ),
-    "of format 3; this program reads format 1 and 2": changed(
-        "config.json", lambda s: {**s, "format": 3}
-    ),
-    "actions.json in a folder of format 1": changed("config.json", lambda s: {**s, "format": 1}),
-    "calibration.json is damaged: actions start": changed(
-        "calibration.json", with_bases(1, 0, 1, 1, 3, 3, 5)
-    ),
-    "calibration.json is damaged: 2 bases": changed("calibration.json", with_bases(-1, 0)),
-    "the probe row now gives": changed("calibration.json", with_bases(-1, 0, 1, 1, 3, 3, 3)),
-}
-
-
-@pytest.mark.parametrize("said", DAMAGES)
-def test_a_damaged_folder_is_refused_in_words(made: Router, tmp_path: Path, said: str) -> None:
-    folder = made.save_pretrained(tmp_path / "router")
-    DAMAGES[said](folder)
-    with pytest.raises(RouterFileError, match=said):
-        Router.from_pretrained(folder)
 
 
 def test_an_explanation_tells_foci_beside_scales(made: Router, rows: np.ndarray) -> None:
@@ -402,21 +233,3 @@ def test_a_focus_is_allowed_unless_declined() -> None:
         assert found.focus is allowed
         assert (found.reason, found.max_visual_tokens) == (Reason.predicted, 40)
     assert math.inf not in SPACE.plan(np.zeros(576)).tokens
-
-
-def test_the_hub_gives_a_router_of_foci_whole(
-    made: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = made.save_pretrained(tmp_path / "kept")
-
-    def snapshot_download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        """Return a folder of the files that the Hub's own filter lets through."""
-        names = [path.name for path in kept.iterdir()]
-        (tmp_path / "got").mkdir()
-        for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
-            shutil.copy(kept / name, tmp_path / "got")
-        return str(tmp_path / "got")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    back = Router.from_pretrained("me/router")
-    assert (back.version, back.space) == (made.version, SPACE)

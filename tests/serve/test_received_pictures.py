@@ -1,6 +1,6 @@
 """Pictures in requests: data URLs give their bytes, a bad picture its field, code and advice.
 
-Which pixels a file has is tested in tests/m3model/test_pictures.py.
+Which pixels a file has is tested in tests/m3model/pictures.
 """
 
 from __future__ import annotations

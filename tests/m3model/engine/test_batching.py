@@ -1,109 +1,21 @@
-"""Many requests in one pass: exact, fair, within memory, and each failing alone."""
+"""Many requests in one pass: exact, fair, within memory, and gone at once when cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling, TokenEvent
+from m3model import LocalEngine, M3ForConditionalGeneration, Sampling
 from m3model.engine.kv_pool import PAGE_TOKENS
 from m3model.engine.local import PROMPT_TOKENS_A_STEP
 from m3model.engine.request import Row
-from m3model.errors import EngineClosed, PromptTooLong, RequestCancelled, RequestFailed
-from m3model.pooling import pool_visual_tokens
-from m3model.tiny import write_tiny_checkpoint
+from m3model.errors import RequestCancelled
 
-SCALES = (1, 9, 36, 144, 576)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model", seed=3)
-
-
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> M3Processor:
-    return M3Processor.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> M3ForConditionalGeneration:
-    """Its answers end where the request says, never before."""
-    model = M3ForConditionalGeneration.from_pretrained(folder).eval()
-    model.generation_config.eos_token_id = None
-    model.config.text_config.eos_token_id = None
-    return model
-
-
-@pytest.fixture
-def start(
-    model: M3ForConditionalGeneration, processor: M3Processor
-) -> Iterator[Callable[..., LocalEngine]]:
-    engines: list[LocalEngine] = []
-
-    def make(**options: Any) -> LocalEngine:
-        engines.append(LocalEngine(model, processor, **options))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-@dataclass(frozen=True)
-class Question:
-    ids: list[int]
-    grid: torch.Tensor
-    scale: int
-    answer_tokens: int
-
-    @property
-    def visual(self) -> list[torch.Tensor]:
-        return [pool_visual_tokens(self.grid, self.scale)]
-
-    @property
-    def length(self) -> int:
-        return len(self.ids) - 1 + self.scale + self.answer_tokens
-
-
-def questions(model: M3ForConditionalGeneration, count: int, seed: int = 0) -> list[Question]:
-    """Mixed scales and lengths; two of them about each picture, one after the other."""
-    draw = torch.Generator().manual_seed(seed)
-    asked = []
-    for i in range(count):
-        if i % 2 == 0:
-            grid = torch.randn(576, model.config.hidden_size, generator=draw)
-            scale = SCALES[int(torch.randint(5, (), generator=draw))]
-        words = torch.randint(5, 40, (int(torch.randint(3, 30, (), generator=draw)),))
-        ids = [1, model.config.image_token_id, *words.tolist()]
-        asked.append(Question(ids, grid, scale, int(torch.randint(2, 25, (), generator=draw))))
-    return asked
-
-
-async def collect(events: AsyncIterator[TokenEvent]) -> list[int]:
-    return [event.token_id async for event in events]
-
-
-def ask(engine: LocalEngine, name: str, question: Question) -> AsyncIterator[TokenEvent]:
-    sampling = Sampling(question.answer_tokens)
-    return engine.submit(name, question.ids, question.visual, sampling)
-
-
-def alone(model: M3ForConditionalGeneration, question: Question) -> list[int]:
-    out = model.generate(
-        input_ids=torch.tensor([question.ids]),
-        image_grids=question.grid[None],
-        scale=question.scale,
-        max_new_tokens=question.answer_tokens,
-    )
-    return cast(list[int], out[0].tolist())
+from .conftest import Question, alone, ask, collect, questions
 
 
 def counted(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
@@ -253,22 +165,6 @@ def test_memory_admits_in_order(
     asyncio.run(run())
 
 
-def test_what_can_never_fit_is_refused_with_its_limit(
-    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
-) -> None:
-    engine = start(kv_tokens=160)
-    long = Question([1, model.config.image_token_id], torch.randn(576, 64), 576, 5)
-
-    async def run() -> None:
-        with pytest.raises(PromptTooLong, match="reads at most 159") as caught:
-            ask(engine, "never", long)
-        assert (caught.value.tokens, caught.value.limit) == (577, 159)
-        fits = Question(long.ids, long.grid, 144, 500)  # the answer ends where the memory does
-        assert len(await collect(ask(engine, "fits", fits))) == 160 - 145
-
-    asyncio.run(run())
-
-
 def test_cancelling_frees_the_room_within_a_step(
     model: M3ForConditionalGeneration,
     start: Callable[..., LocalEngine],
@@ -296,124 +192,3 @@ def test_cancelling_frees_the_room_within_a_step(
         assert engine.stats().kv_pages_used == 0
 
     asyncio.run(run())
-
-
-def test_a_failed_step_fails_its_requests_and_no_others(
-    model: M3ForConditionalGeneration,
-    start: Callable[..., LocalEngine],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    engine = start(max_running=2)
-    real, fail = engine._packed.run, threading.Event()
-
-    def run_or_fail(chunks: Any) -> Any:
-        if fail.is_set():
-            fail.clear()
-            raise RuntimeError("out of memory")
-        return real(chunks)
-
-    monkeypatch.setattr(engine._packed, "run", run_or_fail)
-    asked = questions(model, 4)
-    long = Question(asked[0].ids, asked[0].grid, 36, 800)
-
-    async def run() -> None:
-        first, second = ask(engine, "1", long), ask(engine, "2", long)
-        await anext(first)
-        await anext(second)
-        waiting = [asyncio.ensure_future(collect(ask(engine, f"w{i}", asked[i]))) for i in (1, 2)]
-        fail.set()
-        for events in (first, second):
-            with pytest.raises(RequestFailed, match="out of memory"):
-                await collect(events)
-        assert await asyncio.gather(*waiting) == [alone(model, asked[i]) for i in (1, 2)]
-        assert engine.stats().alive
-
-    asyncio.run(run())
-    assert engine.stats().kv_pages_used == 0
-
-
-def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
-    model: M3ForConditionalGeneration, start: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = start(max_running=1)
-    asked, all_wait = questions(model, 5), threading.Event()
-
-    def broken(chunks: Any) -> Any:
-        assert all_wait.wait(60)
-        raise RuntimeError("the device is lost")
-
-    monkeypatch.setattr(engine._packed, "run", broken)
-
-    async def run() -> None:
-        answers = [collect(ask(engine, f"r{i}", q)) for i, q in enumerate(asked)]
-        all_wait.set()
-        ends = await asyncio.gather(*answers, return_exceptions=True)
-        assert [type(end) for end in ends] == [RequestFailed] * 3 + [EngineClosed] * 2
-        assert "3 steps in a row failed" in str(ends[-1])
-        engine._thread.join(5)
-        assert not engine.stats().alive
-        with pytest.raises(EngineClosed):
-            ask(engine, "too late", asked[0])
-
-    asyncio.run(run())
-
-
-def test_a_lost_device_is_nobodys_fault_and_ends_the_engine(
-    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
-) -> None:
-    engine = start(max_running=2)
-    asked = questions(model, 4)
-    long = Question(asked[0].ids, asked[0].grid, 36, 800)
-
-    async def run() -> None:
-        first = ask(engine, "1", long)
-        await anext(first)
-        engine._pool.keys = engine._pool.keys.to("meta")  # as memory that cannot be read any more
-        others = [collect(ask(engine, f"w{i}", each)) for i, each in enumerate(asked)]
-        ends = await asyncio.gather(collect(first), *others, return_exceptions=True)
-        assert {type(end) for end in ends} == {EngineClosed}, ends
-        assert not engine.stats().alive
-
-    asyncio.run(run())
-
-
-def test_an_answer_whose_text_fails_fails_alone(
-    model: M3ForConditionalGeneration,
-    start: Callable[..., LocalEngine],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    engine = start()
-    asked, real = questions(model, 2), Row.say
-
-    def say(row: Row, *args: Any) -> TokenEvent:
-        return real(row, *args) if row.job.request_id == "r1" else row.missing
-
-    monkeypatch.setattr(Row, "say", say)
-
-    async def run() -> None:
-        answers = (collect(ask(engine, f"r{i}", question)) for i, question in enumerate(asked))
-        failed, ids = await asyncio.gather(*answers, return_exceptions=True)
-        assert (type(failed), ids) == (RequestFailed, alone(model, asked[1]))
-
-    asyncio.run(run())
-    assert (engine.stats().alive, engine.stats().kv_pages_used) == (True, 0)
-
-
-def test_an_answer_that_is_not_a_number_fails_alone(
-    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
-) -> None:
-    engine = start()
-    good, other = questions(model, 2)
-    bad = Question(good.ids, torch.full((576, 64), torch.inf), 9, 5)
-
-    async def run() -> None:
-        ends = await asyncio.gather(
-            *(collect(ask(engine, n, q)) for n, q in (("a", good), ("b", bad), ("c", other))),
-            return_exceptions=True,
-        )
-        assert ends[0] == alone(model, good)
-        assert isinstance(ends[1], RequestFailed)
-        assert ends[2] == alone(model, other)
-
-    asyncio.run(run())
-    assert engine.stats().kv_pages_used == 0

@@ -1,57 +1,29 @@
-"""The batcher, the picture cache, routing failures and the exchange of routers."""
+"""The encoder: its batcher, the picture cache, tokens and scales of what it reads."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from router import Router
-from router.actions import ActionSpace, uniform_space
 from router.decision import Constraints, Reason
 from serve.errors import BadRequest, ServeSetupError, TimedOut
-from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
 from serve.stages.batcher import DrainBatcher
-from serve.stages.checkpoint import Checkpoint, ModelCard, load_checkpoint
+from serve.stages.checkpoint import Checkpoint, ModelCard
 from serve.stages.encoder import Encoder
 from serve.stages.messages import Encoded, EncodeRequest
 from serve.stages.vision import Vision
 
+from .conftest import ask
+
 Picture = Callable[..., bytes]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_model: Path) -> Checkpoint:
-    return load_checkpoint(tiny_model, half="encoder", device="cpu")
-
-
-@pytest.fixture
-def make_encoder(checkpoint: Checkpoint, tiny_model: Path) -> Iterator[Callable[..., Encoder]]:
-    made: list[Encoder] = []
-
-    def make(**more: Any) -> Encoder:
-        settings = ServeSettings(
-            model=tiny_model, **{"registry": None, "registry_poll_s": 0.02, **more}
-        )
-        made.append(Encoder(checkpoint, settings, LocalMetrics()))
-        return made[-1]
-
-    yield make
-    for encoder in made:
-        encoder.close()
-
-
-def ask(encoder: Encoder, *pictures: bytes, **constraints: Any) -> Encoded:
-    request = EncodeRequest(pictures, "What is it?", Constraints(**constraints))
-    return asyncio.run(encoder.encode_and_route(request))
 
 
 def in_context(
@@ -266,170 +238,11 @@ def test_several_pictures_have_their_own_scales(
     assert [tokens.shape[0] for tokens in capped.visual_tokens] == [36, 1]
 
 
-def test_a_dead_router_costs_tokens_not_answers(
-    make_encoder: Callable[..., Encoder], make_router: Any, picture_bytes: Picture, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    make_router(tmp_path / "r", 1)
-    encoder = make_encoder(router=tmp_path / "r")
-
-    class Dead:
-        version, space = "dead", uniform_space((1, 9, 36, 144, 576))
-
-        def route(self, *arguments: Any) -> None:
-            raise FloatingPointError("no number")
-
-    encoder._router.current = Dead()  # type: ignore[assignment]
-    for _ in range(3):
-        decision = ask(encoder, picture_bytes(0)).decision
-        assert (decision.scale, decision.reason) == (576, Reason.fallback)
-    assert ask(encoder, picture_bytes(0), max_visual_tokens=200).decision.scale == 144
-    pinned = ask(encoder, picture_bytes(0), pinned=9, reason=Reason.pinned).decision
-    assert (pinned.scale, pinned.reason) == (9, Reason.pinned)
-    text = asyncio.run(encoder._metrics.text())
-    assert "m3_routing_failures_total 4.0" in text
-    assert sum("routing failed" in record.message for record in caplog.records) == 1
-
-
-def test_without_a_router_the_finest_scale_is_used(
-    make_encoder: Callable[..., Encoder], picture_bytes: Picture
-) -> None:
-    decision = ask(make_encoder(), picture_bytes(0)).decision
-    assert (decision.scale, decision.reason, decision.router_version) == (576, Reason.fallback, "")
-    assert ask(make_encoder()).decision.reason is Reason.no_image
-
-
 def test_truncated_pictures_are_the_callers_fault(
     make_encoder: Callable[..., Encoder], picture_bytes: Picture
 ) -> None:
     with pytest.raises(BadRequest, match="cut off"):
         ask(make_encoder(), picture_bytes(0)[:2000])
-
-
-def test_the_registry_is_followed_and_bad_routers_change_nothing(
-    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
-) -> None:
-    registry = tmp_path / "registry"
-    first = make_router(registry / "a", 9)
-    second = make_router(registry / "b", 144)
-    make_router(registry / "damaged", 1)
-    (registry / "damaged" / "scale_0009.txt").write_text("tree\n")
-    promote(registry, registry / "a")
-    encoder = make_encoder(registry=registry)
-
-    def wait_for(condition: Callable[[], bool]) -> None:
-        for _ in range(200):
-            if condition():
-                return
-            time.sleep(0.02)
-        raise AssertionError("it did not happen within 4 s")
-
-    assert encoder._router.version == first
-    promote(registry, registry / "damaged")
-    wait_for(lambda: not encoder._router.ok)
-    assert encoder._router.version == first
-    assert "m3_router_stale 1.0" in asyncio.run(encoder._metrics.text())
-    (registry / "current").write_text("../../etc")
-    time.sleep(0.1)
-    assert encoder._router.version == first
-    promote(registry, registry / "b")
-    wait_for(lambda: encoder._router.version == second)
-    assert encoder._router.ok
-    with pytest.MonkeyPatch.context() as disk:
-
-        def fails(*_: object, **__: object) -> str:
-            raise OSError(5, "Input/output error")
-
-        disk.setattr(Path, "read_text", fails)
-        wait_for(lambda: not encoder._router.ok)
-        assert encoder._router.version == second
-    promote(registry, registry / "a")  # a rollback; the registry is followed on
-    wait_for(lambda: encoder._router.version == first)
-
-
-def test_a_registry_that_names_nothing_complains_of_nothing_once_it_can_be_read(
-    make_encoder: Callable[..., Encoder], tmp_path: Path
-) -> None:
-    encoder = make_encoder(registry=tmp_path)
-    (tmp_path / "current").mkdir()  # as unreadable as a disk that fails
-    deadline = time.monotonic() + 4
-    while encoder._router.ok and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not encoder._router.ok
-    (tmp_path / "current").rmdir()
-    while not encoder._router.ok and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert encoder._router.ok
-    assert "m3_router_stale 0.0" in asyncio.run(encoder._metrics.text())
-
-
-def test_a_registrys_router_is_not_exchanged_by_another_source(
-    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
-) -> None:
-    registry = tmp_path / "registry"
-    version = {name: make_router(registry / name, n) for name, n in (("a", 9), ("b", 144))}
-    chosen = make_router(tmp_path / "chosen", 36)
-    encoder = make_encoder(registry=registry)
-
-    def choose(folder: Path | None) -> bool:
-        return asyncio.run(encoder.choose_router(folder))
-
-    def gauge() -> str:
-        text = asyncio.run(encoder._metrics.text())
-        return next(x for x in text.splitlines() if x.startswith("m3_router_stale ")).split()[1]
-
-    assert choose(tmp_path / "chosen")  # the registry points to nothing: one source
-    assert (encoder._router.version, encoder._router.ok) == (chosen, True)
-    promote(registry, registry / "a")  # it counts as soon as it is there, and not in silence
-    for _ in range(200):
-        if encoder._router.version == version["a"]:
-            break
-        time.sleep(0.02)
-    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["a"], False, "1.0")
-    assert not choose(tmp_path / "chosen")
-    promote(registry, registry / "b")
-    for _ in range(200):
-        if encoder._router.version == version["b"]:
-            break
-        time.sleep(0.02)
-    # A new router of the registry mends nothing: user_config still says something else.
-    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], False, "1.0")
-    assert choose(None)
-    assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], True, "0.0")
-    (registry / "current").unlink()
-    assert choose(tmp_path / "chosen")
-    time.sleep(0.1)
-    assert encoder._router.version == chosen
-
-
-def test_an_explicit_router_must_fit(
-    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
-) -> None:
-    from router import ComplexityPredictor, Policy, Router, feature_schema
-
-    schema = feature_schema((1, 4), 2, 64)
-    X = np.random.default_rng(0).standard_normal((20, len(schema.names))).astype(np.float32)
-    predictor = ComplexityPredictor().fit(X, np.ones((20, 2)))
-    Router(predictor, schema, Policy(costs=(0.1, 1.0), price=0.1)).save_pretrained(tmp_path / "r")
-    with pytest.raises(ServeSetupError, match="scales"):
-        make_encoder(router=tmp_path / "r")
-    with pytest.raises(ServeSetupError, match="cannot be used"):
-        make_encoder(router=tmp_path / "nothing")
-
-
-def test_a_focus_must_be_of_the_models_levels(
-    make_encoder: Callable[..., Encoder], make_focus_router: Any, tmp_path: Path
-) -> None:
-    fits = make_focus_router(tmp_path / "fits", "576")
-    assert make_encoder(router=tmp_path / "fits")._router.version == fits.version
-    for level, found in (("coarse", "4 and 144"), ("fine", "9 and 16")):
-        other = replace(fits.space.actions[2], **{level: 4 if level == "coarse" else 16})
-        space = ActionSpace((*fits.space.actions[:2], other, *fits.space.actions[3:]))
-        Router(fits.predictor, fits.schema, fits.policy, space=space).save_pretrained(
-            tmp_path / level
-        )
-        with pytest.raises(ServeSetupError, match=f"reads levels {found}, the model has"):
-            make_encoder(router=tmp_path / level)
 
 
 def test_a_model_card_needs_scales(tmp_path: Path, tiny_model: Path) -> None:

@@ -1,4 +1,7 @@
-"""A real browser for the console: headless Chromium, spoken to by its DevTools protocol."""
+"""A client of the running service, and a real browser for the console.
+
+The browser is headless Chromium, spoken to by its DevTools protocol.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import uvicorn
 from websockets.sync.client import connect
@@ -27,6 +31,20 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 WAIT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def http(running: Any) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=running.url, timeout=30) as client:
+        yield client
+
+
+def is_envelope(reply: httpx2.Response, status: int, code: str) -> str:
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    return str(error["message"])
 
 
 class Page:
