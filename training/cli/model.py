@@ -39,7 +39,7 @@ def model(
             "--focus",
             help="Also teach cuts: coarse pictures with the cells fine that questions look at. "
             "With --init half the loss is then that of one random cut a picture; --preset mini "
-            "goes on from --start in three stages, cut, point and anneal.",
+            "goes on from --start in four stages, cut, point, sharpen and anneal.",
         ),
     ] = False,
     stage: Annotated[

@@ -95,8 +95,12 @@ POINT = replace(
     CUT, name="point", steps=1600, lr=1.1e-3, relevance_weight=3.0,
     scale_groups=((1, 9, 9, 36, 36, 144, 144, 144, 576, 576, 576, 576),),
 )  # fmt: skip
-ANNEAL = replace(POINT, name="anneal", steps=700, lr=1.0e-3, lr_end=2e-5, warmup=30)
-FOCUS: tuple[Stage, ...] = (CUT, POINT, ANNEAL)
+SHARPEN = replace(
+    CUT, name="sharpen", steps=2600, lr=1.0e-3, relevance_weight=6.0,
+    scale_groups=((1, 1, 9, 9, 36, 36, 144, 144, 144, 576, 576, 576),),
+)  # fmt: skip
+ANNEAL = replace(SHARPEN, name="anneal", steps=800, lr_end=2e-5, warmup=30)
+FOCUS: tuple[Stage, ...] = (CUT, POINT, SHARPEN, ANNEAL)
 
 
 @dataclass(frozen=True)

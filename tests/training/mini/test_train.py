@@ -24,7 +24,9 @@ from training.mini.train import (
     ADAPT,
     ANNEAL,
     CUT,
+    FOCUS,
     POINT,
+    SHARPEN,
     MiniRun,
     Stage,
     learning_rate,
@@ -48,17 +50,17 @@ WITH_BF16 = {torch.bfloat16: 1.0, torch.float32: 3.5}.__getitem__
 WITHOUT_BF16 = {torch.bfloat16: 40.0, torch.float32: 1.0}.__getitem__
 
 
-def test_cuts_go_on_from_weights_in_three_stages() -> None:
-    assert recipe_stages(further=True, focus=True) == (CUT, POINT, ANNEAL)
+def test_cuts_go_on_from_weights_in_four_stages() -> None:
+    assert recipe_stages(further=True, focus=True) == (CUT, POINT, SHARPEN, ANNEAL)
     assert recipe_stages(further=True, focus=True, only="anneal") == (ANNEAL,)
     assert recipe_stages(further=True, focus=False) == ADAPT
     assert recipe_stages(further=False, focus=False) == FULL_STAGES
     assert not any(stage.cut_weight for stage in (*ADAPT, *FULL_STAGES))
-    with pytest.raises(TrainingError, match="there is: cut, point, anneal"):
+    with pytest.raises(TrainingError, match="there is: cut, point, sharpen, anneal"):
         recipe_stages(further=True, focus=True, only="fine")
     # The last stage begins at the rate at which the one before ends.
-    assert learning_rate(POINT, POINT.steps) == learning_rate(ANNEAL, ANNEAL.warmup) == 1.0e-3
-    assert CUT.steps + POINT.steps + ANNEAL.steps == 4500
+    assert learning_rate(SHARPEN, SHARPEN.steps) == learning_rate(ANNEAL, ANNEAL.warmup) == 1.0e-3
+    assert sum(stage.steps for stage in FOCUS) == 7200
 
 
 def test_sampled_scales_weigh_every_scale_the_same() -> None:
@@ -201,7 +203,7 @@ def test_muons_products_in_fp32_point_where_the_singular_vectors_do(shape) -> No
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_to_cuts_in_three_stages(command, tmp_path: Path) -> None:
+def test_the_command_goes_on_to_cuts_in_four_stages(command, tmp_path: Path) -> None:
     done = command(
         "m3-train", "model", "--preset", "mini", "--start", default_model_path(), "--focus",
         "--seed", 31, "--max-steps", 3, "--workers", 1, "--out", tmp_path,
