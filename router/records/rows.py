@@ -1,8 +1,9 @@
 """The rows that are written down: oracle labels, decisions and feedback.
 
 The annotations are the columns (see `tables`): a field that may be None is nullable, a tuple is a
-list. Version 2 tells of actions; a row that names none is of scales alone. Knows columns; knows
-nothing of Arrow, files, routers or the service.
+list. Version 2 tells of actions; a row that names none is of scales alone. Version 3 tells under
+which wishes and by which recipe. Knows columns; knows nothing of Arrow, files, routers or the
+service.
 Notation: K scales, A actions, F features.
 """
 
@@ -26,7 +27,10 @@ class OracleRecord:
     reads finely. ``scores`` is exact match where a reference answer exists, else agreement with the
     finest scale's answer. ``p_reference`` is the model's likelihood of the reference answer with
     its end token, ``confidence`` that of its own answer. Nothing is made monotone: a finer scale
-    may score worse.
+    may score worse. ``metric`` names how answers were scored and ``threshold`` from which score on
+    an answer counts as right; None is exact match, as before version 3. ``group_id`` names what the
+    picture belongs to (a document, a video, near copies), which no split may divide: None is the
+    picture itself. ``label_recipe`` is the hash of all that determined the answers.
     """
 
     picture_id: str
@@ -50,6 +54,10 @@ class OracleRecord:
     actions: tuple[str, ...] | None = None
     action_space: str | None = None
     cells: tuple[tuple[Int32, ...], ...] | None = None
+    metric: str | None = None
+    threshold: Float32 | None = None
+    group_id: str | None = None
+    label_recipe: str | None = None
 
     def __post_init__(self) -> None:
         told = self.scales if self.actions is None else self.actions
@@ -73,6 +81,13 @@ class DecisionRecord:
     of which ``scale`` is the finest; None in logs older than the column, and where nothing was
     decided. ``actions`` and ``cells`` are what was read of each picture (after a second look, by
     that), ``action_space`` the hash of the router's space.
+
+    What replay needs: ``constraints`` is the JSON of the `router.Constraints` that the decision was
+    held to, ``second_look`` whether one was allowed, ``temperature`` and ``max_tokens`` what the
+    answer was drawn with, ``messages`` the JSON of the whole conversation with pictures by their
+    identity (kept where ``question`` is), ``certificate`` the identity of the certificate in force,
+    ``arm`` the router that decided where two were tried ("live", "canary"), ``group_id`` as in
+    `OracleRecord`, ``label_recipe`` the recipe whose answer this is.
     """
 
     request_id: str
@@ -103,6 +118,15 @@ class DecisionRecord:
     actions: tuple[str, ...] | None = None
     action_space: str | None = None
     cells: tuple[tuple[Int32, ...], ...] | None = None
+    constraints: str | None = None
+    second_look: bool | None = None
+    temperature: Float32 | None = None
+    max_tokens: Int32 | None = None
+    messages: str | None = None
+    certificate: str | None = None
+    arm: str | None = None
+    group_id: str | None = None
+    label_recipe: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,8 @@
 """Rows as Arrow tables and back, with the schema that their annotations are.
 
 Knows types and versions; knows nothing of files or of what the columns mean. Logs and oracle data
-are Parquet, so pyarrow is loaded on the first use of a schema or table. A table of version 1 knew
-scales alone: what it lacks is None.
+are Parquet, so pyarrow is loaded on the first use of a schema or table. A table of an earlier
+version lacks columns: they are None.
 """
 
 import functools
@@ -27,8 +27,8 @@ from router.records.rows import Record
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = "2"
-READ_VERSIONS = ("1", "2")
+SCHEMA_VERSION = "3"
+READ_VERSIONS = ("1", "2", "3")
 _ARROW_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 
@@ -81,7 +81,7 @@ def conform(table: "pa.Table", record_type: type[Record]) -> "pa.Table":
     if version is not None and version.decode() not in READ_VERSIONS:
         raise ValueError(
             f"{name} table has schema version {version.decode()}; "
-            f"this program reads {' and '.join(READ_VERSIONS)}"
+            f"this program reads {', '.join(READ_VERSIONS)}"
         )
     for field in schema:  # older logs lack newer columns that may be empty
         if field.nullable and field.name not in table.schema.names:

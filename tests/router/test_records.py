@@ -102,7 +102,7 @@ def test_records_survive_parquet(tmp_path: Path) -> None:
         (feedback, FeedbackRecord),
     ):
         table = through_parquet(to_table(records, kind), tmp_path / f"{kind.__name__}.parquet")
-        assert table.schema.metadata[b"schema_version"] == b"2"
+        assert table.schema.metadata[b"schema_version"] == b"3"
         assert from_table(table, kind) == records
         none = through_parquet(to_table([], kind), tmp_path / "none.parquet")
         assert from_table(none, kind) == []
@@ -118,7 +118,18 @@ ACTIONS = [
     ("action_space", TEXT, True),
     ("cells", pa.list_(pa.list_(INT32)), True),
 ]
-# What is on disk since version 2: (column, type, may be null). Derived from nothing.
+# What version 3 added.
+LABELLED = [
+    ("metric", TEXT, True), ("threshold", FLOAT32, True), ("group_id", TEXT, True),
+    ("label_recipe", TEXT, True),
+]  # fmt: skip
+SERVED = [
+    ("constraints", TEXT, True), ("second_look", FLAG, True),
+    ("temperature", FLOAT32, True), ("max_tokens", INT32, True), ("messages", TEXT, True),
+    ("certificate", TEXT, True), ("arm", TEXT, True), ("group_id", TEXT, True),
+    ("label_recipe", TEXT, True),
+]  # fmt: skip
+# What is on disk since version 3: (column, type, may be null). Derived from nothing.
 COLUMNS = {
     OracleRecord: [
         ("picture_id", TEXT, False),
@@ -140,6 +151,7 @@ COLUMNS = {
         ("size_px", FLOAT32, True),
         ("metadata", TEXT, False),
         *ACTIONS,
+        *LABELLED,
     ],
     DecisionRecord: [
         ("request_id", TEXT, False),
@@ -168,6 +180,7 @@ COLUMNS = {
         ("tenant", TEXT, True),
         ("scales", pa.list_(INT32), True),
         *ACTIONS,
+        *SERVED,
     ],
     FeedbackRecord: [
         ("request_id", TEXT, False),
@@ -183,7 +196,7 @@ COLUMNS = {
 def test_the_annotations_give_the_schema_that_is_on_disk(kind: type) -> None:
     expected = pa.schema(
         [pa.field(name, arrow, nullable=nullable) for name, arrow, nullable in COLUMNS[kind]],
-        metadata={"schema_version": "2", "record": kind.__name__},
+        metadata={"schema_version": "3", "record": kind.__name__},
     )
     assert schema_of(kind).equals(expected, check_metadata=True), schema_of(kind)
 
@@ -222,13 +235,16 @@ def test_logs_from_before_a_column_are_read() -> None:
 
 
 def test_tables_of_version_1_are_read_as_scales_alone() -> None:
-    added = [name for name, _, _ in ACTIONS]
-    for records, kind in (([oracle(1), oracle(2)], OracleRecord), (DECISIONS, DecisionRecord)):
+    for records, kind, newer in (
+        ([oracle(1), oracle(2)], OracleRecord, LABELLED),
+        (DECISIONS, DecisionRecord, SERVED),
+    ):
+        added = [name for name, _, _ in (*ACTIONS, *newer)]
         table = to_table(records, kind).drop_columns(added)
         old = table.replace_schema_metadata({"schema_version": "1"})
         assert from_table(old, kind) == records
         assert all(getattr(row, name) is None for row in from_table(old, kind) for name in added)
-    got = oracle_arrays(to_table([oracle(1)], OracleRecord).drop_columns(added))
+    got = oracle_arrays(to_table([oracle(1)], OracleRecord).drop_columns([c[0] for c in ACTIONS]))
     assert (got.actions, got.action_space) == (("1", "9", "36"), None)
 
 
@@ -267,8 +283,8 @@ def test_tables_that_do_not_fit_are_refused() -> None:
     table = to_table([oracle(1)], OracleRecord)
     with pytest.raises(ValueError, match="lacks the columns scores"):
         from_table(table.drop_columns("scores"), OracleRecord)
-    with pytest.raises(ValueError, match="schema version 3; this program reads 1 and 2"):
-        from_table(table.replace_schema_metadata({"schema_version": "3"}), OracleRecord)
+    with pytest.raises(ValueError, match="schema version 4; this program reads 1, 2, 3"):
+        from_table(table.replace_schema_metadata({"schema_version": "4"}), OracleRecord)
     at = table.schema.get_field_index("scores")
     wrong = table.set_column(at, "scores", pa.array(["high"]))
     with pytest.raises(ValueError, match="does not fit"):
