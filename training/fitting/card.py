@@ -19,6 +19,7 @@ def fitted_card(router: Router) -> str:
     from huggingface_hub import ModelCard
 
     facts, here = router.metadata, router.metadata["on_calibration"]
+    look = facts.get("second_look", {})
     card = ModelCard.from_template(
         card_data(),
         template_path=str(TEMPLATE),
@@ -26,6 +27,7 @@ def fitted_card(router: Router) -> str:
         here=here,
         look=router.second_look,
         price=router.price,
+        single_target=look.get("single_look_target", facts["target"]),
         cost_unit=router.policy.cost_unit,
         scales=router.scales,
         n_foci=len(router.space) - len(router.scales),

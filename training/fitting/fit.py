@@ -27,6 +27,7 @@ from training.progress import Progress, Steps, unseen
 Cost = Literal["tokens", "flops"]
 MIN_TRAIN_PICTURES, MIN_TRAIN_QUESTIONS, MIN_CALIBRATION_PICTURES = 10, 30, 4
 GOOD_PICTURES = 500  # below this the router is noticeably worse (label-efficiency study)
+LESSER = (0.995, 0.99, 0.98, 0.95)  # shares that one look keeps where only two keep the target
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,14 @@ def _priced(
     if not second_look:
         return Priced(values, price, None, None)
     look, facts = _second_look(predictor, parts, values, price, target, steps)
+    if look is None or price.feasible:
+        return Priced(values, price, look, facts)
+    # Who is asked once (several answers, no second look wanted, load) shall not pay the finest.
+    for share in (share for share in LESSER if share < target):
+        lesser = calibrate_price(values, pricing.scores, costs, pictures, target=share)
+        if lesser.feasible:
+            facts = {**facts, "single_look_target": share, "single_look_cost": lesser.cost}
+            return Priced(values, lesser, replace(look, facts=facts), facts)
     return Priced(values, price, look, facts)
 
 
@@ -272,6 +281,12 @@ def _advice(parts: Parts, target: float, priced: Priced) -> list[str]:
     if pictures < GOOD_PICTURES:
         advice.append(
             f"{pictures} pictures are few: expect a clearly better router from {GOOD_PICTURES} on"
+        )
+    lesser = (priced.look_facts or {}).get("single_look_target")
+    if lesser is not None:
+        advice.append(
+            f"only two looks kept {target:.1%} of the finest accuracy on the calibration pictures: "
+            f"one look alone is priced for {lesser:.1%}"
         )
     if not priced.price.feasible:
         advice.append(

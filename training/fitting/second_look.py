@@ -23,7 +23,7 @@ from training.figures.curves import Line, line_of
 from training.figures.metrics import Array, hull, paid, picked
 from training.progress import Steps
 
-PRICES = np.concatenate([[0.0], np.geomspace(0.003, 3.0, 24)])  # of escalating
+PRICES = np.concatenate([[0.0], np.geomspace(0.003, 3.0, 60)])  # of escalating
 STARTS = 24  # most start prices tried, out of those on the single look's hull
 PULL = 1.0  # ridge on the coefficients, in rows
 MARGIN = 0.5  # standard errors by picture, as router.policy.calibrate_price

@@ -16,7 +16,7 @@ from router.records import OracleRecord, split_of, to_table
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.report import markdown, write_report
-from training.fitting.fit import fit
+from training.fitting.fit import LESSER, fit
 from training.oracle.data import read_oracle
 from training.promotion.replay import gate, replay
 from training.sources.target_cells import METADATA_KEY, names
@@ -375,3 +375,19 @@ def test_a_second_look_is_fitted_where_asked_for_and_pays(
     assert [row["visual_tokens"] for row in rows] == [
         report["router"]["visual_tokens"], both["visual_tokens"],
     ]  # fmt: skip
+
+
+def test_one_look_is_priced_for_less_where_only_two_keep_the_target(telling) -> None:
+    kept = fit(telling, target=1.0, second_look=True)
+    facts = kept.router.metadata["second_look"]
+    assert facts["kept"]
+    assert facts["target"] == 1.0
+    assert facts["single_look_target"] in LESSER
+    assert not kept.router.policy.finest_only
+    share = facts["single_look_target"]
+    alone = fit(telling, target=share).router
+    assert kept.router.price == alone.price
+    assert any(f"priced for {share:.1%}" in line for line in kept.advice)
+    assert f"chosen to keep {share:.1%}" in kept.router.card_text
+    # Without a second look the target is kept by the finest scale alone, and that is said.
+    assert fit(telling, target=1.0).router.policy.finest_only
