@@ -16,8 +16,12 @@ import typer
 from m3model.terminal import say, table
 from router.registry import DEFAULT_REGISTRY, JOURNAL, strangers
 
-WhoOption = Annotated[str, typer.Option(help="For the journal; else user and host.")]
-WhyOption = Annotated[str, typer.Option(help="For the journal: the reason, in a sentence.")]
+WhoOption = Annotated[str | None, typer.Option(help="For the journal; else user and host.")]
+WhyOption = Annotated[str | None, typer.Option(help="For the journal: the reason, in a sentence.")]
+ExpectOption = Annotated[
+    str | None,
+    typer.Option(help="Only while this is in force: folder name, router version, or start."),
+]
 RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
 
 

@@ -102,6 +102,7 @@ def append(registry: Path, state: State, entry: Entry) -> bool:
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync(registry)
+        sync(registry.resolve().parent)
     if entry.seq == 1 and state.entries:
         taken_over = replace(state.entries[0], seq=1, time_utc=entry.time_utc)
         if not _create(registry, taken_over):

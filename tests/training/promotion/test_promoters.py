@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_promoters_that_are_killed_lose_nothing(
     ) as running:  # fmt: skip
         seen = 0
         while running.poll() is None:  # as a service reads, while all this goes on
+            time.sleep(0.01)
             entry = last_entry(registry)
             if entry is None:
                 continue
@@ -50,8 +52,7 @@ def test_promoters_that_are_killed_lose_nothing(
     done = {(str(number), str(turn)) for number in range(promoters) for turn in range(turns)}
     assert {(entry.who, entry.why) for entry in entries} == done
     assert len(done) <= len(entries) <= len(done) + kills
-    times = [entry.time_utc for entry in entries]
-    assert times != sorted(times)
+    assert len({entry.time_utc[:13] for entry in entries}) >= 3  # hours: the clocks differed
     assert current_router_path(registry) == registry / str(entries[-1].to)
     for entry in entries:
         folder = registry / str(entry.to)

@@ -17,6 +17,7 @@ from router import Router
 from router.registry import Entry
 from training.errors import NotInForce, Quarantined, TrainingError
 from training.promotion import journal as journal_module
+from training.promotion import registry as registry_module
 from training.promotion.journal import append, read_state
 from training.promotion.registry import (
     current_router_path,
@@ -79,6 +80,9 @@ def test_what_is_in_force_already_changes_nothing(routers: list[Path], tmp_path:
     assert promote(routers[1], tmp_path) == second
     assert promote(second, tmp_path) == second
     assert sorted(tmp_path.rglob("*")) == before
+    shutil.rmtree(second)
+    assert promote(routers[1], tmp_path) == second  # but a lost folder is put back
+    assert (second / "config.json").is_file()
     assert rollback(tmp_path) == first
 
 
@@ -160,6 +164,47 @@ def test_of_two_that_expect_the_same_one_is_refused(routers: list[Path], tmp_pat
     assert told(tmp_path)[1:] == [("promote", first.name, won.name)]
 
 
+def test_of_two_that_go_back_at_once_one_is_refused(routers: list[Path], tmp_path: Path) -> None:
+    """Else the second would take back the good router that the first has gone back to."""
+    _, second, third = (promote(router, tmp_path) for router in routers[:3])
+    barrier, gone, refused = threading.Barrier(2), [], []
+
+    def go_back() -> None:
+        barrier.wait()
+        try:
+            gone.append(rollback(tmp_path, expect=third.name))
+        except NotInForce as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=go_back) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == [f"not rolled back: {second.name} is in force, not {third.name} as expected"]
+    assert gone == [second]
+    assert current_router_path(tmp_path) == second
+
+
+def test_who_comes_second_does_not_go_back_from_another_router(
+    routers: list[Path], tmp_path: Path
+) -> None:
+    first, second, _ = (promote(router, tmp_path) for router in routers[:3])
+
+    def too_late(*arguments: Any) -> bool:
+        with pytest.MonkeyPatch.context() as now:
+            now.setattr(registry_module, "append", append)
+            rollback(tmp_path)
+        return append(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_module, "append", too_late)
+        with pytest.raises(NotInForce, match="not rolled back"):
+            rollback(tmp_path)
+    assert current_router_path(tmp_path) == second
+    assert rollback(tmp_path) == first
+
+
 def test_a_damaged_candidate_changes_nothing(routers: list[Path], tmp_path: Path) -> None:
     registry, broken = tmp_path / "registry", tmp_path / "broken"
     first = promote(routers[0], registry)
@@ -235,6 +280,8 @@ def test_pointers_of_before_become_a_journal(
     for name, router in zip(DATED, routers, strict=False):
         shutil.copytree(router, tmp_path / name)
     (tmp_path / "current").write_text(f"{current}\n")
+    assert promote(tmp_path / current, tmp_path) == tmp_path / current  # it is in force already
+    assert not (tmp_path / "journal").exists()
     if previous is not None:
         (tmp_path / "previous").write_text(f"{previous}\n")
     assert current_router_path(tmp_path) == tmp_path / current
