@@ -126,17 +126,25 @@ class Conversation:
         try:
             messages = tuple(dict(message) for message in json.loads(text))
             stop = tuple(messages[-1].pop("stop", ()))
-            shown = [
-                part["picture_id"]
-                for message in messages
-                for part in ([] if isinstance(message["content"], str) else message["content"])
-                if part["type"] == "image"
-            ]
+            shown = [name for message in messages for name in _pictures(message)]
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"no conversation: {error!r}") from error
         if shown != [picture] or not all(isinstance(each, str) for each in stop):
             raise ValueError(f"a conversation about the pictures {shown}, not {picture}")
         return cls(messages, stop)
+
+
+def _pictures(message: dict[str, Any]) -> list[str]:
+    """Return the pictures of a turn that the processor takes; else ValueError or KeyError."""
+    content, shown = message["content"], []
+    if message["role"] not in ("system", "user", "assistant"):
+        raise ValueError(f"no turn of the role {message['role']!r}")
+    for part in [] if isinstance(content, str) else content:
+        if part["type"] == "image" and message["role"] == "user":
+            shown.append(part["picture_id"])
+        elif part["type"] != "text" or not isinstance(part["text"], str):
+            raise ValueError(f"no part of a turn: {part!r}")
+    return shown
 
 
 def log_source(folder: Path) -> FileSource:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from router.records import (
 )
 from training.errors import BadRecord, ParametersDiffer, TrainingError
 from training.oracle.collection import collect
-from training.oracle.labelling import Labeller, scores_of
+from training.oracle.labelling import Labeller, given_again, scores_of
 from training.oracle.workers import BAD_KEY, shard_path
 from training.sources.llava import llava_source
 from training.sources.log import log_source
@@ -80,8 +81,6 @@ def test_right_answers_are_not_decoded(tiny_model: Path) -> None:
     labeller = Labeller(tiny_model, device="cpu", max_new_tokens=4)
     task = SceneSource(1, 3).load(0)
     plain = labeller.label([task], feature_schema="f", model_hash="m", source="scenes")
-    from dataclasses import replace
-
     text = plain[0].answers[-1]
     again = replace(task, asks=(replace(task.asks[0], reference=text),))
     record = labeller.label([again], feature_schema="f", model_hash="m", source="scenes")[0]
@@ -91,8 +90,6 @@ def test_right_answers_are_not_decoded(tiny_model: Path) -> None:
 
 
 def test_without_a_reference_the_finest_answer_stands_in(tiny_model: Path) -> None:
-    from dataclasses import replace
-
     labeller = Labeller(tiny_model, device="cpu", max_new_tokens=3)
     task = SceneSource(1, 3).load(0)
     asks = tuple(replace(ask, reference=None) for ask in task.asks)
@@ -108,8 +105,28 @@ def test_scores() -> None:
     answers, space = ["a", "b", "b"], uniform_space((1, 9, 36))
     assert scores_of(Ask("q", reference="A."), answers, space) == (1.0, 0.0, 0.0)
     assert scores_of(Ask("q"), answers, space) == (0.0, 1.0, 1.0)
-    assert scores_of(Ask("q", score=0.0, logged_scale=36), answers, space) == (0.0, 0.0, 0.0)
-    assert scores_of(Ask("q", score=0.8, logged_scale=1), answers, space) == (0.8, 1.0, 1.0)
+    finest = Ask("q", score=0.0, logged_scale=36, logged_answer="B.")
+    assert scores_of(finest, answers, space) == (0.0, 0.0, 0.0)
+    assert scores_of(replace(finest, score=0.75), answers, space) == (0.0, 0.75, 0.75)
+    coarsest = Ask("q", score=0.8, logged_scale=1, logged_answer="a")
+    assert scores_of(coarsest, answers, space) == (0.8, 1.0, 1.0)
+
+
+def test_a_score_is_about_the_answer_that_was_given() -> None:
+    """Where the logged action says something else now, nobody has judged what it says."""
+    answers, space = ["a", "b", "b"], uniform_space((1, 9, 36))
+    ask = Ask("q", score=0.8, logged_scale=1, logged_answer="c")
+    assert given_again(ask, answers, space) is False
+    assert scores_of(ask, answers, space) == (0.0, 1.0, 1.0)
+    elsewhere = replace(ask, logged_scale=36, logged_answer="a")  # another action gives it now
+    assert given_again(elsewhere, answers, space) is False
+    assert scores_of(elsewhere, answers, space) == (0.0, 1.0, 1.0)
+    assert given_again(replace(ask, logged_answer=None), answers, space) is None
+    assert scores_of(replace(ask, logged_answer=None), answers, space) == (0.0, 1.0, 1.0)
+    assert given_again(replace(ask, logged_scale=4), answers, space) is None
+    assert given_again(replace(ask, logged_answer="A."), answers, space) is True
+    judged = replace(ask, reference="b")  # what is right overrules what was thought of an answer
+    assert scores_of(judged, answers, space) == (0.0, 1.0, 1.0)
 
 
 def test_rerun_does_nothing_and_other_parameters_are_refused(
