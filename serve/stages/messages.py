@@ -45,7 +45,8 @@ class Encoded:
 
     ``action_space``: hash of the actions that the router chose between; None without a router.
     ``constraints``: what the decision was held to, the service's own limits included.
-    ``certificate``: identity of the one in force, where a router decided. ``label_recipe``: of answers without a limit.
+    ``certificate``: identity of the one in force, where a router decided. ``label_recipe``: of
+    answers without a limit.
     """
 
     picture_ids: tuple[str, ...]

@@ -116,14 +116,21 @@ def bodies(picture_bytes: Callable[..., bytes]) -> list[dict[str, Any]]:
     return made
 
 
-async def ask_all(service: Any, asked: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    transport = httpx2.ASGITransport(app=service.api)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
-        replies = []
-        for number, body in enumerate(asked):
-            headers = {"x-request-id": f"{name}{number}"}
-            replies.append((await http.post(CHAT, json=body, headers=headers)).json())
+def answers(settings: ServeSettings, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a service says, one after the other."""
+    service = compose(settings)
+
+    async def ask() -> list[dict[str, Any]]:
+        transport = httpx2.ASGITransport(app=service.api)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            replies = []
+            for number, body in enumerate(asked):
+                headers = {"x-request-id": f"r{number}"}
+                replies.append((await http.post(CHAT, json=body, headers=headers)).json())
+        await service.stop()
         return replies
+
+    return asyncio.run(ask())
 
 
 @pytest.fixture(scope="module")
@@ -138,23 +145,17 @@ def served(
         model=tiny_model, router=folder / "router", registry=None, log_dir=folder / "log",
         log_images=True, default_max_tokens=5,
     )  # fmt: skip
-    service = compose(settings)
     asked = bodies(picture_bytes)
-    said = asyncio.run(ask_all(service, asked, "probe"))
+    said = answers(settings.model_copy(update={"log_dir": None}), asked)
     # A stop string that the model does say, in the middle of an answer.
     stops = []
     for body, reply in zip(asked, said, strict=True):
         words = reply["choices"][0]["message"]["content"].split()
         if len(words) > 2 and "temperature" not in body:
             stops.append({**body, "stop": ["never said", words[1]]})
-    asyncio.run(service.gateway.log.settle())
-    for path in (folder / "log" / "decisions").glob("*.parquet"):
-        path.unlink()
-    asked = asked + stops
-    replies = asyncio.run(ask_all(service, asked, "r"))
-    asyncio.run(service.stop())
     assert len(stops) > 8
-    return Served(asked, replies, folder / "log", router)
+    asked += stops
+    return Served(asked, answers(settings, asked), folder / "log", router)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +208,14 @@ def test_the_action_that_answered_gives_its_answer_again(served: Served, oracle:
         row = found.get(record.request_id)
         if row is None:  # an equal request came before it
             continue
-        again = row.answers[served.router.space.index((record.actions or ("",))[0])]
+        at = served.router.space.index((record.actions or ("",))[0])
+        again = row.answers[at]
         assert row.label_recipe == record.label_recipe
         if record.temperature:
             continue
         greedy += 1
         assert exact_match(again, record.answer or ""), record.request_id
+        assert row.confidence[at] == pytest.approx(record.confidence, rel=1e-3)
     assert greedy > 30
     counts = read_manifest(oracle)["counts"]
     logged, given = (
