@@ -253,9 +253,10 @@ class Trace:
     def _messages(self) -> str | None:
         """Return the conversation as JSON; the last turn also says what ends an answer to it.
 
-        A picture is told by its identity. None where they could not be told.
+        A picture is told by its identity. None where there is no answer: a conversation that was
+        answered is no longer than the context, others may be as long as a body.
         """
-        if self.parsed is None or self.encoded is None:
+        if self.parsed is None or self.encoded is None or self.status != "ok":
             return None
         names = iter(self.encoded.picture_ids)
 

@@ -144,8 +144,7 @@ class Encoder:
             self._metrics.observe("m3_encode_latency_ms", encode_ms)
         ids = tuple(picture.picture_id for picture in pictures)
         space = None if router is None else router.space.hash
-        decided_by = None if decision.price is None else router  # pins and failures have none
-        proof = None if decided_by is None else decided_by.held.certificate
+        proof = None if router is None or decision.price is None else router.held.certificate
         return Encoded(
             ids, tokens, decision, encode_ms, text_tokens, space, held_to,
             None if proof is None else proof.identity, self._recipe,

@@ -21,18 +21,26 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from m3model import M3Processor
 from m3model.engine.recipe import label_recipe_hash
 from router import Router, SecondLook, constraints_from_json
 from router.records import DecisionRecord, OracleRecord, from_table
 from router.second_look import Gate
+from serve.gateway.question import parse_request
 from serve.in_process import compose
+from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
+from training.finetune.conversations import conversation_ids
 from training.oracle.collection import collect
 from training.oracle.data import read_manifest, read_oracle
+from training.oracle.labelling import Labeller
 from training.oracle.scoring import exact_match
 from training.promotion.served import seen_in, served_again
+from training.sources.llava import LlavaRecord, Turn
 from training.sources.log import log_source
+from training.sources.tasks import Ask
 
+SCALES = (1, 9, 36, 144, 576)
 CHAT = "/v1/chat/completions"
 # It stays where the first answer is sure, and else goes to 144.
 LOOK = [Gate(0.0, 0.0, 2.0, 20.0), Gate(0.0, 0.0, 0.0, -9.0), Gate(0.0, 0.0, 0.0, 2.0)]
@@ -234,6 +242,25 @@ def test_conversations_with_one_last_question_are_several(served: Served, oracle
     same = [row for row in found if row.question == "What color is the circle?"]
     assert len({row.answers for row in same}) > len({row.picture_id for row in same})
     assert data.label_recipe == "-".join(str(same[0].label_recipe).split("-")[:2])
+
+
+def test_one_prompt_for_service_labels_and_training(served: Served, tiny_model: Path) -> None:
+    """Of a question about a picture, and of a turn behind others."""
+    processor, labeller = M3Processor.from_pretrained(tiny_model), Labeller(tiny_model)
+    turns = (Turn("Which word?", "star"), Turn("Which color?", "red"))
+    for body, known in ((served.bodies[0], turns[:0]), (served.bodies[4], turns[:1])):
+        parsed = parse_request(ChatRequest.model_validate(body), SCALES, ServeSettings())
+        prompt = processor.prompt_ids(parsed.messages)
+        ask = Ask(parsed.question, messages=parsed.messages)
+        assert labeller._question(ask).prompt_ids == prompt
+        if not known:
+            assert labeller._question(Ask(parsed.question)).prompt_ids == prompt
+        asked = (*known, Turn(parsed.question, "red"))
+        record = LlavaRecord("7", tiny_model, asked, "", "")
+        ids, labels = conversation_ids(processor, record, 1000)
+        answer = processor.answer_ids(parsed.messages, "red")
+        assert ids == prompt + answer
+        assert labels[-len(answer) :] == answer
 
 
 def test_a_log_is_decided_again_to_the_last_action(served: Served, oracle: Path) -> None:
