@@ -117,7 +117,7 @@ def collect(
             progress(done, len(source))
         questions, bad, counts = _totals(out, planned)
         totals: dict[str, Any] = {"questions": questions, "bad": len(bad), "shards": len(planned)}
-        if counts[LOGGED] or counts[NO_ROOM]:
+        if counts:  # of questions that were served before
             totals["counts"] = dict(counts)
         derived = _costs(model)
         write_json(out / MANIFEST, {**manifest, "finished": True, **totals, **derived})
@@ -252,4 +252,4 @@ def _totals(out: Path, planned: dict[int, range]) -> tuple[int, list[str], Count
         bad += json.loads(told.get(BAD_KEY, b"[]"))
         counts.update(json.loads(told.get(COUNTS_KEY, b"{}")))
         clear_leftovers(shard_path(out, index))
-    return questions, bad, counts
+    return questions, bad, +counts
