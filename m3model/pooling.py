@@ -43,3 +43,11 @@ def pool_visual_tokens(grid: torch.Tensor, scale: int) -> torch.Tensor:
         .mean(dim=(-4, -2))
         .reshape(*lead, scale, width)
     )
+
+
+def as_sent(tokens: torch.Tensor) -> torch.Tensor:
+    """Visual tokens as they travel to the service's language model: in float16.
+
+    Who labels what is served rounds alike, or near-equal answers would differ.
+    """
+    return tokens.to(torch.float16)

@@ -121,12 +121,18 @@ class M3Processor:
         return self._tokenize(self.apply_chat_template(messages))
 
     def prompt_and_answer(
-        self, question: str, reference: str | None
+        self, asked: str | Sequence[Message], reference: str | None
     ) -> tuple[list[int], list[int] | None]:
-        """Ids of a prompt with one picture and a question, and of the answer if there is one."""
-        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-        prompt = self.prompt_ids([user])
-        return prompt, None if reference is None else self.answer_ids([user], reference)
+        """Ids of a prompt, and of the answer if there is one.
+
+        Args:
+            asked: a question about one picture, or the whole conversation.
+        """
+        if isinstance(asked, str):
+            content = [{"type": "image"}, {"type": "text", "text": asked}]
+            asked = [{"role": "user", "content": content}]
+        prompt = self.prompt_ids(asked)
+        return prompt, None if reference is None else self.answer_ids(asked, reference)
 
     def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         """Ids that the chat template puts behind the prompt for this answer, its end included.

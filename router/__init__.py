@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from router.registry import current_router_path
     from router.router import Router
     from router.second_look import SecondLook
+    from router.wishes import constraints_from_json, constraints_to_json
 
 _HOMES = {
     "Action": "actions",
@@ -73,6 +74,8 @@ _HOMES = {
     "UnknownScale": "errors",
     "calibrate_price": "policy",
     "choose": "policy",
+    "constraints_from_json": "wishes",
+    "constraints_to_json": "wishes",
     "current_router_path": "registry",
     "default_detail_map": "decision",
     "default_space": "actions",
@@ -115,6 +118,8 @@ __all__ = [
     "UnknownScale",
     "calibrate_price",
     "choose",
+    "constraints_from_json",
+    "constraints_to_json",
     "current_router_path",
     "default_detail_map",
     "default_router_path",

@@ -8,6 +8,7 @@
         NotCertified          no certificate keeps the bound on lost answers that was asked for
         Contradiction         two wishes of one request that cannot both be kept
       FeatureMismatch         features of another shape or schema than the router was fitted on
+      OtherModel              a router that was fitted on the answers of another model
       RouterFileError         a router folder that is missing, damaged or made for other features
 
 Knows nothing of HTTP: the service turns a RoutingError into status 400.
@@ -82,6 +83,10 @@ class Contradiction(RoutingError):
 
 class FeatureMismatch(ValueError):
     """Features of another shape or schema than the router was fitted on."""
+
+
+class OtherModel(ValueError):
+    """A router that was fitted on the answers of another model than the one it would serve."""
 
 
 class RouterFileError(ValueError):

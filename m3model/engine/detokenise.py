@@ -73,6 +73,20 @@ class TextStream:
         return self._tokenizer.decode(self._ids[self._from : end], skip_special_tokens=True)
 
 
+def text_until(
+    tokenizer: Decoder, token_ids: Sequence[int], stop: Sequence[str]
+) -> tuple[str, bool]:
+    """The text of an answer's ids as they come one by one, and whether a stop string ended it."""
+    stream = TextStream(tokenizer, stop)
+    text = ""
+    for token_id in token_ids:
+        delta, stopped = stream.push(token_id)
+        text += delta
+        if stopped:
+            return text, True
+    return text + stream.flush(), False
+
+
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a true beginning of `stop`."""
     return next(

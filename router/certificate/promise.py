@@ -12,9 +12,11 @@ slice (a kind of question) is known of labelled questions only, not of a request
 cannot enforce its floor: it is advice for callers who know what they ask.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,11 @@ class Certificate:
     def rung(self) -> Rung:
         """The rung that was asked for."""
         return next(rung for rung in self.ladder if rung.bound == self.bound)
+
+    @cached_property
+    def identity(self) -> str:
+        """Its name in logs: 12 hex digits of its content."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()[:12]
 
     @property
     def bounds(self) -> str:

@@ -92,7 +92,7 @@ class Gateway:
         with self._recorded(trace), self.admission.admitted(trace.call.n_bytes) as n:
             trace.together = n
             if trace.endpoint == "chat":
-                trace.signed_id = self.log.reply_id(trace.call)
+                self.log.name(trace)
                 if trace.call.budget is not None:
                     trace.call.budget.check()
             trace.refused = False

@@ -13,7 +13,7 @@ from router.records import DecisionRecord, FeedbackRecord
 from serve.errors import BadRequest, NotFound, NotReady
 from serve.gateway.call import Call
 from serve.gateway.request_trace import Trace
-from serve.log.receipts import Receipts
+from serve.log.receipts import AmbiguousId, Receipts
 from serve.protocol import REPLY_ID_PREFIX, FeedbackRequest
 from serve.settings import ServeSettings
 
@@ -37,11 +37,22 @@ class RequestLog:
         self._receipts = None if log is None else Receipts(log.secret, REPLY_ID_PREFIX)
         self._dropped = 0
 
-    def reply_id(self, call: Call) -> str | None:
-        """Return an id for the reply that feedback can be given on; None: none can be given."""
+    def name(self, trace: Trace) -> None:
+        """Name a new request in the log, and its reply, if feedback can be given on that."""
+        if self._receipts is not None:
+            call = trace.call
+            trace.logged_as = self._receipts.name(call.request_id, call.tenant)
+            trace.signed_id = self.reply_id(call, trace.logged_as)
+
+    def reply_id(self, call: Call, name: str | None = None) -> str | None:
+        """Return an id for the reply that feedback can be given on; None: none can be given.
+
+        Args:
+            name: of the request in the log, where it is not its id.
+        """
         if self._receipts is None:
             return None
-        return self._receipts.reply_id(call.request_id, call.tenant)
+        return self._receipts.reply_id(name or call.request_id, call.tenant)
 
     def write(self, trace: Trace) -> int:
         """Write a request down, with its pictures if they are kept; return how many of those are
@@ -50,7 +61,7 @@ class RequestLog:
         if self._log is None or self._receipts is None:
             return 0
         if trace.status == "ok":
-            self._receipts.remember(trace.call.request_id, trace.call.tenant)
+            self._receipts.remember(trace.call.request_id, trace.call.tenant, trace.logged_as)
         record = trace.decision_record(self._settings, self._scales)
         pictures: tuple[bytes, ...] = ()
         if trace.parsed is not None and self._settings.log_images and record.status == "ok":
@@ -72,7 +83,7 @@ class RequestLog:
         """Write feedback down.
 
         Raises:
-            BadRequest: it says nothing.
+            BadRequest: it says nothing, or not on which of several answers.
             NotReady: there is no log.
             NotFound: on no answer that its tenant was given.
         """
@@ -86,7 +97,13 @@ class RequestLog:
                 "This service keeps no decision log, so feedback cannot be stored. "
                 "Start it with a log folder.", code="no_log",
             )  # fmt: skip
-        request_id = self._receipts.request_of(body.request_id, call.tenant)
+        try:
+            request_id = self._receipts.request_of(body.request_id, call.tenant)
+        except AmbiguousId as error:
+            raise BadRequest(
+                "Several answers were given to you under that id. Send the 'id' of the reply that "
+                "is meant.", "request_id", "ambiguous_answer",
+            ) from error  # fmt: skip
         if request_id is None:
             raise NotFound(
                 "No answer of that id was given to you. Send the 'id' of the reply, which every "

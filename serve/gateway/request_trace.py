@@ -5,16 +5,19 @@ Knows the stages' values and the decision record; knows nothing of queues, retri
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
+from m3model.engine.recipe import cut_after
 from router.actions import Reading
 from router.records import DecisionRecord
+from router.wishes import constraints_to_json
 from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
 from serve.protocol import REPLY_ID_PREFIX, ChatRequest
@@ -27,6 +30,8 @@ from serve.stages.messages import (
     focus_name,
 )
 from serve.telemetry import spans
+
+LIVE = "live"  # the router that decides where no other is tried beside it
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Trace:
     charged: int = 0  # visual tokens taken off its tenant's budget
     span: spans.Span = spans.OFF
     signed_id: str | None = None  # of its reply, where feedback can be given on it
+    logged_as: str | None = None  # its name in the log, where others had its id before
 
     def charge(self, visual_tokens: int) -> None:
         """Take off its tenant's budget what will be read, before anything is.
@@ -120,7 +126,7 @@ class Trace:
             request_id=self.call.request_id,
             messages=parsed.messages,
             visual_tokens=cast(Encoded, self.encoded).visual_tokens,
-            max_tokens=body.max_completion_tokens or body.max_tokens,
+            max_tokens=self._max_tokens,
             temperature=body.temperature or 0.0,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed,
@@ -190,7 +196,10 @@ class Trace:
         """
         audited = random.random() < settings.audit_rate
         may_keep = settings.log_prompts or (settings.log_images and audited)
-        decision = None if self.encoded is None else self.encoded.decision
+        encoded = self.encoded
+        decision = None if encoded is None else encoded.decision
+        held_to = None if encoded is None else encoded.constraints
+        body, limit = self.body, self._max_tokens or settings.default_max_tokens
         bound = None if decision is None else decision.certified
         p_suffices = None
         if decision is not None and decision.p_suffices is not None:
@@ -198,11 +207,11 @@ class Trace:
         answered = self.completion_tokens > 0
         told = self.choices[0]  # of several answers one stands for all
         return DecisionRecord(
-            request_id=self.call.request_id,
+            request_id=self.logged_as or self.call.request_id,
             time_utc=datetime.now(UTC),
-            picture_ids=() if self.encoded is None else self.encoded.picture_ids,
+            picture_ids=() if encoded is None else encoded.picture_ids,
             question=self.parsed.question if may_keep and self.parsed is not None else None,
-            model=self.body.model,
+            model=body.model,
             scale=0 if decision is None else decision.scale,
             visual_tokens=0 if decision is None else decision.visual_tokens,
             reason="" if decision is None else decision.reason.value,
@@ -214,7 +223,7 @@ class Trace:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             route_ms=0.0 if decision is None else decision.latency_ms,
-            encode_ms=0.0 if self.encoded is None else self.encoded.encode_ms,
+            encode_ms=0.0 if encoded is None else encoded.encode_ms,
             total_ms=self.elapsed_ms,
             audited=audited,
             status=self.status,
@@ -224,6 +233,42 @@ class Trace:
             tenant=self.call.tenant or None,
             scales=None if decision is None else decision.scales,
             actions=None if decision is None else tuple(r.action for r in decision.readings),
-            action_space=None if self.encoded is None else self.encoded.action_space,
+            action_space=None if encoded is None else encoded.action_space,
             cells=None if decision is None else tuple(r.cells for r in decision.readings),
+            constraints=None if held_to is None else constraints_to_json(held_to),
+            second_look=None if held_to is None else held_to.second_look,
+            temperature=body.temperature or 0.0,
+            max_tokens=limit,
+            messages=self._messages() if may_keep else None,
+            certificate=None if encoded is None else encoded.certificate,
+            arm=None if decision is None else LIVE,
+            label_recipe=cut_after(encoded.label_recipe, limit) if encoded else None,
         )
+
+    @property
+    def _max_tokens(self) -> int | None:
+        """After how many tokens an answer ends, where the request says so."""
+        return self.body.max_completion_tokens or self.body.max_tokens
+
+    def _messages(self) -> str | None:
+        """Return the conversation as JSON; the last turn also says what ends an answer to it.
+
+        A picture is told by its identity. None where there is no answer: a conversation that was
+        answered is no longer than the context, others may be as long as a body.
+        """
+        if self.parsed is None or self.encoded is None or self.status != "ok":
+            return None
+        names = iter(self.encoded.picture_ids)
+
+        def told(part: dict[str, Any]) -> dict[str, Any]:
+            return part if part["type"] == "text" else {**part, "picture_id": next(names)}
+
+        messages = [
+            message
+            if isinstance(message["content"], str)
+            else {**message, "content": [told(part) for part in message["content"]]}
+            for message in self.parsed.messages
+        ]
+        if stop := self.body.stop_strings():
+            messages[-1] = {**messages[-1], "stop": list(stop)}
+        return json.dumps(messages, ensure_ascii=False)

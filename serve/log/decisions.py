@@ -65,8 +65,8 @@ class DecisionLog:
     """Keeps records in ``folder``.
 
     Without ``log_prompts`` and ``log_images`` no question, no answer and no picture reaches the
-    disk. ``log_prompts`` keeps questions and answers of all requests, ``log_images`` keeps picture,
-    question and answer of the audited ones.
+    disk. ``log_prompts`` keeps conversations and answers of all requests, ``log_images`` keeps
+    picture, conversation and answer of the audited ones.
 
     Args:
         folder: made if missing.
@@ -128,12 +128,12 @@ class DecisionLog:
         are not kept because too many wait.
 
         Args:
-            record: question and answer are removed here unless they may be stored.
+            record: conversation and answer are removed here unless they may be stored.
             pictures: files as received, or decoded (H, W, 3) RGB, as in ``record.picture_ids``.
         """
         with_pictures = self.log_images and record.audited
         if not (self.log_prompts or with_pictures):
-            record = replace(record, question=None, answer=None)
+            record = replace(record, question=None, answer=None, messages=None)
         self._put(record)
         kept = [
             self._put_picture(_Picture(identity, data))

@@ -2,8 +2,10 @@
 
 The id of a reply carries a signature over the request and its tenant, by a secret that lies in the
 log's folder, so every gateway that writes there knows it again, restarts or not. Callers who hold
-only the request's id are known to the gateway that answered them lately. Knows ids and names; knows
-nothing of what was asked.
+only the request's id are known to the gateway that answered them lately. Callers choose the ids of
+their requests, and may send one for many: each request has a name of its own in the log, and an id
+that was given several answers means none of them. Knows ids and names; knows nothing of what was
+asked.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import secrets
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import TypeVar
 
 from serve.errors import ServeSetupError
 
+Value = TypeVar("Value")
 SECRET_FILE = "answers.secret"
 SIGNATURE_LENGTH = 16  # hexadecimal digits: 64 bits, which can only be tried by asking
+NONCE_BYTES = 4  # makes ids differ that gateways give to requests of one id without knowing
 REMEMBERED = 20_000
 WRITTEN_WITHIN_S = 2.0
 
@@ -34,34 +39,65 @@ class Receipts:
 
     def __init__(self, secret: bytes, prefix: str) -> None:
         self._secret, self._prefix = secret, prefix
-        # Both together: who names a request as another tenant did displaces nothing.
-        self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # Id and tenant together: who names a request as another tenant did displaces nothing.
+        self._named: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # The names of the requests of that id that were answered: one, or two for several.
+        self._answered: OrderedDict[tuple[str, str], tuple[str, ...]] = OrderedDict()
 
-    def reply_id(self, request_id: str, tenant: str) -> str:
-        """Return the id of the reply to a request."""
-        return f"{self._prefix}{request_id}-{self._signature(request_id, tenant)}"
+    def name(self, request_id: str, tenant: str) -> str:
+        """Return the name of a new request in the log: its id, or with an addition where this
+        gateway has seen that before.
+        """
+        again = (request_id, tenant) in self._named
+        _keep(self._named, (request_id, tenant), None)
+        return f"{request_id}.{secrets.token_hex(NONCE_BYTES)}" if again else request_id
 
-    def remember(self, request_id: str, tenant: str) -> None:
-        """Take in that a request was answered."""
-        self._answered[request_id, tenant] = None
-        self._answered.move_to_end((request_id, tenant))
-        if len(self._answered) > REMEMBERED:
-            self._answered.popitem(last=False)
+    def reply_id(self, name: str, tenant: str) -> str:
+        """Return the id of the reply to a request, which no other reply has."""
+        nonce = secrets.token_hex(NONCE_BYTES)
+        return f"{self._prefix}{name}-{nonce}{self._signature(name, tenant, nonce)}"
+
+    def remember(self, request_id: str, tenant: str, name: str | None = None) -> None:
+        """Take in that a request was answered; ``name`` where it is not its id."""
+        key, name = (request_id, tenant), name or request_id
+        names = self._answered.get(key, ())
+        _keep(self._answered, key, names if name in names else (*names, name)[:2])
 
     def request_of(self, given: str, tenant: str) -> str | None:
-        """Return the request that a caller means by an id; None: none that it has an answer to."""
-        for name in (given, given.removeprefix(self._prefix)):
-            if (name, tenant) in self._answered:
-                return name
-            request_id, _, signature = name.rpartition("-")
-            expected = self._signature(request_id, tenant)
+        """Return the name of the request that a caller means by an id; None: none that it has an
+        answer to.
+
+        Raises:
+            AmbiguousId: several.
+        """
+        for told in (given, given.removeprefix(self._prefix)):
+            names = self._answered.get((told, tenant), ())
+            if len(names) > 1:
+                raise AmbiguousId(given)
+            if names:
+                return names[0]
+            name, _, end = told.rpartition("-")
+            nonce, signature = end[:-SIGNATURE_LENGTH], end[-SIGNATURE_LENGTH:]
+            expected = self._signature(name, tenant, nonce)
             if hmac.compare_digest(signature.encode(), expected.encode()):
-                return request_id
+                return name
         return None
 
-    def _signature(self, request_id: str, tenant: str) -> str:
-        said = f"{request_id}\n{tenant}".encode()
-        return hmac.new(self._secret, said, hashlib.sha256).hexdigest()[:SIGNATURE_LENGTH]
+    def _signature(self, name: str, tenant: str, nonce: str) -> str:
+        said = f"{name}\n{tenant}" + (f"\n{nonce}" if nonce else "")  # ids of before had none
+        return hmac.new(self._secret, said.encode(), hashlib.sha256).hexdigest()[:SIGNATURE_LENGTH]
+
+
+class AmbiguousId(ValueError):
+    """An id under which several answers were given."""
+
+
+def _keep(known: OrderedDict[tuple[str, str], Value], key: tuple[str, str], value: Value) -> None:
+    """Put in what is newest; what was told longest ago is forgotten."""
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)
 
 
 def shared_secret(folder: Path) -> bytes:

@@ -10,6 +10,7 @@ import gc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,12 +52,32 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model, its processor, and where relevance can come from (by name; encoders only)."""
+    """A loaded model, its processor, and where relevance can come from (by name; encoders only).
+
+    The two names are of the folder it was loaded from, whose weights are read whole for them: once,
+    where a router or a log asks.
+    """
 
     model: M3ForConditionalGeneration
     processor: M3Processor
     sources: Mapping[str, RelevanceSource]
     device: str
+    folder: Path
+
+    @cached_property
+    def model_hash(self) -> str:
+        """The hash of weights, configuration and readout."""
+        from m3model.config import hash_model
+
+        return hash_model(self.folder)
+
+    @cached_property
+    def label_recipe(self) -> str:
+        """The recipe of its answers, where nothing cuts them."""
+        from m3model.engine.recipe import answering_dtype, label_recipe_hash
+
+        dtype = answering_dtype(self.device)
+        return label_recipe_hash(self.folder, dtype, weights=self.model_hash)
 
 
 def load_checkpoint(
@@ -83,13 +104,14 @@ def load_checkpoint(
     from transformers.utils.logging import disable_progress_bar
 
     from m3model import M3ForConditionalGeneration, M3Processor
+    from m3model.engine.recipe import answering_device, answering_dtype
     from m3model.relevance.choice import relevance_sources
 
     disable_progress_bar()  # a server's stderr is a log
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = answering_device(device)
     if place == "cpu":
         torch.set_num_threads(threads)
-    dtype = torch.float32 if place == "cpu" else torch.bfloat16
+    dtype = getattr(torch, answering_dtype(place))
     try:
         model: Any = M3ForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa"
@@ -108,7 +130,7 @@ def load_checkpoint(
     elif half == "generator":
         model.model.vision_tower = torch.nn.Identity()
         model.model.multi_modal_projector = torch.nn.Identity()
-    return Checkpoint(model, processor, sources, place)
+    return Checkpoint(model, processor, sources, place, folder)
 
 
 def spare_what_is_loaded() -> None:

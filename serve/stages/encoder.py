@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import hashlib
 import logging
 import time
@@ -24,9 +23,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m3model.config import hash_model
 from router.actions import Reading
-from router.decision import Reason, RoutingDecision, decided, finest_fallback, within_bound
+from router.decision import (
+    Constraints,
+    Reason,
+    RoutingDecision,
+    decided,
+    finest_fallback,
+    within_bound,
+)
 from router.errors import RoutingError
 from router.explain import relevance_map
 from router.router import Router
@@ -52,6 +57,7 @@ from serve.telemetry import logs, spans
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Made = tuple[RoutingDecision, Constraints]  # a decision, and what it was held to
 MOST_DIGESTS = 16_384  # of pictures' bytes: some megabytes
 # What takes a millisecond or two is done on the event loop: a thread's turn costs as much.
 HASHED_AT_ONCE = 200_000  # bytes of a picture's file
@@ -92,9 +98,10 @@ class Encoder:
         self._encoding: dict[str, asyncio.Task[EncodedPicture]] = {}
         self._callers: Counter[str] = Counter()  # of each picture that is being encoded
         self._routing_failed = ""
+        self._recipe = None if settings.log_dir is None else checkpoint.label_recipe
         self._router = LiveRouter(
             self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
-            functools.cache(partial(hash_model, settings.model_path())),
+            lambda: checkpoint.model_hash,
         )  # fmt: skip
         self._router.start(settings.router, _default_router(settings))
 
@@ -122,8 +129,8 @@ class Encoder:
             router = self._router.current  # one for the whole request: swaps cannot split it
             with spans.span("m3.route", work.traceparent):
                 quick = self._decides_quickly(request, pictures)
-                decision = await self._done(quick, self._decide, request, pictures, router)
-                decision = await self._within_context(request, pictures, router, decision)
+                made = await self._done(quick, self._decide, request, pictures, router)
+                decision, held_to = await self._within_context(request, pictures, router, made)
             if request.decide_only:
                 self._prompts.check(text_tokens + decision.visual_tokens)
             tokens: tuple[NDArray[np.float16], ...] = ()
@@ -137,7 +144,11 @@ class Encoder:
             self._metrics.observe("m3_encode_latency_ms", encode_ms)
         ids = tuple(picture.picture_id for picture in pictures)
         space = None if router is None else router.space.hash
-        return Encoded(ids, tokens, decision, encode_ms, text_tokens, space)
+        proof = None if router is None or decision.price is None else router.held.certificate
+        return Encoded(
+            ids, tokens, decision, encode_ms, text_tokens, space, held_to,
+            None if proof is None else proof.identity, self._recipe,
+        )  # fmt: skip
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
         """Return the tokens (n, D) of a picture; one that was forgotten is encoded again."""
@@ -294,53 +305,53 @@ class Encoder:
         request: EncodeRequest,
         pictures: list[EncodedPicture],
         router: Router | None,
-        decision: RoutingDecision,
-    ) -> RoutingDecision:
+        made: Made,
+    ) -> Made:
         """Return the decision, or one whose tokens the conversation leaves room for.
 
         What the caller fixed, or promised by a bound, stays: it is refused where it does not fit,
         and so is what does not fit at the coarsest scales.
         """
-        bound = request.constraints
+        bound, (decision, _) = request.constraints, made
         if self._prompts.surely_fit(request.prompt, decision.visual_tokens):
-            return decision
+            return made
         if bound.max_harm is not None or bound.fixed(len(pictures)) is not None:
-            return decision
+            return made
         text_tokens = len(await self._prompts.ids(request.prompt)) - len(pictures)
         room = self._prompts.most_tokens - text_tokens
         if decision.visual_tokens <= room:
-            return decision
+            return made
         narrower = replace(request, constraints=replace(bound, max_visual_tokens=room))
         try:
             quick = self._decides_quickly(narrower, pictures)
             return await self._done(quick, self._decide, narrower, pictures, router)
         except BadRequest:
-            return decision
+            return made
 
     def _decide(
         self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
-    ) -> RoutingDecision:
+    ) -> Made:
         try:
-            decision = self._decide_freely(request, pictures, router)
-            return within_bound(decision, request.constraints, self._vision.scales)
+            decision, held_to = self._decide_freely(request, pictures, router)
+            return within_bound(decision, held_to, self._vision.scales), held_to
         except RoutingError as error:  # the caller's wish cannot be met: no failure of the router
             raise refusal(error) from error
 
     def _decide_freely(
         self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
-    ) -> RoutingDecision:
-        version = "" if router is None else router.version
+    ) -> Made:
+        version, scales = "" if router is None else router.version, self._vision.scales
         constraints, n_pictures = request.constraints, len(pictures)
         if request.needs_second_look and (router is None or router.second_look is None):
             raise no_second_look("the router in force has none")
         if not pictures:
-            return decided((), Reason.no_image, router_version=version)
+            return decided((), Reason.no_image, router_version=version), constraints
         fixed = constraints.fixed(n_pictures)
         if fixed is not None and (router is None or not constraints.explain):
-            return decided(fixed, constraints.reason, router_version=version)
+            return decided(fixed, constraints.reason, router_version=version), constraints
         started = time.perf_counter()
         if router is None:  # said at the start; nothing failed
-            return finest_fallback(self._vision.scales, constraints, n_pictures=n_pictures)
+            return finest_fallback(scales, constraints, n_pictures=n_pictures), constraints
         try:
             features, maps = self._vision.features(
                 pictures, request.question, router.schema.relevance
@@ -351,20 +362,20 @@ class Encoder:
                 )
             plan = plan_of(router, maps) if constraints.focus else None
             decision = router.route(features, constraints, plan=plan)
-            if (told := decision.explanation) is not None:
-                told = replace(told, relevance=tuple(map(relevance_map, maps)))
+            if (why := decision.explanation) is not None:
+                why = replace(why, relevance=tuple(map(relevance_map, maps)))
             # Callers pay for the features too, so the latency they see includes them.
-            decision = replace(decision, latency_ms=_ms_since(started), explanation=told)
+            decision = replace(decision, latency_ms=_ms_since(started), explanation=why)
         except RoutingError:
             raise
         except Exception as error:  # a dead router costs tokens, never answers
             self._note_failure(error)
             decision = finest_fallback(
-                self._vision.scales, constraints,
+                scales, constraints,
                 n_pictures=n_pictures, router_version=version, latency_ms=_ms_since(started),
             )  # fmt: skip
         self._metrics.observe("m3_route_latency_ms", decision.latency_ms)
-        return decision
+        return decision, constraints
 
     def _note_failure(self, error: Exception) -> None:
         self._metrics.count("m3_routing_failures")

@@ -44,6 +44,9 @@ class Encoded:
     """The decision and the tokens of each picture, as its reading says: (n, D) float16.
 
     ``action_space``: hash of the actions that the router chose between; None without a router.
+    ``constraints``: what the decision was held to, the service's own limits included.
+    ``certificate``: identity of the one in force, where a router decided. ``label_recipe``: of
+    answers without a limit.
     """
 
     picture_ids: tuple[str, ...]
@@ -52,6 +55,9 @@ class Encoded:
     encode_ms: float
     text_tokens: int = 0  # of the prompt without visual tokens, where they were counted
     action_space: str | None = None
+    constraints: Constraints | None = None
+    certificate: str | None = None
+    label_recipe: str | None = None
 
 
 def focus_name(readings: Sequence[Reading]) -> str | None:

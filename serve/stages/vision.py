@@ -17,10 +17,12 @@ from PIL import Image
 from torch import nn
 
 from m3model import pool_visual_tokens
+from m3model.engine.recipe import model_of
 from m3model.focus import fine_positions
+from m3model.pooling import as_sent
 from m3model.relevance.source import encode_with_tower
 from router.actions import Plan, Reading
-from router.errors import FeatureMismatch
+from router.errors import FeatureMismatch, OtherModel
 from router.features.schema import feature_schema
 from router.features.vector import PictureFeatures, picture_features, question_features
 from router.records import picture_id
@@ -64,7 +66,7 @@ class Vision:
 
     def __init__(self, checkpoint: Checkpoint, limits: PictureLimits) -> None:
         self._model, self._processor = checkpoint.model, checkpoint.processor
-        self._sources, self._limits = checkpoint.sources, limits
+        self._sources, self._limits, self._checkpoint = checkpoint.sources, limits, checkpoint
         # Sources whose part is made at once; a router that needs another adds it.
         self._in_use = {name for name, source in self._sources.items() if source.needs_tower}
         config = checkpoint.model.config
@@ -158,16 +160,19 @@ class Vision:
         if (known := picture.pooled.get(scale)) is not None:
             return known
         grid = torch.from_numpy(picture.features.patches)
-        pooled: NDArray[np.float16] = pool_visual_tokens(grid, scale).to(torch.float16).numpy()
+        pooled: NDArray[np.float16] = as_sent(pool_visual_tokens(grid, scale)).numpy()
         if scale != self.scales[-1]:  # of the finest there is nothing to compute
             picture.pooled[scale] = pooled
         return pooled
 
     def check_router(self, router: Router) -> None:
-        """Return if the router fits this model and decides on a made-up picture.
+        """Return if the router fits this model, whose answers it was fitted on, and decides on a
+        made-up picture.
 
         Raises:
             FeatureMismatch: other scales, levels or features than this model gives.
+            OtherModel: it was fitted on the answers of other weights, or of another tokenizer, chat
+                template, preprocessing or generation config.
             ValueError: the router decides nothing sensible.
         """
         if tuple(router.scales) != self.scales:
@@ -193,6 +198,7 @@ class Vision:
                 "the router was fitted on other features than this model gives "
                 f"(schema {router.schema.hash}, here {here})"
             )
+        self._check_identity(router)
         grid = np.random.default_rng(0).standard_normal(self._grid_shape, dtype=np.float32)
         tower = torch.zeros(len(grid), int(self._model.config.vision_config.hidden_size))
         source = self._sources[name]
@@ -204,6 +210,29 @@ class Vision:
         if decision.scale not in self.scales:
             raise ValueError(f"the router chose {decision.scale}, which is no scale of the model")
         self._in_use = self._in_use | {name}
+
+    def _check_identity(self, router: Router) -> None:
+        """Return if the router was fitted on this model's answers, as far as it says on whose.
+
+        Number type and limit of the answers may differ: the model is the same on every device, and
+        each request has a limit of its own.
+        """
+        advice = "fit one on its answers (m3-train collect, fit), or serve the model it is for"
+        made_for = router.metadata.get("model_hash")
+        if made_for is not None and made_for != (here := self._checkpoint.model_hash):
+            raise OtherModel(
+                f"the router was fitted for model {made_for}, the service's is {here}: {advice}"
+            )
+        recipe = router.metadata.get("label_recipe")
+        if recipe is None:  # of before there were any
+            return
+        wanted, here = model_of(str(recipe)), model_of(self._checkpoint.label_recipe)
+        if wanted != here:
+            raise OtherModel(
+                f"the router was fitted on answers of recipe {wanted}, the service's is {here}: "
+                "its tokenizer, template, preprocessing or generation config is another; "
+                f"{advice}"
+            )
 
 
 def plan_of(router: Router, maps: Sequence[NDArray[np.float32]]) -> Plan | None:

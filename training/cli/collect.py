@@ -70,7 +70,9 @@ def collect(
     model: ModelOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer; what was served has its own limits.")
+    ] = 16,
     relevance: Annotated[
         Literal["auto", "readout", "cosine", "attention", "clip"],
         typer.Option(
@@ -104,6 +106,8 @@ def collect(
         )  # fmt: skip
     if result.bad:
         say(f"skipped {len(result.bad)} bad pictures, first: {result.bad[0]}")
+    for note in result.notes():
+        say(note)
     say(
         f"{result.questions} questions about {result.pictures} pictures in {out} "
         f"({result.labelled_now} pictures labelled now)"

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from m3model.engine.recipe import model_of
 from router.certificate.promise import Certificate, Rung, SliceBound
 from router.certificate.proof import (
     Array,
@@ -124,6 +125,12 @@ def _questions(router: Router, data: OracleData) -> OracleData:
         raise MixedData(
             f"the router was fitted for model {fitted_for}, these data are of {data.model_hash}: "
             "collect data with the router's model, or fit a router on these"
+        )
+    by, here = router.metadata.get("label_recipe"), data.label_recipe
+    if by is not None and here is not None and model_of(by) != model_of(here):
+        raise MixedData(
+            f"the router was fitted on answers of recipe {by}, these data hold those of {here}: "
+            "another tokenizer, chat template, preprocessing or generation config"
         )
     if router.metadata.get("calibrated_on") != SEPARATE:
         raise TrainingError(

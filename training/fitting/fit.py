@@ -249,10 +249,11 @@ def _facts(
     parts: Parts, target: float, labels: Labels, metrics: dict[str, Any], priced: Priced
 ) -> dict[str, Any]:
     """Return what the router keeps about itself in its config.json."""
-    look = priced.look_facts
+    look, recipe = priced.look_facts, parts.data.label_recipe
     return {
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_hash": parts.data.model_hash,
+        **({} if recipe is None else {"label_recipe": recipe}),
         "data_hash": parts.data.data_hash,
         "sources": list(parts.data.sources),
         "target": target,

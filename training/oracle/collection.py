@@ -10,16 +10,28 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from router.actions import ActionSpace, default_space, uniform_space
 from training.errors import ParametersDiffer, TrainingError
 from training.files import clear_leftovers, write_json
-from training.oracle.workers import BAD_KEY, CollectJob, default_workers, run_shards, shard_path
+from training.oracle.workers import (
+    BAD_KEY,
+    COUNTS_KEY,
+    GIVEN_AGAIN,
+    LOGGED,
+    NO_ROOM,
+    SCORES_LEFT_OUT,
+    CollectJob,
+    default_workers,
+    run_shards,
+    shard_path,
+)
 from training.sources.tasks import Source, shards
 
 MANIFEST = "manifest.json"
@@ -34,6 +46,16 @@ class CollectResult:
     questions: int
     bad: list[str]
     labelled_now: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """Return a line for each thing to know of questions that were served before."""
+        lines = [f"{self.counts[key]} {key}" for key in (NO_ROOM, SCORES_LEFT_OUT)
+                 if self.counts.get(key)]  # fmt: skip
+        if logged := self.counts.get(LOGGED):
+            again = self.counts.get(GIVEN_AGAIN, 0)
+            lines.append(f"{again} of {logged} logged answers are given again by their action")
+        return lines
 
 
 def collect(
@@ -68,19 +90,21 @@ def collect(
         RelevanceUnavailable: the model cannot give this relevance.
         TrainingError: the actions are over other scales than the model's.
     """
+    from m3model.engine.recipe import uncut
     from m3model.relevance.choice import relevance_name
 
     if not (model / "config.json").is_file():
         raise TrainingError(f"{model} is not a model folder: it has no config.json")
     name = relevance_name(model, relevance, text_encoder)
     space = space or _default_space(model, focus)
-    parameters = _parameters(source, model, max_new_tokens, skip_bad, name, space)
+    parameters = _parameters(source, model, max_new_tokens, skip_bad, name, space, device)
     out.mkdir(parents=True, exist_ok=True)
     with _only_run(out):
         manifest = _claim(out, parameters)
         job = CollectJob(
             source, model, out, parameters["feature_schema"], parameters["model_hash"],
             device, max_new_tokens, skip_bad, name, text_encoder, space,
+            uncut(manifest.get("label_recipe")),
         )  # fmt: skip
         planned = dict(shards(len(source), parameters["pictures_per_shard"]))
         missing = [index for index in planned if not shard_path(out, index).exists()]
@@ -91,11 +115,13 @@ def collect(
         for index in run_shards(job, {index: planned[index] for index in missing}, count):
             done += len(planned[index])
             progress(done, len(source))
-        questions, bad = _totals(out, planned)
-        totals = {"questions": questions, "bad": len(bad), "shards": len(planned)}
+        questions, bad, counts = _totals(out, planned)
+        totals: dict[str, Any] = {"questions": questions, "bad": len(bad), "shards": len(planned)}
+        if counts:  # of questions that were served before
+            totals["counts"] = dict(counts)
         derived = _costs(model)
         write_json(out / MANIFEST, {**manifest, "finished": True, **totals, **derived})
-    return CollectResult(len(source), questions, bad, done - before)
+    return CollectResult(len(source), questions, bad, done - before, dict(counts))
 
 
 def _parameters(
@@ -105,12 +131,17 @@ def _parameters(
     skip_bad: bool,
     relevance: str,
     space: ActionSpace,
+    device: str | None,
 ) -> dict[str, Any]:
     """Return what makes two runs the same run, plus what readers of the data need."""
     from m3model import M3Config, request_cost
     from m3model.config import hash_model
+    from m3model.engine.recipe import answering_device, answering_dtype, label_recipe_hash
     from router.features.schema import feature_schema
 
+    weights, dtype = hash_model(model), answering_dtype(answering_device(device))
+    # What was served has limits of its own.
+    limit = None if source.kind == "log" else max_new_tokens
     config = M3Config.from_pretrained(model)
     if space.scales != tuple(config.scales):
         raise TrainingError(
@@ -129,7 +160,8 @@ def _parameters(
         "pictures": len(source),
         "pictures_per_shard": size,
         "model": model.resolve().name,
-        "model_hash": hash_model(model),
+        "model_hash": weights,
+        "label_recipe": label_recipe_hash(model, dtype, limit, weights=weights),
         "feature_schema": schema.hash,
         "relevance": relevance,
         "grid_side": config.grid_side,
@@ -180,6 +212,8 @@ def _claim(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise ParametersDiffer(f"{path} is damaged; collect into another folder") from error
         wanted = json.loads(json.dumps(parameters))
+        if "label_recipe" not in found:  # a folder of before: it goes on without
+            del wanted["label_recipe"]
         differing = sorted(key for key in wanted if found.get(key) != wanted[key])
         if differing:
             first = differing[0]
@@ -206,14 +240,16 @@ def _only_run(out: Path) -> Iterator[None]:
         yield
 
 
-def _totals(out: Path, planned: dict[int, range]) -> tuple[int, list[str]]:
-    """Return (questions, bad records) over all shards; clear what killed workers left behind."""
+def _totals(out: Path, planned: dict[int, range]) -> tuple[int, list[str], Counter[str]]:
+    """Return (questions, bad records, counts) over all shards; clear what killed workers left."""
     import pyarrow.parquet as pq
 
-    questions, bad = 0, []
+    questions, bad, counts = 0, [], Counter[str]()
     for index in planned:
         metadata = pq.read_metadata(shard_path(out, index))
+        told = metadata.metadata or {}
         questions += metadata.num_rows
-        bad += json.loads((metadata.metadata or {}).get(BAD_KEY, b"[]"))
+        bad += json.loads(told.get(BAD_KEY, b"[]"))
+        counts.update(json.loads(told.get(COUNTS_KEY, b"{}")))
         clear_leftovers(shard_path(out, index))
-    return questions, bad
+    return questions, bad, +counts

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3model.engine.recipe import model_of, shared_recipe
 from router.actions import ActionSpace, uniform_space
 from router.features.schema import FeatureSchema, feature_schema
 from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
@@ -62,6 +63,7 @@ class OracleData:
     repeats: NDArray[np.float64] | None = None  # (n, R, A) scores of other wordings, else NaN
     seconds: dict[str, list[float]] = field(default_factory=dict)  # hardware: (K,), analytic
     encode: EncodeCost = EncodeCost()
+    label_recipe: str | None = None  # what the folders' have in common; None: not known of all
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -107,7 +109,7 @@ class OracleData:
             space=self.space, flops=self.flops, schema=self.schema,
             feature_schema=self.feature_schema, model_hash=self.model_hash,
             sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
-            encode=self.encode,
+            encode=self.encode, label_recipe=self.label_recipe,
             repeats=None if self.repeats is None else self.repeats[index],
         )  # fmt: skip
 
@@ -199,6 +201,13 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
                     f"{folders[0]} and {folder} differ in {key} ({first[key]!s:.40} and "
                     f"{manifest[key]!s:.40}): collect both with the same model and version"
                 )
+        recipes = [each["label_recipe"] for each in (first, manifest) if "label_recipe" in each]
+        if len(set(map(model_of, recipes))) > 1:
+            raise MixedData(
+                f"{folders[0]} and {folder} were answered by different models (label_recipe "
+                f"{recipes[0]} and {recipes[1]}): collect both with the same model, tokenizer, "
+                "template and preprocessing"
+            )
         spaces = [space_of(each) for each in (first, manifest)]
         if spaces[0] != spaces[1]:
             raise MixedData(
@@ -206,6 +215,7 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
                 f"({' and '.join(', '.join(space.names) for space in spaces)}): collect both with "
                 "the same version, and both or neither with --no-focus"
             )
+    first = {**first, "label_recipe": shared_recipe(m.get("label_recipe") for m in manifests)}
     table = pa.concat_tables(tables) if tables else None
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
@@ -215,9 +225,12 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
 def once(table: Any) -> Any:
     """Return the table with each question about a picture once, the last one.
 
-    A question that two folders (or two requests) hold counts once, or it would weigh double.
+    A question that two folders (or two requests) hold counts once, or it would weigh double. Within
+    another conversation it is another one: a log's rows say which, as ``asked`` in their metadata.
     """
-    asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
+    told = [json.loads(text or "{}").get("asked") for text in table["metadata"].to_pylist()]
+    names = ("picture_id", "question")
+    asked = zip(*(table[name].to_pylist() for name in names), told, strict=True)
     last = {key: row for row, key in enumerate(asked)}
     return table.take(sorted(last.values()))
 
@@ -303,6 +316,7 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         repeats=again,
         seconds=dict(manifest.get("analytic_seconds") or {}),
         encode=EncodeCost(**(manifest.get("encode") or {})),
+        label_recipe=manifest.get("label_recipe"),
     )
 
 

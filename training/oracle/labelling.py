@@ -1,16 +1,19 @@
 """Runs every action of a space on pictures with their questions: the rows of the oracle.
 
 Each picture is encoded once; what a question is answered from follows from the relevance map that
-its features are computed from, as in the service. Actions that read the same are computed once, and
-questions share packed passes. Knows the model, relevance and the router's features; does not know
-where the questions come from or where the rows go.
+its features are computed from, as in the service. What was served is asked again whole, under the
+limits it was served with, from visual tokens rounded as there. Actions that read the same are
+computed once, and questions share packed passes. Knows the model, relevance and the router's
+features; does not know where the questions come from or where the rows go.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ from m3model import (
     focus_visual_tokens,
     pool_visual_tokens,
 )
+from m3model.engine.detokenise import text_until
+from m3model.engine.recipe import answering_device, answering_dtype, cut_after
+from m3model.pooling import as_sent
 from m3model.relevance.choice import relevance_name, relevance_sources
 from m3model.relevance.source import encode_with_tower
 from router.actions import ActionSpace, Plan, Reading, uniform_space
@@ -58,7 +64,8 @@ class Labeller:
     Args:
         model: folder of the checkpoint.
         device: torch device; None takes a GPU when there is one.
-        max_new_tokens: answers longer than this (and than their reference) are cut.
+        max_new_tokens: answers longer than this (and than their reference) are cut, where the
+            question tells no limit of its own.
         relevance, text_encoder: where relevance comes from, see `m3model.relevance.choice`.
         space: the actions to run, of all the model's scales; None for the scales alone.
 
@@ -78,24 +85,33 @@ class Labeller:
     ) -> None:
         # A full name (of `relevance_name`) names its kind before the first dash.
         name = relevance_name(model, relevance.partition("-")[0], text_encoder)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
+        self.device = answering_device(device)
         self.model: Any = (
             M3ForConditionalGeneration.from_pretrained(
-                model, dtype=dtype, attn_implementation="sdpa"
+                model, dtype=getattr(torch, answering_dtype(self.device)),
+                attn_implementation="sdpa",
             )
             .to(self.device)
             .eval()
-        )
+        )  # fmt: skip
         self.processor = M3Processor.from_pretrained(model)
         self.relevance = relevance_sources(self.model, model, text_encoder)[name]
         self.scales: tuple[int, ...] = tuple(self.model.config.scales)
         self.space = uniform_space(self.scales) if space is None else space
         self.max_new_tokens = max_new_tokens
+        self.max_length = int(self.model.config.text_config.max_position_embeddings)
         end = self.model.generation_config.eos_token_id
         if end is None:
             end = self.processor.tokenizer.eos_token_id
         self.end_ids: tuple[int, ...] = tuple(end) if isinstance(end, list) else (int(end),)
+
+    def fitting(self, task: PictureTask) -> PictureTask:
+        """Return the task without the questions that the finest scale could not be served for:
+        their conversation leaves the context no room for it and for a token of the answer.
+        """
+        room = self.max_length - self.space.anchor.coarse
+        asks = [ask for ask in task.asks if len(self._question(ask).prompt_ids) <= room]
+        return replace(task, asks=tuple(asks))
 
     def label(
         self,
@@ -104,8 +120,12 @@ class Labeller:
         feature_schema: str,
         model_hash: str,
         source: SourceKind,
+        recipe: str | None = None,
     ) -> list[OracleRecord]:
-        """Return one record per question, in the order of the tasks."""
+        """Return one record per question, in the order of the tasks.
+
+        ``recipe`` is that of answers without a limit; each row names its own.
+        """
         jobs = [job for task in tasks for job in self._jobs(task)]
         finest = self.space.anchor.coarse
         asked = [(j, q) for j, job in enumerate(jobs) for q in range(len(job.asks))]
@@ -120,7 +140,7 @@ class Labeller:
         return [
             self._record(
                 jobs[j], q, [answers[j, q, seen] for seen in jobs[j].seen[q]],
-                feature_schema=feature_schema, model_hash=model_hash, source=source,
+                feature_schema=feature_schema, model_hash=model_hash, source=source, recipe=recipe,
             )
             for j, q in asked
         ]  # fmt: skip
@@ -134,9 +154,10 @@ class Labeller:
         feature_schema: str,
         model_hash: str,
         source: SourceKind,
+        recipe: str | None,
     ) -> OracleRecord:
         ask, plan = job.asks[question], job.plans[question]
-        texts = [self.processor.decode(list(answer.answer_ids)) for answer in by_action]
+        texts = [self._text(ask, answer) for answer in by_action]
         told: dict[str, Any] = {}
         if self.space != uniform_space(self.scales):
             told = {
@@ -163,8 +184,15 @@ class Labeller:
             model_hash=model_hash,
             size_px=ask.size_px,
             metadata=json.dumps(ask.metadata, sort_keys=True),
+            group_id=ask.group_id,
+            label_recipe=cut_after(recipe, ask.max_tokens or self.max_new_tokens),
             **told,
         )
+
+    def _text(self, ask: Ask, answer: PackedAnswer) -> str:
+        if not ask.stop:
+            return self.processor.decode(list(answer.answer_ids))
+        return text_until(self.processor.tokenizer, answer.answer_ids, ask.stop)[0].strip()
 
     @torch.inference_mode()
     def _jobs(self, task: PictureTask) -> Iterator[_Job]:
@@ -180,8 +208,8 @@ class Labeller:
         name, patches = picture_id(task.rgb), grid.float().cpu().numpy()
         picture = picture_features(patches, self.scales)
         projected = self.relevance.project(patches, tower)
-        for start in range(0, len(task.asks), MAX_QUESTIONS):
-            asks = task.asks[start : start + MAX_QUESTIONS]
+        image_id = self.processor.image_token_id
+        for asks, questions in _together(task.asks, map(self._question, task.asks), image_id):
             features, plans = [], []
             for ask in asks:
                 ids = self.processor.question_ids(ask.question)
@@ -190,8 +218,8 @@ class Labeller:
                 features.append(question_features(picture, relevance, ask.question, embedding))
                 plans.append(self.space.plan(relevance))
             yield _Job(
-                name, asks, grid, tuple(self._question(ask) for ask in asks),
-                tuple(features), tuple(plans), tuple(self._seen(plan) for plan in plans),
+                name, asks, grid, questions, tuple(features), tuple(plans),
+                tuple(self._seen(plan) for plan in plans),
             )  # fmt: skip
 
     def _seen(self, plan: Plan) -> tuple[Seen, ...]:
@@ -199,8 +227,11 @@ class Labeller:
         return tuple(_as_the_model_knows_it(reading) for reading in readings)
 
     def _question(self, ask: Ask) -> PackedQuestion:
-        prompt, answer = self.processor.prompt_and_answer(ask.question, ask.reference)
-        return PackedQuestion(prompt, answer)
+        prompt, answer = self.processor.prompt_and_answer(
+            ask.messages or ask.question, ask.reference
+        )
+        stops = partial(_says, self.processor.tokenizer, ask.stop) if ask.stop else None
+        return PackedQuestion(prompt, answer, limit=ask.max_tokens, stops=stops)
 
     @torch.inference_mode()
     def _answers(
@@ -213,8 +244,8 @@ class Labeller:
         for rows in passes_of(rows_of(segments, self.model.config.hidden_size)):
             answered = answer_packed(
                 self.model,
-                [pool_visual_tokens(jobs[row.picture].grid, row.coarse) for row in rows],
-                [_packed(jobs[row.picture], row) for row in rows],
+                [_visual(jobs[row.picture].grid, row.coarse) for row in rows],
+                [self._packed(jobs[row.picture], row) for row in rows],
                 end_ids=self.end_ids,
                 max_new_tokens=self.max_new_tokens,
             )
@@ -222,6 +253,20 @@ class Labeller:
                 for each, answer in zip(row.segments, answers, strict=True):
                     found[each.picture, each.question, each.seen] = answer
         return found
+
+    def _packed(self, job: _Job, row: Row) -> list[PackedQuestion]:
+        """Return the questions of a row, each with its own fine tokens, ended by the context."""
+        asked = []
+        for each in row.segments:
+            question, seen = job.questions[each.question], each.seen
+            if isinstance(seen, Focus):
+                question = replace(question, own=_visual(job.grid, seen)[seen.coarse :])
+            if question.limit is not None:
+                tokens = seen.visual_tokens if isinstance(seen, Focus) else seen
+                room = self.max_length - (len(question.prompt_ids) - 1 + tokens)
+                question = replace(question, limit=min(question.limit, room))
+            asked.append(question)
+        return asked
 
     def _with_finest(self, job: _Job, finest: Sequence[PackedAnswer]) -> _Job:
         """Return the job with the finest answer standing in for every missing reference."""
@@ -241,22 +286,32 @@ def scores_of(ask: Ask, answers: Sequence[str], space: ActionSpace) -> tuple[flo
     """Return how right each action's answer is.
 
     With a reference: exact match. Without: agreement with the finest answer. A score that a user
-    gave for the logged answer overrides it for every action that answers the same; when it says
-    that the finest is wrong, agreeing with the finest earns nothing.
+    gave for the logged answer overrides it for every action that answers the same, if the action
+    that gave it gives it again: what a user never saw has no score. When it says that the finest is
+    wrong, agreeing with the finest earns nothing.
     """
     if ask.reference is not None:
         return tuple(float(exact_match(answer, ask.reference)) for answer in answers)
     agrees = [float(exact_match(answer, answers[-1])) for answer in answers]
-    at = _logged(ask, space)
-    if ask.score is None or at is None:
+    if ask.score is None or not given_again(ask, answers, space):
         return tuple(agrees)
-    logged = answers[at]
+    logged = str(ask.logged_answer)
     if exact_match(logged, answers[-1]):
         return tuple(ask.score * agree for agree in agrees)
     return tuple(
         ask.score if exact_match(answer, logged) else agree
         for answer, agree in zip(answers, agrees, strict=True)
     )
+
+
+def given_again(ask: Ask, answers: Sequence[str], space: ActionSpace) -> bool | None:
+    """Return whether the action that answered when served gives that answer again; None where
+    nothing was logged, or by an action that is not among these.
+    """
+    at = _logged(ask, space)
+    if at is None or ask.logged_answer is None:
+        return None
+    return exact_match(answers[at], ask.logged_answer)
 
 
 def _logged(ask: Ask, space: ActionSpace) -> int | None:
@@ -277,17 +332,38 @@ def _as_the_model_knows_it(reading: Reading) -> Seen:
     return Focus(reading.scale, reading.fine, reading.cells)
 
 
-def _packed(job: _Job, row: Row) -> list[PackedQuestion]:
-    """Return the questions of a row, each with its own fine tokens."""
-    return [
-        replace(
-            job.questions[each.question],
-            own=focus_visual_tokens(job.grid, each.seen)[each.seen.coarse :],
-        )
-        if isinstance(each.seen, Focus)
-        else job.questions[each.question]
-        for each in row.segments
-    ]
+def _together(
+    asks: Sequence[Ask], questions: Iterable[PackedQuestion], image_id: int
+) -> Iterator[tuple[tuple[Ask, ...], tuple[PackedQuestion, ...]]]:
+    """Yield the asks with their questions, in order, those together that may share a sequence:
+    the same stands before their picture.
+    """
+
+    def before(asked: tuple[Ask, PackedQuestion]) -> list[int]:
+        ids = list(asked[1].prompt_ids)
+        return ids[: ids.index(image_id)]
+
+    for _, alike in groupby(zip(asks, questions, strict=True), key=before):
+        pairs = list(alike)
+        for start in range(0, len(pairs), MAX_QUESTIONS):
+            part = pairs[start : start + MAX_QUESTIONS]
+            yield tuple(ask for ask, _ in part), tuple(question for _, question in part)
+
+
+def _says(tokenizer: Any, stop: Sequence[str], token_ids: Sequence[int]) -> bool:
+    """Return whether an answer has said one of the strings that end it."""
+    return text_until(tokenizer, token_ids, stop)[1]
+
+
+def _visual(grid: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """Return a picture's tokens as the service's language model would get them."""
+    told = grid.float()
+    tokens = (
+        focus_visual_tokens(told, seen)
+        if isinstance(seen, Focus)
+        else pool_visual_tokens(told, seen)
+    )
+    return as_sent(tokens).to(grid.dtype)
 
 
 def _length(question: PackedQuestion, seen: Seen) -> int:

@@ -12,7 +12,7 @@ Knows a language model's tensors; does not know scales, files, scoring or routin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,15 @@ class PackedQuestion:
     """One question: prompt ids with ONE image id, and the answer to score (end token included).
 
     ``own`` (m, D) are visual tokens that this question alone sees, behind the shared ones.
+    ``limit``: its answer is cut after so many tokens, whatever the reference; None: as all others.
+    ``stops``: whether an answer of these ids has said something that ends it.
     """
 
     prompt_ids: Sequence[int]
     reference_ids: Sequence[int] | None
     own: torch.Tensor | None = None
+    limit: int | None = None
+    stops: Callable[[Sequence[int]], bool] | None = None
 
     @property
     def n_own(self) -> int:
@@ -41,7 +45,10 @@ class PackedQuestion:
 
 @dataclass(frozen=True)
 class PackedAnswer:
-    """The greedy answer (no end token), its probability, and the reference's (None without)."""
+    """The greedy answer (no end token), its probability, and the reference's (None without).
+
+    ``finished``: by its end token, not by a limit or by what it said.
+    """
 
     answer_ids: tuple[int, ...]
     confidence: float
@@ -60,7 +67,14 @@ class _Decoding:
     log_p: float
     p_reference: float | None
     limit: int
+    stops: Callable[[Sequence[int]], bool] | None = None
     finished: bool = False
+    stopped: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing follows."""
+        return self.finished or self.stopped or len(self.answer) >= self.limit
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -106,15 +120,17 @@ def answer_packed(
     results: list[list[PackedAnswer | None]] = [[None] * len(asked) for asked in questions]
     open_: list[_Decoding] = []
     for row, index, start, count in batch.spans:
-        reference = questions[row][index].reference_ids
-        expected = list(reference) if reference is not None else []
+        question = questions[row][index]
+        expected = list(question.reference_ids or ())
+        limit = question.limit or max(max_new_tokens, len(expected))
+        greedy = best_ids[start : start + count]
         p_reference, right = None, 0
         if expected:
             chosen = log_probs[range(start, start + count), expected]
             p_reference = float(chosen.sum().exp())
-            greedy = best_ids[start : start + count]
             right = next((i for i in range(count) if greedy[i] != expected[i]), count)
-            if right == count and expected[-1] in end_ids:
+            whole = right == count and expected[-1] in end_ids
+            if whole and question.stops is None and count <= limit:
                 results[row][index] = PackedAnswer(
                     tuple(expected[:-1]), p_reference, p_reference, True
                 )
@@ -126,13 +142,17 @@ def answer_packed(
             row=row,
             question=index,
             position=batch.answer_position(row, index) + right,
-            answer=expected[:right],
-            log_p=sum(best_log_p[start : start + right]),
+            answer=[],
+            log_p=0.0,
             p_reference=p_reference,
-            limit=max(max_new_tokens, len(expected)),
+            limit=limit,
+            stops=question.stops,
         )
-        _take(state, best_ids[start + right], best_log_p[start + right], end_ids)
-        if state.finished or len(state.answer) >= state.limit:
+        for place in range(right + 1):
+            _take(state, greedy[place], best_log_p[start + place], end_ids)
+            if state.done:
+                break
+        if state.done:
             results[row][index] = _answer(state)
         else:
             open_.append(state)
@@ -190,7 +210,7 @@ def _decode(
             at = slot[state.row], lane[key]
             state.position += 1
             _take(state, int(best[at]), float(best_p[at]), end_ids)
-            if state.finished or len(state.answer) >= state.limit:
+            if state.done:
                 active.discard(key)
     return states
 
@@ -199,8 +219,9 @@ def _take(state: _Decoding, token: int, log_p: float, end_ids: Sequence[int]) ->
     state.log_p += log_p
     if token in end_ids:
         state.finished = True
-    else:
-        state.answer.append(token)
+        return
+    state.answer.append(token)
+    state.stopped = state.stops is not None and state.stops(state.answer)
 
 
 def _answer(state: _Decoding) -> PackedAnswer:

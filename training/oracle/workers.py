@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     from training.oracle.labelling import Labeller
 
 GROUP_PICTURES = 8  # pictures labelled together
-BAD_KEY = b"bad_records"
+BAD_KEY, COUNTS_KEY = b"bad_records", b"counts"  # JSON beside a shard's rows
+# What is counted of questions that were served before.
+NO_ROOM = "questions left out whose conversation leaves no room for the finest scale"
+LOGGED = "logged answers of an action that was run again"
+GIVEN_AGAIN = "logged answers that it gave again"
+SCORES_LEFT_OUT = "scores left out, on an answer that is not given again"
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class CollectJob:
     relevance: str
     text_encoder: Path | None
     space: ActionSpace
+    label_recipe: str | None = None  # of answers without a limit; None in folders of before
 
 
 def shard_path(out: Path, index: int) -> Path:
@@ -132,8 +139,9 @@ def _write_shard(job: CollectJob, labeller: Labeller, index: int, pictures: rang
     import pyarrow.parquet as pq
 
     from router.records import OracleRecord, to_table
+    from training.oracle.labelling import given_again
 
-    records, bad = [], []
+    records, bad, counts = [], [], Counter[str]()
     for start in range(0, len(pictures), GROUP_PICTURES):
         tasks = []
         for picture in pictures[start : start + GROUP_PICTURES]:
@@ -143,13 +151,29 @@ def _write_shard(job: CollectJob, labeller: Labeller, index: int, pictures: rang
                 if not job.skip_bad:
                     raise
                 bad.append(str(error))
-        records += labeller.label(
-            tasks,
+        asked, tasks = sum(len(task.asks) for task in tasks), list(map(labeller.fitting, tasks))
+        asks = [ask for task in tasks for ask in task.asks]
+        counts[NO_ROOM] += asked - len(asks)
+        labelled = labeller.label(
+            [task for task in tasks if task.asks],
             feature_schema=job.feature_schema,
             model_hash=job.model_hash,
             source=job.source.kind,
+            recipe=job.label_recipe,
         )
+        for ask, record in zip(asks, labelled, strict=True):
+            again = given_again(ask, record.answers, job.space)
+            counts[LOGGED] += again is not None
+            counts[GIVEN_AGAIN] += again is True
+            counts[SCORES_LEFT_OUT] += (
+                ask.score is not None and ask.reference is None and again is not True
+            )
+        records += labelled
     table = to_table(records, OracleRecord)
-    metadata = {**(table.schema.metadata or {}), BAD_KEY: json.dumps(bad).encode()}
+    metadata = {
+        **(table.schema.metadata or {}),
+        BAD_KEY: json.dumps(bad).encode(),
+        COUNTS_KEY: json.dumps(counts).encode(),
+    }
     with replacing(shard_path(job.out, index)) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")

@@ -20,13 +20,21 @@ from m3model.errors import BadPicture
 from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from training.errors import BadRecord
 
-_NEWER = ("logged_action", "logged_space")  # of `Ask`: folders of before must go on
+# Of `Ask`: folders of before must go on.
+_NEWER = (
+    "logged_action", "logged_space", "logged_answer", "messages", "max_tokens", "stop", "group_id",
+)  # fmt: skip
 SourceKind = Literal["scenes", "llava", "log"]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One question about a picture and what is known about it."""
+    """One question about a picture and what is known about it.
+
+    What was served is asked again as it was served: ``messages`` is the whole conversation, as the
+    processor takes it, with the one picture in it; the answer ends after ``max_tokens`` or where it
+    says one of ``stop``. None: the question alone, under the limits of whoever labels.
+    """
 
     question: str
     reference: str | None = None
@@ -39,6 +47,11 @@ class Ask:
     logged_scale: int | None = None
     logged_action: str | None = None  # None in logs older than the column
     logged_space: str | None = None  # hash of the space that the action is of
+    logged_answer: str | None = None  # what the caller got: a score is about it
+    messages: tuple[dict[str, Any], ...] | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+    group_id: str | None = None
 
     def content(self) -> dict[str, Any]:
         """Return all that it says; what older versions did not know is left out where empty."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from router.actions import Reading
-from router.decision import Reason, RoutingDecision
+from router.decision import Constraints, Reason, RoutingDecision
+from router.wishes import constraints_from_json
 from serve.errors import BadRequest, NotFound, NotReady
 from serve.gateway.call import Call
 from serve.gateway.question import parse_request
@@ -55,7 +57,10 @@ def write(body: dict[str, Any], others: tuple[AnswerPart, ...] = (), **settings:
         readings=(Reading.uniform(9),) * n,
     )  # fmt: skip
     trace = Trace(Call("r"), "chat", request, parsed=parsed, status="ok")
-    trace.encoded = Encoded(tuple("ab"[:n]), (), decision, 2.0, action_space="space")
+    trace.encoded = Encoded(
+        tuple("ab"[:n]), (), decision, 2.0, action_space="space", constraints=parsed.constraints,
+        certificate="proof", label_recipe="0123-float32",
+    )  # fmt: skip
     trace.add(AnswerPart("a red", 2, -0.5, 7))
     for part in (*others, AnswerPart(" bar", 1, -0.5, 7, "stop")):
         trace.add(part)
@@ -104,6 +109,36 @@ def test_words_and_pictures_are_kept_when_asked(
     assert (log.records[0].question, log.records[0].audited) == (None, False)
     log = write(body, log_prompts=True, audit_rate=0.0)
     assert log.records[0].question == "why?"
+
+
+def test_a_record_says_how_an_answer_was_asked_for(ask_body: Callable[..., dict[str, Any]]) -> None:
+    asked = {"messages": [
+        {"role": "developer", "content": "Be brief."},
+        *ask_body("what?", seeds=(1, 2))["messages"],
+        {"role": "assistant", "content": "a bar"},
+        {"role": "user", "content": [{"type": "text", "text": "red?"}]},
+    ]}  # fmt: skip
+    wishes = {"routing": {"max_visual_tokens": 99, "second_look": False}, "stop": "."}
+    body = ask_body(**asked, **wishes, max_tokens=7, temperature=0.5)
+    (record,) = write(body, log_prompts=True, audit_rate=0.0).records
+    assert json.loads(record.messages) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [
+            {"type": "image", "picture_id": "a"}, {"type": "image", "picture_id": "b"},
+            {"type": "text", "text": "what?"},
+        ]},
+        {"role": "assistant", "content": "a bar"},
+        {"role": "user", "content": [{"type": "text", "text": "red?"}], "stop": ["."]},
+    ]  # fmt: skip
+    assert constraints_from_json(record.constraints) == Constraints(max_visual_tokens=99)
+    assert (record.second_look, record.temperature, record.max_tokens) == (False, 0.5, 7)
+    assert (record.certificate, record.label_recipe) == ("proof", "0123-float32-7")
+    assert (record.arm, record.group_id) == ("live", None)
+    silent = ask_body("what?")
+    del silent["max_tokens"]
+    (record,) = write(silent, audit_rate=0.0, default_max_tokens=11).records
+    assert (record.temperature, record.max_tokens, record.messages) == (0.0, 11, None)
+    assert record.label_recipe == "0123-float32-11"
 
 
 def test_audits_are_drawn_uniformly() -> None:
@@ -173,3 +208,33 @@ def test_feedback_is_taken_from_the_tenant_that_asked() -> None:
     told = [(each.request_id, each.tenant, each.score) for each in log.feedbacks]
     assert told == [("abc", "alice", 0.0), ("abc", "alice", 0.0), ("abc", "bob", 1.0)]
     assert [record.tenant for record in log.records] == ["alice", "bob"]
+
+
+def test_one_id_for_several_requests_is_several_names_and_no_answer() -> None:
+    """A gateway or a script may send one constant x-request-id."""
+    log = ListLog()
+    request_log = RequestLog(log, ServeSettings(), SCALES)  # type: ignore[arg-type]
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    traces = [Trace(Call("t", tenant="alice"), "chat", request, status="ok") for _ in range(3)]
+    for trace in traces:
+        request_log.name(trace)
+    assert len({trace.reply_id for trace in traces}) == 3
+    request_log.write(traces[1])  # of three that are under way, one is answered
+    request_log.feedback(FeedbackRequest(request_id="t", score=1.0), Call("f", tenant="alice"))
+    request_log.write(traces[0])
+    with pytest.raises(BadRequest, match=r"Several answers.* Send the 'id'") as caught:
+        request_log.feedback(FeedbackRequest(request_id="t", score=0.0), Call("f", tenant="alice"))
+    assert (caught.value.code, caught.value.param) == ("ambiguous_answer", "request_id")
+    for trace in traces[:2]:
+        said = FeedbackRequest(request_id=trace.reply_id, score=0.5)
+        request_log.feedback(said, Call("f", tenant="alice"))
+    names = [record.request_id for record in log.records]
+    assert names[1] == "t"
+    assert names[0].startswith("t.")
+    told = [(each.request_id, each.score) for each in log.feedbacks]
+    assert told == [(names[0], 1.0), (names[1], 0.5), (names[0], 0.5)]
+    other = Trace(Call("t", tenant="bob"), "chat", request, status="ok")  # others' ids are others'
+    request_log.name(other)
+    request_log.write(other)
+    request_log.feedback(FeedbackRequest(request_id="t", score=1.0), Call("f", tenant="bob"))
+    assert log.feedbacks[-1].request_id == "t"

@@ -18,6 +18,7 @@ from serve.log import segments as log_segments
 from serve.log.decisions import DecisionLog
 
 SECRET = "what is the patient's name?"
+SYSTEM = "our house rules"
 RGB = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
 
@@ -37,6 +38,7 @@ def decision(number=0, **fields):
         "picture_ids": (picture_id(RGB),),
         "question": SECRET,
         "answer": SECRET[::-1],
+        "messages": f'[{{"role": "system", "content": "{SYSTEM}"}}]',
         "model": "m3-auto",
         "scale": 36,
         "visual_tokens": 36,
@@ -81,10 +83,10 @@ def test_without_switches_no_text_and_no_picture_reaches_the_disk(tmp_path, monk
     for each in (with_prompts, log):
         each.append(decision(), [PICTURE])
         each.close()
-    assert SECRET.encode() in bytes_below(tmp_path / "on")
-    assert SECRET.encode() not in bytes_below(tmp_path / "off")
-    assert SECRET[::-1].encode() not in bytes_below(tmp_path / "off")
-    assert read(tmp_path / "off") == [decision(question=None, answer=None)]
+    for words in (SECRET, SECRET[::-1], SYSTEM):
+        assert words.encode() in bytes_below(tmp_path / "on")
+        assert words.encode() not in bytes_below(tmp_path / "off")
+    assert read(tmp_path / "off") == [decision(question=None, answer=None, messages=None)]
     assert not list(tmp_path.rglob("*.png"))
 
 

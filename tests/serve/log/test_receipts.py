@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import threading
 from pathlib import Path
 
@@ -33,6 +35,23 @@ def test_signed_ids_are_known_to_all_who_share_the_folder(tmp_path: Path) -> Non
     assert stranger.request_of(one.reply_id("abc", "alice"), "alice") is None
     assert one.request_of("", "") is None
     assert one.request_of("chatcmpl-ä-é", "") is None
+
+
+def test_ids_of_before_are_known_on(tmp_path: Path) -> None:
+    """They carried the signature alone, without what makes each another."""
+    secret = shared_secret(tmp_path)
+    signed = hmac.new(secret, b"abc\nalice", hashlib.sha256).hexdigest()[:16]
+    assert Receipts(secret, PREFIX).request_of(f"chatcmpl-abc-{signed}", "alice") == "abc"
+    assert Receipts(secret, PREFIX).request_of(f"chatcmpl-abc-{signed}", "bob") is None
+
+
+def test_two_gateways_give_no_id_twice(tmp_path: Path) -> None:
+    gateways = [Receipts(shared_secret(tmp_path), PREFIX) for _ in range(2)]
+    names = [gateway.name("trace-1", "") for gateway in gateways]
+    assert names == ["trace-1", "trace-1"]  # neither knows of the other
+    one, other = (each.reply_id("trace-1", "") for each in gateways)
+    assert one != other
+    assert gateways[0].request_of(other, "") == "trace-1"
 
 
 def test_request_ids_are_known_where_they_were_answered(monkeypatch: pytest.MonkeyPatch) -> None:

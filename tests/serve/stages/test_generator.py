@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,9 +45,7 @@ class Noting(M3Processor):
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path) -> Checkpoint:
     loaded = load_checkpoint(tiny_model, device="cpu")
-    return Checkpoint(
-        loaded.model, Noting.from_pretrained(tiny_model), loaded.sources, loaded.device
-    )
+    return replace(loaded, processor=Noting.from_pretrained(tiny_model))
 
 
 @pytest.fixture(scope="module")

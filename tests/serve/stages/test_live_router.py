@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router import Router
+from m3model import default_model_path
+from m3model.config import hash_model
+from m3model.engine.recipe import label_recipe_hash, model_of
+from router import Router, default_router_path
 from router.actions import ActionSpace, uniform_space
-from router.decision import Reason
+from router.decision import Constraints, Reason
 from serve.errors import ServeSetupError
 from serve.stages.encoder import Encoder
+from serve.stages.messages import EncodeRequest
 
 from .conftest import ask
 
@@ -185,6 +189,79 @@ def test_a_registry_that_names_nothing_complains_of_nothing_once_it_can_be_read(
         time.sleep(0.02)
     assert encoder._router.ok
     assert "m3_router_stale 0.0" in asyncio.run(encoder._metrics.text())
+
+
+def fitted_for(folder: Path, **facts: str) -> Path:
+    """The router in a folder, as if it had been fitted on such answers."""
+    router = Router.from_pretrained(folder)
+    router.with_policy(router.policy, facts).save_pretrained(folder)
+    return folder
+
+
+def test_a_router_of_another_model_is_never_served(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tiny_model: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    weights, recipe = hash_model(tiny_model), label_recipe_hash(tiny_model, "bfloat16", 16)
+    registry = tmp_path / "registry"
+    for name in ("other-weights", "other-template", "both", "weights-alone", "neither"):
+        make_router(registry / name, 9)
+    bad = [
+        (fitted_for(registry / "other-weights", model_hash="0" * 16),
+         rf"fitted for model 0{{16}}, the service's is {weights}: fit one on its answers"),
+        (fitted_for(registry / "other-template", model_hash=weights,
+                    label_recipe=f"{'0' * 16}-float32-16"),
+         rf"answers of recipe 0{{16}}, the service's is {recipe[:16]}: its tokenizer, template"),
+    ]  # fmt: skip
+    good = [
+        # Labelled on a GPU with answers of 16 tokens: the same model.
+        fitted_for(registry / "both", model_hash=weights, label_recipe=recipe),
+        fitted_for(registry / "weights-alone", model_hash=weights),  # of before recipes
+        registry / "neither",  # of before all that
+    ]
+    for folder, sentence in bad:  # at the start
+        with pytest.raises(ServeSetupError, match=sentence):
+            make_encoder(router=folder)
+    for folder in good:
+        assert make_encoder(router=folder)._router.ok
+    promote(registry, registry / "neither")
+    encoder = make_encoder(registry=registry)
+    version = encoder._router.version
+    for folder, _ in bad:  # while running
+        assert not encoder._router.swap_to(folder)
+        assert (encoder._router.version, encoder._router.ok) == (version, False)
+    assert encoder._router.swap_to(registry / "both")
+    assert encoder._router.ok
+
+
+def test_the_shipped_router_is_the_shipped_models() -> None:
+    facts = Router.from_pretrained(default_router_path()).metadata
+    assert facts["model_hash"] == hash_model(default_model_path())
+    recipe = facts.get("label_recipe")  # routers of before have none
+    assert recipe is None or model_of(recipe) == label_recipe_hash(default_model_path())
+
+
+def test_what_was_decided_is_told_with_what_it_was_held_to(
+    make_encoder: Callable[..., Encoder], make_router: Any, picture_bytes: Picture,
+    tiny_model: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    make_router(tmp_path / "r", 36)
+    encoder = make_encoder(router=tmp_path / "r", log_dir=tmp_path / "log")
+    encoded = ask(encoder, picture_bytes(0), max_visual_tokens=40, focus=False)
+    assert encoded.constraints == Constraints(max_visual_tokens=40, focus=False)
+    assert encoded.label_recipe == label_recipe_hash(tiny_model, "float32")
+    assert encoded.certificate is None
+    # What the context leaves room for is a limit too: the conversation is long.
+    words = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": "red " * 2020}],
+    }
+    long = EncodeRequest((picture_bytes(0),), "What?", Constraints(), prompt=(words,))
+    encoded = asyncio.run(encoder.encode_and_route(long))
+    room = encoded.constraints and encoded.constraints.max_visual_tokens
+    assert room is not None
+    assert encoded.decision.scale <= room < 36
+    assert make_encoder(log_dir=None)._recipe is None
 
 
 def test_a_registrys_router_is_not_exchanged_by_another_source(

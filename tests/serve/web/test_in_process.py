@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx2
 import openai
+import pyarrow.parquet as pq
 import pytest
 
 Body = Callable[..., dict[str, Any]]
@@ -289,6 +291,35 @@ def test_feedback_is_recorded(running: Any, ask_body: Body) -> None:
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_answer")
         for bad in ({"request_id": "abc"}, {"score": 1}, {"request_id": "a", "score": 2}):
             assert http.post("/v1/feedback", json=bad).status_code == 400
+
+
+def test_one_request_id_for_many_requests(running: Any, ask_body: Body) -> None:
+    with httpx2.Client(base_url=running.url, headers={"x-request-id": "trace-1"}) as http:
+        asked = [
+            http.post("/v1/chat/completions", json=ask_body(f"what {word}?", stream=stream))
+            for word, stream in (("color", False), ("shape", False), ("word", True))
+        ]
+        assert {reply.headers["x-request-id"] for reply in asked} == {"trace-1"}
+        streamed = json.loads(asked[2].text.split("data: ")[1])
+        ids = [reply.json()["id"] for reply in asked[:2]] + [streamed["id"]]
+        assert len(set(ids)) == 3
+        for name in ids:
+            judged = {"request_id": name, "reference": f"of {ids.index(name)}"}
+            assert http.post("/v1/feedback", json=judged).status_code == 200
+        refused = http.post("/v1/feedback", json={"request_id": "trace-1", "score": 0.0})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "ambiguous_answer")
+    running.service.gateway.log._log.flush()
+
+    def logged(kind: str) -> list[dict[str, Any]]:
+        files = sorted((running.log_dir / kind).glob("*.parquet"))
+        rows = [row for path in files for row in pq.read_table(path).to_pylist()]
+        return [row for row in rows if row["request_id"].startswith("trace-1")]
+
+    names = {row["question"]: row["request_id"] for row in logged("decisions")}
+    said = {row["request_id"]: row["reference"] for row in logged("feedback")}
+    assert [said[names[f"what {word}?"]] for word in ("color", "shape", "word")] == [
+        "of 0", "of 1", "of 2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("stream", [True, False])

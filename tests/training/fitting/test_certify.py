@@ -156,6 +156,9 @@ def test_what_cannot_be_certified_is_refused(router, data) -> None:
             certify(router, data, loss="drop", bound=bound)
     with pytest.raises(MixedData, match="fitted for model feed"):
         certify(router, replace(data, model_hash="beef"), loss="harm", bound=0.1)
+    told = router.with_policy(router.policy, {"label_recipe": "ab-float32-16"})
+    with pytest.raises(MixedData, match=r"recipe ab-float32-16.* cd-float32: another tok"):
+        certify(told, replace(data, label_recipe="cd-float32"), loss="harm", bound=0.1)
     with pytest.raises(NotEnoughData, match="pictures can certify"):
         certify(router, data.take(data.pictures < 30), loss="harm", bound=0.1)
     seen = router.with_policy(router.policy, {"calibrated_on": SHARED})

@@ -285,6 +285,20 @@ def test_mixed_models_are_refused(oracle, tmp_path) -> None:
         read_oracle([oracle, other])
 
 
+def test_a_router_names_whose_answers_it_learnt(fitted, oracle, tmp_path) -> None:
+    """What its data have in common; data of another tokenizer or template do not mix."""
+    few = {name: write_oracle(tmp_path / name, 60, seed=seed, label_recipe=recipe)
+           for name, seed, recipe in [("a", 1, "ab-float32-16"), ("b", 2, "ab-float32"),
+                                      ("c", 3, "cd-float32-16")]}  # fmt: skip
+    both = read_oracle([few["a"], few["b"]])
+    assert both.label_recipe == both.split("test").label_recipe == "ab-float32"
+    assert fit(both).router.metadata["label_recipe"] == "ab-float32"
+    with pytest.raises(MixedData, match=r"ab-float32-16 and cd-float32-16.*template"):
+        read_oracle([few["a"], few["c"]])
+    assert read_oracle([few["a"], oracle]).label_recipe is None  # of before: nothing is known
+    assert "label_recipe" not in fitted.router.metadata
+
+
 def test_shards_of_another_model_are_refused(tmp_path) -> None:
     with pytest.raises(MixedData, match="differ in model_hash"):
         read_oracle([write_oracle(tmp_path / "x", pictures=3, model_hash="feed")])

@@ -192,13 +192,18 @@ def test_feedback_on_a_focus_counts_in_its_own_space_only() -> None:
     space = ActionSpace((Action("1", 1), Action("f", 1, 144, CellRule(500, "none", 4)),
                          Action("36", 36), Action("144", 144)))  # fmt: skip
     answers = ["a", "c", "b", "b"]
-    focus = Ask("q", score=0.7, logged_scale=1, logged_action="f", logged_space=space.hash)
+    focus = Ask(
+        "q", score=0.7, logged_scale=1, logged_action="f", logged_space=space.hash,
+        logged_answer="c",
+    )  # fmt: skip
     assert scores_of(focus, answers, space) == (0.0, 0.7, 1.0, 1.0)
     elsewhere = replace(focus, logged_space="another")
     assert scores_of(elsewhere, answers, space) == (0.0, 0.0, 1.0, 1.0)
-    scale = replace(elsewhere, logged_action="1")  # a scale is the same everywhere
+    scale = replace(
+        elsewhere, logged_action="1", logged_answer="a"
+    )  # a scale is the same everywhere
     assert scores_of(scale, answers, space) == (0.7, 0.0, 1.0, 1.0)
-    older = replace(focus, logged_action=None, logged_space=None)
+    older = replace(scale, logged_action=None, logged_space=None)
     assert scores_of(older, answers, space) == (0.7, 0.0, 1.0, 1.0)
 
 

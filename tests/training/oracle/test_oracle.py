@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from m3model.engine.recipe import label_recipe_hash
 from router.actions import uniform_space
 from router.records import (
     DecisionRecord,
@@ -27,7 +30,8 @@ from router.records import (
 )
 from training.errors import BadRecord, ParametersDiffer, TrainingError
 from training.oracle.collection import collect
-from training.oracle.labelling import Labeller, scores_of
+from training.oracle.data import read_oracle
+from training.oracle.labelling import Labeller, given_again, scores_of
 from training.oracle.workers import BAD_KEY, shard_path
 from training.sources.llava import llava_source
 from training.sources.log import log_source
@@ -80,8 +84,6 @@ def test_right_answers_are_not_decoded(tiny_model: Path) -> None:
     labeller = Labeller(tiny_model, device="cpu", max_new_tokens=4)
     task = SceneSource(1, 3).load(0)
     plain = labeller.label([task], feature_schema="f", model_hash="m", source="scenes")
-    from dataclasses import replace
-
     text = plain[0].answers[-1]
     again = replace(task, asks=(replace(task.asks[0], reference=text),))
     record = labeller.label([again], feature_schema="f", model_hash="m", source="scenes")[0]
@@ -91,8 +93,6 @@ def test_right_answers_are_not_decoded(tiny_model: Path) -> None:
 
 
 def test_without_a_reference_the_finest_answer_stands_in(tiny_model: Path) -> None:
-    from dataclasses import replace
-
     labeller = Labeller(tiny_model, device="cpu", max_new_tokens=3)
     task = SceneSource(1, 3).load(0)
     asks = tuple(replace(ask, reference=None) for ask in task.asks)
@@ -108,8 +108,28 @@ def test_scores() -> None:
     answers, space = ["a", "b", "b"], uniform_space((1, 9, 36))
     assert scores_of(Ask("q", reference="A."), answers, space) == (1.0, 0.0, 0.0)
     assert scores_of(Ask("q"), answers, space) == (0.0, 1.0, 1.0)
-    assert scores_of(Ask("q", score=0.0, logged_scale=36), answers, space) == (0.0, 0.0, 0.0)
-    assert scores_of(Ask("q", score=0.8, logged_scale=1), answers, space) == (0.8, 1.0, 1.0)
+    finest = Ask("q", score=0.0, logged_scale=36, logged_answer="B.")
+    assert scores_of(finest, answers, space) == (0.0, 0.0, 0.0)
+    assert scores_of(replace(finest, score=0.75), answers, space) == (0.0, 0.75, 0.75)
+    coarsest = Ask("q", score=0.8, logged_scale=1, logged_answer="a")
+    assert scores_of(coarsest, answers, space) == (0.8, 1.0, 1.0)
+
+
+def test_a_score_is_about_the_answer_that_was_given() -> None:
+    """Where the logged action says something else now, nobody has judged what it says."""
+    answers, space = ["a", "b", "b"], uniform_space((1, 9, 36))
+    ask = Ask("q", score=0.8, logged_scale=1, logged_answer="c")
+    assert given_again(ask, answers, space) is False
+    assert scores_of(ask, answers, space) == (0.0, 1.0, 1.0)
+    elsewhere = replace(ask, logged_scale=36, logged_answer="a")  # another action gives it now
+    assert given_again(elsewhere, answers, space) is False
+    assert scores_of(elsewhere, answers, space) == (0.0, 1.0, 1.0)
+    assert given_again(replace(ask, logged_answer=None), answers, space) is None
+    assert scores_of(replace(ask, logged_answer=None), answers, space) == (0.0, 1.0, 1.0)
+    assert given_again(replace(ask, logged_scale=4), answers, space) is None
+    assert given_again(replace(ask, logged_answer="A."), answers, space) is True
+    judged = replace(ask, reference="b")  # what is right overrules what was thought of an answer
+    assert scores_of(judged, answers, space) == (0.0, 1.0, 1.0)
 
 
 def test_rerun_does_nothing_and_other_parameters_are_refused(
@@ -304,3 +324,70 @@ def test_changed_picture_is_refused(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
     with pytest.raises(BadRecord, match="do not match its name"):
         log_source(tmp_path).load(0)
+
+
+def test_rows_and_manifest_name_the_recipe_of_their_answers(
+    tiny_model: Path, collected: Path, tmp_path: Path
+) -> None:
+    recipe = label_recipe_hash(tiny_model, "float32", 16)
+    assert json.loads((collected / "manifest.json").read_text())["label_recipe"] == recipe
+    assert {record.label_recipe for record in records_in(collected)} == {recipe}
+    assert read_oracle([collected]).label_recipe == recipe
+    # A folder from before there were recipes goes on without.
+    older = Path(shutil.copytree(collected, tmp_path / "older"))
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["label_recipe"]
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    shard_path(older, 0).unlink()
+    assert collect(SceneSource(6, 3), tiny_model, older, workers=1).labelled_now == 1
+    assert {record.label_recipe for record in records_in(older)} == {recipe, None}
+    assert read_oracle([older]).label_recipe is None
+    assert read_oracle([collected, older]).label_recipe is None
+
+
+def test_a_conversation_that_leaves_the_finest_no_room_is_left_out(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """The tiny model reads 2048 tokens: 1471 of text and 576 of the picture leave one to answer."""
+    labeller = Labeller(tiny_model, device="cpu")
+    task = SceneSource(1, 3).load(0)
+
+    def asking(words: int) -> Ask:
+        text = {"type": "text", "text": " ".join(["red"] * words)}
+        message = {"role": "user", "content": [{"type": "image"}, text]}
+        return Ask("what color?", messages=(message,), max_tokens=6)
+
+    n_prompt = len(labeller.processor.prompt_ids(asking(0).messages))  # one of them the picture
+    most = 2048 - 1 - 576 - (n_prompt - 1)
+    fits, long = asking(most), asking(most + 1)
+    assert labeller.fitting(replace(task, asks=(long, fits, long))).asks == (fits,)
+    [record] = labeller.label(
+        [replace(task, asks=(fits,))], feature_schema="f", model_hash="m", source="log"
+    )
+    assert len(labeller.processor.question_ids(record.answers[-1])) == 1
+    assert len(labeller.processor.question_ids(record.answers[0])) > 1
+
+
+def test_what_became_of_feedback_is_counted(tiny_model: Path, tmp_path: Path) -> None:
+    write_log(tmp_path / "log")
+    result = collect(log_source(tmp_path / "log"), tiny_model, tmp_path / "out", workers=1)
+    # "c" has a score, and no answer in the log that it could be about.
+    assert result.notes() == ["1 scores left out, on an answer that is not given again"]
+    path = tmp_path / "log" / "decisions" / "d1.parquet"
+    rows = from_table(pq.read_table(path), DecisionRecord)
+    said = {
+        r.question_id: r.answers[(r.actions or ()).index("9")] for r in records_in(tmp_path / "out")
+    }
+    told = [
+        replace(row, answer="another" if row.request_id == "b" else said.get(row.request_id))
+        for row in rows
+    ]
+    pq.write_table(to_table(told, DecisionRecord), path)
+    result = collect(log_source(tmp_path / "log"), tiny_model, tmp_path / "again", workers=1)
+    assert result.notes() == ["2 of 3 logged answers are given again by their action"]
+    [scored] = [r for r in records_in(tmp_path / "again") if r.question_id == "c"]
+    at = (scored.actions or ()).index("9")
+    assert scored.scores[at] == 0.0
+    manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
+    assert manifest["counts"]["logged answers that it gave again"] == 2
+    assert manifest["label_recipe"] == label_recipe_hash(tiny_model, "float32")
