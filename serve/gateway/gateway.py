@@ -384,6 +384,7 @@ class Gateway:
             if trace.endpoint == "chat":
                 self.metrics.count("m3_pictures_not_logged", self.log.write(trace))
                 self.metrics.count("m3_log_dropped", self.log.newly_dropped())
+                self.metrics.count("m3_log_errors", self.log.newly_failed())
             trace.tell_span()
 
     def _count_for_tenant(

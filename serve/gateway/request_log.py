@@ -35,7 +35,7 @@ class RequestLog:
     ) -> None:
         self._log, self._settings, self._scales = log, settings, scales
         self._receipts = None if log is None else Receipts(log.secret, REPLY_ID_PREFIX)
-        self._dropped = 0
+        self._dropped = self._failed = 0
 
     def reply_id(self, call: Call) -> str | None:
         """Return an id for the reply that feedback can be given on; None: none can be given."""
@@ -107,6 +107,11 @@ class RequestLog:
         """Return how many records (and at the end pictures) were dropped since last asked."""
         before, self._dropped = self._dropped, self._log.counts.dropped if self._log else 0
         return self._dropped - before
+
+    def newly_failed(self) -> int:
+        """Return how many writes of the log failed since last asked."""
+        before, self._failed = self._failed, self._log.counts.errors if self._log else 0
+        return self._failed - before
 
     async def settle(self) -> None:
         """Return when everything so far is on disk, or after some seconds."""
