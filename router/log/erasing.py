@@ -76,7 +76,7 @@ def erase(log: Path | str, picture_id: str, oracle: Sequence[Path] = ()) -> Eras
     done.feedback = sum(hit.num_rows for hit in _hits(log, FeedbackRecord, about))
     done.left = compact(log, wait_s=WAIT_S).skipped
     for kind in (DecisionRecord, FeedbackRecord):
-        for _, rows in live_segments(log, kind, Notes()):
+        for _, rows in live_segments(log, kind, Notes(skip_newer=True)):
             done.growing += _hit(rows.table, kind, about).num_rows
     for folder in oracle:
         done.oracle += _erase_labels(folder, picture_id, done.left)
@@ -85,7 +85,7 @@ def erase(log: Path | str, picture_id: str, oracle: Sequence[Path] = ()) -> Eras
 
 def _hits(log: Path, kind: type[Any], erased: Erased) -> Iterator[pa.Table]:
     """Yield what is on disk and erased, wherever it is."""
-    for _, rows in live_segments(log, kind, Notes()):
+    for _, rows in live_segments(log, kind, Notes(skip_newer=True)):
         yield _hit(rows.table, kind, erased)
     looked_at = pa.schema([field for field in schema_of(kind) if field.name in LOOKED_AT])
     for path in parquet_files(log, kind, Notes()):

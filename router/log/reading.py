@@ -30,8 +30,13 @@ TAKEN = b"m3_segments"  # of a Parquet file: {"day": ..., "segments": [...]} tha
 
 @dataclass
 class Notes:
-    """What one reading met: files left out and why, segments that end in half a batch."""
+    """What one reading met: files left out and why, segments that end in half a batch.
 
+    Args:
+        skip_newer: leave out what a newer program wrote, instead of refusing to read on.
+    """
+
+    skip_newer: bool = False
     skipped: list[Skipped] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     live_rows: int = 0
@@ -40,6 +45,16 @@ class Notes:
     def skip(self, log: Path, path: Path, why: str) -> None:
         """Leave a file out."""
         self.skipped.append(Skipped(str(path.relative_to(log)), why))
+
+    def fault(self, log: Path, path: Path, error: Exception) -> None:
+        """Leave a file out that cannot be read.
+
+        Raises:
+            NewerLog: it was written by a newer program, and such are not left out.
+        """
+        if isinstance(error, NewerLog) and not self.skip_newer:
+            raise NewerLog(f"cannot read {path}: {error}") from error
+        self.skip(log, path, first_line(error))
 
 
 @dataclass(frozen=True)
@@ -94,10 +109,8 @@ def tables(
             table, taken = read_parquet(path, kind, read)
         except FileNotFoundError:
             continue  # its day has passed since
-        except NewerLog as error:
-            raise NewerLog(f"cannot read {path}: {error}") from error
         except (OSError, pa.ArrowException, ValueError) as error:
-            notes.skip(log, path, first_line(error))
+            notes.fault(log, path, error)
             continue
         notes.files += 1
         for name in taken.segments:
@@ -111,7 +124,7 @@ def tables(
 
 def live_segments(
     log: Path, kind: type[Any], notes: Notes
-) -> Iterator[tuple[Path, SegmentRows]]:  # fmt: skip
+) -> Iterator[tuple[Path, SegmentRows]]:
     """Yield each segment of a kind with its rows.
 
     Raises:
@@ -129,10 +142,8 @@ def live_segments(
             rows = read_segment(path.read_bytes(), kind)
         except FileNotFoundError:
             continue  # it was compacted since
-        except NewerLog as error:
-            raise NewerLog(f"cannot read {path}: {error}") from error
         except (OSError, ValueError) as error:
-            notes.skip(log, path, first_line(error))
+            notes.fault(log, path, error)
             continue
         for damage in rows.damaged:
             notes.skip(log, path, damage)

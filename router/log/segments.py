@@ -65,7 +65,7 @@ def read_segment(data: bytes, kind: type[Any]) -> SegmentRows:
         raise ValueError(f"no Arrow stream ({first_line(error)})") from error
     check_version(stream.schema)
     rows = SegmentRows(conform(stream.schema.empty_table(), kind))
-    tables, whole = [], source.tell()
+    tables, sound, whole = [], source.tell(), source.tell()
     while True:
         try:
             batch, facts = stream.read_next_batch_with_custom_metadata()
@@ -79,11 +79,15 @@ def read_segment(data: bytes, kind: type[Any]) -> SegmentRows:
             if facts is None or dict(facts).get(_CHECKSUM) != _checksum(batch):
                 raise ValueError("another checksum than its writer's")
             tables.append(conform(pa.Table.from_batches([batch]), kind))
+            sound = whole
         except (pa.ArrowException, OSError, ValueError) as error:
-            rows.damaged.append(f"batch {len(tables) + len(rows.damaged)} is damaged: "
-                                f"{first_line(error)}")  # fmt: skip
-    left = data[whole:]
-    rows.torn_bytes = 0 if left in (b"", END) else len(left)
+            number = len(tables) + len(rows.damaged)
+            rows.damaged.append(f"batch {number} is damaged: {first_line(error)}")
+    if data[whole:] != END and sound < whole:
+        rows.damaged.pop()  # the last batch of a writer that did not live to end its stream
+    else:
+        sound = whole
+    rows.torn_bytes = 0 if data[sound:] in (b"", END) else len(data) - sound
     if tables:
         rows.table = pa.concat_tables(tables)
     return rows
@@ -109,4 +113,5 @@ def first_line(error: Exception) -> str:
 
 
 def _checksum(batch: pa.RecordBatch) -> bytes:
-    return str(zlib.crc32(batch.serialize())).encode()
+    """Return what changes with any byte of a batch, or of the schema it is read by."""
+    return str(zlib.crc32(batch.serialize(), zlib.crc32(batch.schema.serialize()))).encode()

@@ -27,14 +27,13 @@ def stats(log: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such folder.
-        NewerLog: a file was written by a newer version of this program.
     """
     _must_exist(log)
     found: dict[str, Any] = {}
     torn, skipped = [], []
     for name, kind in KINDS.items():
         audited = ["audited"] if kind is DecisionRecord else []
-        notes, rows, n_audited = Notes(), 0, 0
+        notes, rows, n_audited = Notes(skip_newer=True), 0, 0
         times: list[Any] = []
         for table in tables(log, kind, notes, ["time_utc", *audited]):
             rows += table.num_rows
@@ -74,7 +73,8 @@ def newest(log: Path, n_rows: int) -> list[dict[str, Any]]:
     """Return the newest decisions, the newest last, with the columns `SHOWN`.
 
     Raises:
-        FileNotFoundError, NewerLog: as `stats`.
+        FileNotFoundError: no such folder.
+        NewerLog: a file was written by a newer version of this program.
     """
     _must_exist(log)
     schema = schema_of(DecisionRecord)
