@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from router.log.faults import NewerLog, Skipped
+from router.log.faults import Skipped
 from router.log.layout import (
     ASIDE,
     IMAGES,
@@ -34,7 +34,16 @@ from router.log.layout import (
     replace_file,
     sync_folder,
 )
-from router.log.reading import TAKEN, Notes, Taken, days, parquet_files, read_parquet, tables, taken_by
+from router.log.reading import (
+    TAKEN,
+    Notes,
+    Taken,
+    days,
+    parquet_files,
+    read_parquet,
+    tables,
+    taken_by,
+)
 from router.log.segments import first_line, read_segment
 from router.log.tombstones import (
     LOOKED_AT,
@@ -129,7 +138,7 @@ class _Work:
                 rows = read_segment(path.read_bytes(), kind)
                 if rows.damaged:  # what is acknowledged and unreadable is not ours to delete
                     raise ValueError(rows.damaged[0])
-            except (NewerLog, ValueError) as error:
+            except (OSError, ValueError) as error:
                 self._skip(path, error)
                 continue
             self.done.torn += bool(rows.torn_bytes)
@@ -250,10 +259,10 @@ class _Work:
 
     def _expire_pictures(self) -> None:
         named: set[str] = set()
-        notes = Notes()
+        notes = Notes(skip_newer=True)
         for table in tables(self._log, DecisionRecord, notes, ["picture_ids"]):
             named.update(pc.unique(pc.list_flatten(table["picture_ids"])).to_pylist())
-        if notes.skipped:  # a file that cannot be read may name any of them
+        if notes.damaged:  # a file that cannot be read may name any of them
             return
         # A picture may be there before the record that names it.
         limit = datetime.combine(self._oldest, datetime.min.time(), UTC).timestamp()

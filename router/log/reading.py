@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from router.log.faults import NewerLog, Skipped
 from router.log.layout import ASIDE, KINDS, LIVE, PARQUET, owner_of
 from router.log.segments import SegmentRows, check_version, first_line, read_segment
-from router.log.tombstones import LOOKED_AT, Erased, read_erased
+from router.log.tombstones import LOOKED_AT, read_erased
 from router.records import DecisionRecord, FeedbackRecord, conform, schema_of
 
 TAKEN = b"m3_segments"  # of a Parquet file: {"day": ..., "segments": [...]} that its rows are from
@@ -39,6 +39,7 @@ class Notes:
     skip_newer: bool = False
     skipped: list[Skipped] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
+    damaged: int = 0  # of those left out: records of ours, which cannot be read
     live_rows: int = 0
     files: int = 0
 
@@ -54,6 +55,7 @@ class Notes:
         """
         if isinstance(error, NewerLog) and not self.skip_newer:
             raise NewerLog(f"cannot read {path}: {error}") from error
+        self.damaged += 1
         self.skip(log, path, first_line(error))
 
 
@@ -102,7 +104,8 @@ def tables(
     looked_at = LOOKED_AT.intersection(schema.names) - set(wanted)
     read = pa.schema([schema.field(name) for name in (*wanted, *sorted(looked_at))])
     # In this order: a segment that is gone by now is in a Parquet file that is there by now.
-    held = {path.name: rows.table for path, rows in live_segments(log, kind, notes)}
+    needed = list(dict.fromkeys((*read.names, "time_utc")))
+    held = {path.name: rows.table.select(needed) for path, rows in live_segments(log, kind, notes)}
     erased = read_erased(log)
     for path in parquet_files(log, kind, notes):
         try:
@@ -122,9 +125,7 @@ def tables(
         yield erased.visible(table, kind).select(wanted)
 
 
-def live_segments(
-    log: Path, kind: type[Any], notes: Notes
-) -> Iterator[tuple[Path, SegmentRows]]:
+def live_segments(log: Path, kind: type[Any], notes: Notes) -> Iterator[tuple[Path, SegmentRows]]:
     """Yield each segment of a kind with its rows.
 
     Raises:
@@ -146,7 +147,7 @@ def live_segments(
             notes.fault(log, path, error)
             continue
         for damage in rows.damaged:
-            notes.skip(log, path, damage)
+            notes.fault(log, path, ValueError(damage))
         if rows.torn_bytes:
             notes.torn.append(path.name)
         yield path, rows

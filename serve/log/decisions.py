@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3model.pictures import CHECKED_BEFORE, decode_picture
-from router.log.layout import IMAGES, LIVE, replace_file, this_replica
+from router.log.layout import ASIDE, IMAGES, LIVE, replace_file, this_replica
 from router.log.tombstones import is_erased
 from router.records import DecisionRecord, FeedbackRecord, picture_id
 from serve.errors import ServeSetupError
@@ -117,7 +117,7 @@ class DecisionLog:
         self._images = self.folder / IMAGES
         try:
             for made in (LIVE, "decisions", "feedback", IMAGES):
-                replace_file(self.folder / made / f".writable-{os.getpid()}", b"").unlink()
+                replace_file(self.folder / made / f".writable-{os.getpid()}{ASIDE}", b"").unlink()
         except OSError as error:
             raise ServeSetupError(
                 f"cannot write the decision log in {self.folder}: {error.strerror or error}"

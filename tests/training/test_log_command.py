@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from router.log import read_log
-from router.log.layout import only_compaction
-from router.records import DecisionRecord, FeedbackRecord
-from serve.log import DecisionLog
+from router.log.layout import only_compaction, segment_name
+from router.log.segments import SegmentStream
+from router.records import DecisionRecord, FeedbackRecord, to_table
 from training.cli.program import main
 
 NOW = datetime.now(UTC)
@@ -37,17 +37,22 @@ def said(capsys: Any, monkeypatch: Any) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    log = DecisionLog(tmp_path / "log", log_prompts=True)
-    for number in range(5):
-        record = DecisionRecord(
+    """A log whose writer is gone: five decisions, one of long ago, and one said to be right."""
+    decisions = [
+        DecisionRecord(
             request_id=f"r{number}", time_utc=NOW - timedelta(days=40 * (number == 0)),
             picture_ids=(GONE,) if number == 4 else (), question=f"question {number}",
             model="m3-auto", scale=36, visual_tokens=36, reason="predicted", audited=number > 1,
-        )  # fmt: skip
-        log.append(record)
-    log.feedback(FeedbackRecord(request_id="r4", time_utc=NOW, score=1.0))
-    assert log.flush()
-    log.close()
+        )
+        for number in range(5)
+    ]  # fmt: skip
+    said = FeedbackRecord(request_id="r4", time_utc=NOW, score=1.0)
+    (tmp_path / "log" / "live").mkdir(parents=True)
+    for name, kind, records in (
+        ("decisions", DecisionRecord, decisions), ("feedback", FeedbackRecord, [said]),
+    ):  # fmt: skip
+        data = SegmentStream(kind).batch(to_table(records, kind))
+        (tmp_path / "log" / "live" / segment_name(name, "host-1", 1)).write_bytes(data)
     return tmp_path / "log"
 
 
@@ -57,6 +62,7 @@ def test_stats_and_tail_tell_what_is_there(said: Any, folder: Path) -> None:
     assert code == 0
     assert (found["decisions"]["rows"], found["decisions"]["audited"]) == (5, 3)
     assert (found["feedback"]["rows"], found["skipped"], found["torn"]) == (1, [], [])
+    (folder / "decisions").mkdir()
     (folder / "decisions" / "torn.parquet").write_bytes(b"PAR1")
     code, out, err = said("stats", "--log-dir", str(folder))
     assert (code, "decisions" in out) == (0, True)

@@ -67,20 +67,21 @@ def test_segments_become_one_file_a_day_and_replica(log):
 
 
 def dying(monkeypatch, at):
-    """Let the process die before its change to the disk of this number; return how many it made."""
+    """Let the process die before its change to the disk of this number."""
     made = []
-    for owner, name in (
-        (os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (Path, "rmdir"),
-    ):  # fmt: skip
 
-        def changed(*args, really=getattr(owner, name), **kwargs):
+    def counted(really):
+        def change(*args, **kwargs):
             made.append(1)
             if len(made) > at:
                 raise Crash
             return really(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, changed)
-    return made
+        return change
+
+    for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (Path, "rmdir")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    monkeypatch.setattr(os, "fsync", counted(lambda _: None))  # it changes nothing to be seen
 
 
 @pytest.mark.parametrize("keep_days", [None, 1])
@@ -157,7 +158,10 @@ def test_what_is_still_written_and_what_is_busy_is_left_alone(log):
     assert (done.segments, done.growing) == (2, 1)
     assert [path.name for path in (log / "live").iterdir()] == [held.name]
     assert requests(log) == VISIBLE
-    with only_compaction(log, 0.0), pytest.raises(LogBusy, match="another compaction of .* is running"):
+    with (
+        only_compaction(log, 0.0),
+        pytest.raises(LogBusy, match=r"another compaction of .* is running"),
+    ):
         compact(log)
     # Whoever stops compacts its own alone.
     assert compact(log, replica="host-1").segments == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -28,14 +29,15 @@ def log(tmp_path, segment, monkeypatch):
     return folder
 
 
-def needs(name):
+def needed(name):
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed: it is no dependency")
+    return importlib.import_module(name)
 
 
 @pytest.mark.parametrize(("name", "line"), LINES, ids=[name for name, _ in LINES])
 def test_the_lines_of_the_page_read_everything(log, name, line):
-    needs(name)
+    needed(name)
     names = {}
     exec(f"{READ[0]}\nimport {name}; {line}", names)
     found = names["by_scale"]
@@ -46,21 +48,12 @@ def test_the_lines_of_the_page_read_everything(log, name, line):
 
 @pytest.mark.parametrize("name", ["duckdb", "pandas", "polars"])
 def test_what_is_compacted_is_plain_parquet(log, name):
-    needs(name)
-    files = str(log / "decisions" / "**" / "*.parquet")
+    reader, files = needed(name), str(log / "decisions" / "**" / "*.parquet")
     if name == "duckdb":
-        import duckdb
-
-        found = duckdb.sql(f"SELECT count(*) FROM read_parquet('{files}', union_by_name=true)")
+        found = reader.sql(f"SELECT count(*) FROM read_parquet('{files}', union_by_name=true)")
         assert found.fetchall() == [(2,)]
-    elif name == "pandas":
-        import pandas
-
-        assert len(pandas.read_parquet(log / "decisions")) == 2
     else:
-        import polars
-
-        assert len(polars.read_parquet(files)) == 2
+        assert len(reader.read_parquet(log / "decisions" if name == "pandas" else files)) == 2
 
 
 def test_the_page_has_a_line_for_each():

@@ -36,6 +36,10 @@ def made(groups):
     return [stream.batch(to_table(group, DecisionRecord)) for group in groups]
 
 
+def flat(groups):
+    return [row for group in groups for row in group]
+
+
 def rows_of(data):
     read = read_segment(data, DecisionRecord)
     return from_table(read.table, DecisionRecord), read
@@ -46,16 +50,16 @@ def rows_of(data):
 def test_a_segment_may_end_at_any_byte(groups, data):
     parts = made(groups)
     whole = b"".join(parts)
-    assert rows_of(whole + END) == (sum(groups, []), rows_of(whole)[1])
+    assert rows_of(whole + END) == (flat(groups), rows_of(whole)[1])
     cut = data.draw(st.integers(len(parts[0]), len(whole)))
     n_whole = max(n for n in range(1, len(parts) + 1) if len(b"".join(parts[:n])) <= cut)
     rows, read = rows_of(whole[:cut])
-    assert rows == sum(groups[:n_whole], [])
+    assert rows == flat(groups[:n_whole])
     assert not read.damaged
     assert read.torn_bytes == cut - len(b"".join(parts[:n_whole]))
     # A power cut may leave zeros where bytes were to be; what ends in zeros is whole with them.
     rows, read = rows_of(whole[:cut] + b"\0" * 5000)
-    assert rows in (sum(groups[:n_whole], []), sum(groups[: n_whole + 1], []))
+    assert rows in (flat(groups[:n_whole]), flat(groups[: n_whole + 1]))
     assert not read.damaged
     assert read.torn_bytes
 
@@ -71,7 +75,7 @@ def test_no_changed_byte_becomes_another_record(groups, data):
         rows, _ = rows_of(bytes(whole))
     except ValueError:
         return
-    assert all(row in sum(groups, []) for row in rows)
+    assert all(row in flat(groups) for row in rows)
 
 
 def test_a_damaged_batch_is_named_and_the_others_are_read():

@@ -9,11 +9,12 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from router.log import read_log
 from router.log import compaction as log_compaction
+from router.log import erase, read_log
 from router.records import DecisionRecord, FeedbackRecord, from_table, picture_id
 from serve.errors import ServeSetupError
 from serve.log import decisions as log_decisions
@@ -260,3 +261,38 @@ def test_two_writers_share_a_folder(tmp_path):
         log.append(decision(number))
         log.close()
     assert sorted(record.request_id for record in read(tmp_path)) == ["r0", "r1"]
+
+
+def test_what_is_written_is_kept_up_meanwhile(tmp_path, monkeypatch):
+    """Compacted, freed of erased pictures and of old days, without anybody's doing."""
+    monkeypatch.setattr(log_upkeep, "LOOK_S", 0.01)
+    monkeypatch.setattr(log_upkeep, "BUSY_S", 0.02)
+    log = DecisionLog(tmp_path, log_images=True, keep_days=3, flush_s=0.01)
+    now = datetime.now(UTC)
+    log.append(decision(1, time_utc=now), [PICTURE])
+    other = 255 - RGB
+    log.append(decision(2, time_utc=now, picture_ids=(picture_id(other),)), [other])
+    log.append(decision(3, picture_ids=()))  # of January
+    assert log.flush()
+    found = erase(tmp_path, picture_id(RGB))
+    assert (found.decisions, found.pictures) == (1, 1)
+    assert "r1" not in [record.request_id for record in read(tmp_path)]
+
+    def hits():
+        held = list((tmp_path / "live").iterdir()) + list((tmp_path / "decisions").rglob("*.parquet"))
+        return [path for path in held if path.suffix == ".arrows"] or [
+            row for path in held if path.suffix == ".parquet"
+            for row in pq.read_table(path).to_pylist() if picture_id(RGB) in row["picture_ids"]
+        ]  # fmt: skip
+
+    deadline = time.monotonic() + 30
+    while hits() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not hits()
+    assert [record.request_id for record in read(tmp_path)] == ["r2"]
+    log.append(decision(4, time_utc=now), [RGB])  # asked again, by whoever does not know
+    assert log.flush()
+    assert [path.stem for path in (tmp_path / "images").iterdir()] == [picture_id(other)]
+    log.close()
+    assert [record.request_id for record in read(tmp_path)] == ["r2"]
+    assert log.counts.errors == 0
