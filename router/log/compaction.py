@@ -56,7 +56,7 @@ from router.records import DecisionRecord, schema_of
 
 PART_ROWS = 65_536  # a part is rewritten until it has so many, then left alone
 SEGMENTS_AT_ONCE = 64
-LEFTOVER_S = 3600.0  # what a killed process was writing this long ago, nobody finishes
+LEFTOVER_S = 3600.0  # nobody finishes what was not finished for so long
 
 
 @dataclass
@@ -98,14 +98,22 @@ def compact(
     today = today or datetime.now(UTC).date()
     oldest = date.min if keep_days is None else today - timedelta(days=keep_days)
     with only_compaction(log, wait_s):
-        work = _Work(log, oldest, read_erased(log))
-        work.segments(replica)
-        if replica is None:
-            work.sweep()
-            if keep_days is not None:
-                work.expire()
-            _clear_leftovers(log)
-        return work.done
+        if replica is not None:
+            work = _Work(log, oldest, read_erased(log))
+            work.segments(replica)
+            return work.done
+        return compact_alone(log, oldest)
+
+
+def compact_alone(log: Path, oldest: date = date.min) -> Compacted:
+    """Do the same with a folder whose lock is held; drop records of before the oldest day."""
+    work = _Work(log, oldest, read_erased(log))
+    work.segments(None)
+    work.sweep()
+    if oldest > date.min:
+        work.expire()
+    _clear_leftovers(log)
+    return work.done
 
 
 class _Work:
@@ -123,10 +131,13 @@ class _Work:
                 owner = owner_of(path.name)
                 if owner is None or replica not in (None, owner[1]):
                     continue
-                if not is_closed(path):
-                    self.done.growing += 1
-                else:
-                    closed.setdefault(owner[1], []).append(path)
+                try:
+                    if is_closed(path, owner[1]):
+                        closed.setdefault(owner[1], []).append(path)
+                    else:
+                        self.done.growing += 1
+                except OSError as error:
+                    self._skip(path, error)
             for owner_name, paths in closed.items():
                 for start in range(0, len(paths), SEGMENTS_AT_ONCE):
                     self._take_in(kind, owner_name, paths[start : start + SEGMENTS_AT_ONCE])

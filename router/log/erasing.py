@@ -14,14 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from router.log.compaction import compact
+from router.log.compaction import compact_alone
 from router.log.faults import Skipped
-from router.log.layout import IMAGES, replace_file
+from router.log.layout import IMAGES, only_compaction, replace_file
 from router.log.reading import Notes, live_segments, parquet_files, read_parquet
 from router.log.segments import first_line
 from router.log.tombstones import (
     LOOKED_AT,
     Erased,
+    begin_tombstone,
     hash_of_picture,
     hash_of_request,
     read_erased,
@@ -61,23 +62,24 @@ def erase(log: Path | str, picture_id: str, oracle: Sequence[Path] = ()) -> Eras
     """
     log, done = Path(log), Erasure()
     picture = hash_of_picture(picture_id)
-    before = read_erased(log).requests.get(picture, frozenset())
-    write_tombstone(log, picture, before, swept=False)
+    begin_tombstone(log, picture)
     for path in (log / IMAGES).glob(f"{picture_id}.*"):
         path.unlink(missing_ok=True)
         done.pictures += 1
-    about = Erased({picture: before})
-    known = set(before)
-    for hit in _hits(log, DecisionRecord, about):
-        done.decisions += hit.num_rows
-        known.update(hash_of_request(*key) for key in _keys(hit))
-    about = Erased({picture: frozenset(known)})
-    write_tombstone(log, picture, about.requests[picture], swept=False)
-    done.feedback = sum(hit.num_rows for hit in _hits(log, FeedbackRecord, about))
-    done.left = compact(log, wait_s=WAIT_S).skipped
+    with only_compaction(log, WAIT_S):
+        known = set(read_erased(log).requests.get(picture, ()))
+        for hit in _hits(log, DecisionRecord, Erased({picture: frozenset()})):
+            done.decisions += hit.num_rows
+            known.update(hash_of_request(*key) for key in _keys(hit))
+        about = Erased({picture: frozenset(known)})
+        write_tombstone(log, picture, about.requests[picture], swept=False)
+        done.feedback = sum(hit.num_rows for hit in _hits(log, FeedbackRecord, about))
+        done.left = compact_alone(log).skipped
     for kind in (DecisionRecord, FeedbackRecord):
-        for _, rows in live_segments(log, kind, Notes(skip_newer=True)):
+        notes = Notes(skip_newer=True)
+        for _, rows in live_segments(log, kind, notes):
             done.growing += _hit(rows.table, kind, about).num_rows
+        done.left += [each for each in notes.damaged if each not in done.left]
     for folder in oracle:
         done.oracle += _erase_labels(folder, picture_id, done.left)
     return done

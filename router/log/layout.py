@@ -17,6 +17,7 @@ import fcntl
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Any]] = {"decisions": DecisionRecord, "feedback": Feedback
 LIVE, IMAGES, ERASED = "live", "images", "erased"
 SEGMENT, PARQUET = ".arrows", ".parquet"
 LOCK = ".compacting"
+ELSEWHERE_S = 3600.0
 ASIDE = ".aside"  # at the end of the names of files that are not there yet
 _SEGMENT_NAME = re.compile(rf"(\w+?)_([A-Za-z0-9.-]+)_[0-9TZ.]+-[0-9]+\{SEGMENT}")
 _DAY = re.compile(r"date=(\d{4}-\d\d-\d\d)")
@@ -38,8 +40,11 @@ _DAY = re.compile(r"date=(\d{4}-\d\d-\d\d)")
 
 def this_replica() -> str:
     """Return the name under which this process writes."""
-    host = re.sub(r"[^A-Za-z0-9.]+", "-", socket.gethostname()).strip("-.")
-    return f"{host or 'host'}-{os.getpid()}"
+    return f"{_this_host()}-{os.getpid()}"
+
+
+def _this_host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", socket.gethostname()).strip("-.") or "host"
 
 
 def segment_name(kind: str, replica: str, number: int) -> str:
@@ -85,7 +90,7 @@ def make_folder(folder: Path) -> None:
 
 def replace_file(path: Path, payload: bytes | memoryview) -> Path:
     """Put ``payload`` at ``path`` so that a crash leaves the old file, the new one or none."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{ASIDE}")
     make_folder(path.parent)  # somebody may have cleared the log away
     try:
         with aside.open("wb") as file:
@@ -120,16 +125,20 @@ def only_compaction(log: Path, wait_s: float) -> Iterator[None]:
         yield
 
 
-def is_closed(segment: Path) -> bool:
+def is_closed(segment: Path, replica: str) -> bool:
     """Return whether nobody writes to a segment any more. Its writer holds its lock for as long as
-    it lives, and none is opened twice.
+    it lives, and none is opened twice. Some shared file systems do not show the locks of another
+    host: its segments count as written for a while longer than any that lives keeps one open.
 
     Raises:
-        FileNotFoundError: it is gone.
+        OSError: it is gone, or not ours to write.
         LogBusy: the file system has no locks.
     """
     with segment.open("r+b") as file:
-        return _locked(file.fileno())
+        if not _locked(file.fileno()):
+            return False
+        age = time.time() - os.fstat(file.fileno()).st_mtime
+        return replica.rpartition("-")[0] == _this_host() or age > ELSEWHERE_S
 
 
 def _locked(descriptor: int) -> bool:

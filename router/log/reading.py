@@ -39,7 +39,7 @@ class Notes:
     skip_newer: bool = False
     skipped: list[Skipped] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
-    damaged: int = 0  # of those left out: records of ours, which cannot be read
+    damaged: list[Skipped] = field(default_factory=list)  # of those: records that are lost here
     live_rows: int = 0
     files: int = 0
 
@@ -55,8 +55,8 @@ class Notes:
         """
         if isinstance(error, NewerLog) and not self.skip_newer:
             raise NewerLog(f"cannot read {path}: {error}") from error
-        self.damaged += 1
         self.skip(log, path, first_line(error))
+        self.damaged.append(self.skipped[-1])
 
 
 @dataclass(frozen=True)

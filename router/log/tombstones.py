@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from router.log.layout import ERASED, replace_file
+from router.log.layout import ERASED, make_folder, replace_file, sync_folder
 from router.records import FeedbackRecord
 
 # What `Erased.hidden` looks at, by kind of record.
@@ -113,14 +115,33 @@ def read_erased(log: Path) -> Erased:
     return Erased(requests, frozenset(unswept))
 
 
-def write_tombstone(log: Path, picture: str, requests: frozenset[str], *, swept: bool) -> None:
-    """Put a tombstone down for good: it counts for every reader from now on.
+def begin_tombstone(log: Path, picture: str) -> None:
+    """Put a tombstone down unless there is one: it counts for every reader from now on.
 
     Args:
         picture: from `hash_of_picture`.
     """
-    told = {"requests": sorted(requests), "swept": swept}
-    replace_file(_path(log, picture), f"{json.dumps(told)}\n".encode())
+    make_folder(log / ERASED)
+    with suppress(FileExistsError), _path(log, picture).open("x", encoding="utf-8") as file:
+        file.write(_text(frozenset(), swept=False))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(log / ERASED)
+
+
+def write_tombstone(log: Path, picture: str, requests: frozenset[str], *, swept: bool) -> None:
+    """Replace a tombstone. Only who holds the lock of compaction may.
+
+    Args:
+        picture: from `hash_of_picture`.
+        requests: about it, those that the tombstone names included.
+        swept: no compacted file holds anything of it.
+    """
+    replace_file(_path(log, picture), _text(requests, swept=swept).encode())
+
+
+def _text(requests: frozenset[str], *, swept: bool) -> str:
+    return f"{json.dumps({'requests': sorted(requests), 'swept': swept})}\n"
 
 
 def _path(log: Path, picture: str) -> Path:

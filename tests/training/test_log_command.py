@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from router.log import read_log
-from router.log.layout import only_compaction, segment_name
+from router.log.layout import only_compaction, segment_name, this_replica
 from router.log.segments import SegmentStream
 from router.records import DecisionRecord, FeedbackRecord, to_table
 from training.cli.program import main
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
         ("decisions", DecisionRecord, decisions), ("feedback", FeedbackRecord, [said]),
     ):  # fmt: skip
         data = SegmentStream(kind).batch(to_table(records, kind))
-        (tmp_path / "log" / "live" / segment_name(name, "host-1", 1)).write_bytes(data)
+        (tmp_path / "log" / "live" / segment_name(name, this_replica(), 1)).write_bytes(data)
     return tmp_path / "log"
 
 

@@ -56,7 +56,7 @@ def test_a_newer_log_is_refused_and_kept(tmp_path, segment, form):
         pq.write_table(table, path)
     else:
         path = tmp_path / "live" / "decisions_host-9_20261127T000000.000000Z-000001.arrows"
-        path.write_bytes(as_segment(table))
+        path.write_bytes(as_segment(table))  # of another host, a moment ago
     with pytest.raises(NewerLog, match=r"cannot read .*: it holds records of version 4, and this"):
         read_log(tmp_path)
     assert [each["file"] for each in stats(tmp_path)["skipped"]] == [
