@@ -219,6 +219,7 @@ class ServeSettings(BaseModel):
     log_retention_days: int | None = Field(
         None,
         ge=1,
+        le=36_500,
         description="Days of records kept in the decision log beside today's, with their "
         "pictures; None: all.",
     )

@@ -214,7 +214,8 @@ class _Work:
 
     def sweep(self) -> None:
         """Rewrite the Parquet files that hold erased records, once after each erasure."""
-        if not self._erased.unswept:
+        pictures = self._erased.unswept  # others may be erased meanwhile: the next sweep's
+        if not pictures:
             return
         for kind in KINDS.values():
             schema = schema_of(kind)
@@ -230,10 +231,10 @@ class _Work:
                     continue
                 _write_parquet(path, self._without_erased(table, kind), taken)
         for path in (self._log / IMAGES).glob("*"):
-            if hash_of_picture(path.name.lstrip(".").partition(".")[0]) in self._erased.unswept:
+            if hash_of_picture(path.name.lstrip(".").partition(".")[0]) in pictures:
                 path.unlink(missing_ok=True)
         if not self.done.skipped:
-            for picture in read_erased(self._log).unswept:
+            for picture in pictures:
                 write_tombstone(self._log, picture, self._erased.requests[picture], swept=True)
 
     def expire(self) -> None:

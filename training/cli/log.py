@@ -40,7 +40,7 @@ def compact(
     log_dir: LogOption = DEFAULT_LOG,
     keep_days: Annotated[
         int | None,
-        typer.Option(min=1, help="Delete records of more days ago, and their pictures."),
+        typer.Option(min=1, max=36_500, help="Delete older records and their pictures."),
     ] = None,
 ) -> None:
     """Turn closed segments into Parquet by day and replica, and take out what was erased.

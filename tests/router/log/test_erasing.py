@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from router.log import compact, erase, read_log
-from router.log.tombstones import is_erased, read_erased
+from router.log import compact, compaction, erase, read_log
+from router.log.tombstones import begin_tombstone, hash_of_picture, is_erased, read_erased
 from router.records import DecisionRecord, OracleRecord, to_table
 
 from .conftest import decision, feedback, requests
@@ -87,6 +87,23 @@ def test_it_counts_for_readers_at_once_and_for_what_comes_later(log, segment):
     assert WORDS not in read_log(log).feedback["reference"].to_pylist()
     assert compact(log).erased == 1
     assert hits(log, GONE, WORDS) == []
+
+
+def test_an_erasure_that_begins_during_a_sweep_is_the_next_ones(log, monkeypatch):
+    begin_tombstone(log, hash_of_picture(GONE))
+    really = compaction._write_parquet
+
+    def write(*args):
+        begin_tombstone(log, hash_of_picture(KEPT))
+        really(*args)
+
+    monkeypatch.setattr(compaction, "_write_parquet", write)
+    compact(log)
+    assert read_erased(log).unswept == {hash_of_picture(KEPT)}
+    assert requests(log) == ["r5"]
+    compact(log)
+    assert hits(log, GONE, KEPT) == []
+    assert not read_erased(log).unswept
 
 
 def test_a_damaged_tombstone_still_hides_its_picture(log):
