@@ -32,7 +32,7 @@ KINDS: dict[str, type[Any]] = {"decisions": DecisionRecord, "feedback": Feedback
 LIVE, IMAGES, ERASED = "live", "images", "erased"
 SEGMENT, PARQUET = ".arrows", ".parquet"
 LOCK = ".compacting"
-ELSEWHERE_S = 3600.0
+ELSEWHERE_S = 3600.0  # six times what a writer that lives keeps a segment open for
 ASIDE = ".aside"  # at the end of the names of files that are not there yet
 _SEGMENT_NAME = re.compile(rf"(\w+?)_([A-Za-z0-9.-]+)_[0-9TZ.]+-[0-9]+\{SEGMENT}")
 _DAY = re.compile(r"date=(\d{4}-\d\d-\d\d)")
