@@ -64,8 +64,10 @@ def compose(settings: ServeSettings) -> Service:
     log = None
     if settings.log_dir is not None:
         log = DecisionLog(
-            settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
-        )
+            settings.log_dir, log_images=settings.log_images,
+            log_prompts=settings.log_prompts, flush_s=settings.log_flush_s,
+            keep_days=settings.log_retention_days,
+        )  # fmt: skip
     metrics = LocalMetrics(settings.request_timeout_s)
     checkpoint = load_checkpoint(
         folder, device=settings.device, threads=settings.torch_threads,

@@ -77,6 +77,9 @@ METRICS: dict[str, Spec] = {
     ),
     "m3_api_keys_stale": Spec("gauge", "1 while the file of keys cannot be used."),
     "m3_log_dropped": Spec("counter", "Records that the decision log dropped."),
+    "m3_log_errors": Spec(
+        "counter", "Failed writes of the decision log; its records wait, and are dropped at last."
+    ),
     "m3_ready": Spec("gauge", "1 if a request would be answered, at the last probe or scrape."),
     "m3_pictures_not_logged": Spec(
         "counter", "Pictures of audited requests that are not kept, because too many wait."

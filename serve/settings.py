@@ -210,6 +210,19 @@ class ServeSettings(BaseModel):
         False, description="Store picture, question and answer of audited requests."
     )
     log_prompts: bool = Field(False, description="Store question and answer of every request.")
+    log_flush_s: float = Field(
+        0.2,
+        gt=0,
+        le=60,
+        description="Longest wait of a record before it is on disk: what a crash may cost.",
+    )
+    log_retention_days: int | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="Days of records kept in the decision log beside today's, with their "
+        "pictures; None: all.",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="Lines of the service's own log: for people, or one JSON object each."
     )

@@ -383,7 +383,8 @@ class Gateway:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
                 self.metrics.count("m3_pictures_not_logged", self.log.write(trace))
-                self.metrics.count("m3_log_dropped", self.log.newly_dropped())
+                for name, count in self.log.news().items():
+                    self.metrics.count(name, count)
             trace.tell_span()
 
     def _count_for_tenant(

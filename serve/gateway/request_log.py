@@ -35,7 +35,7 @@ class RequestLog:
     ) -> None:
         self._log, self._settings, self._scales = log, settings, scales
         self._receipts = None if log is None else Receipts(log.secret, REPLY_ID_PREFIX)
-        self._dropped = 0
+        self._told: dict[str, int] = {}
 
     def name(self, trace: Trace) -> None:
         """Name a new request in the log, and its reply, if feedback can be given on that."""
@@ -120,10 +120,16 @@ class RequestLog:
             )
         )
 
-    def newly_dropped(self) -> int:
-        """Return how many records (and at the end pictures) were dropped since last asked."""
-        before, self._dropped = self._dropped, self._log.counts.dropped if self._log else 0
-        return self._dropped - before
+    def news(self) -> dict[str, int]:
+        """Return what went wrong since last asked, by the name of its metric: records (and at the
+        end pictures) that were dropped, writes that failed.
+        """
+        if self._log is None:
+            return {}
+        counts = self._log.counts
+        now = {"m3_log_dropped": counts.dropped, "m3_log_errors": counts.errors}
+        before, self._told = self._told, now
+        return {name: count - before.get(name, 0) for name, count in now.items()}
 
     async def settle(self) -> None:
         """Return when everything so far is on disk, or after some seconds."""

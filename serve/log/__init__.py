@@ -1,4 +1,4 @@
-"""Every decision and every piece of feedback as Parquet that other programs may read meanwhile."""
+"""Every decision and every piece of feedback, on disk for good, where others read it meanwhile."""
 
 from serve.log.decisions import DecisionLog, LogCounts
 

@@ -1,15 +1,16 @@
-"""The decision log: every decision and all feedback, durable, append-only, as Parquet.
+"""The decision log: every decision and all feedback, durable, append-only.
 
 Knows files, threads and what may be stored; knows no HTTP, no Ray and no model. It never slows an
 answer down and never fails one: records wait in a bounded queue for one writer thread, pictures,
-which are decoded one at a time, for another, and what cannot be kept is counted in `LogCounts`.
+which are decoded one at a time, for another, and what cannot be kept is counted in `LogCounts`. A
+record is acknowledged when it is on disk: `LogCounts.written` counts it, and `flush` returns True.
 
-    <folder>/decisions/decisions-<utc>-<pid>-<segment>.parquet      router.records.DecisionRecord
-    <folder>/feedback/feedback-<utc>-<pid>-<segment>.parquet        router.records.FeedbackRecord
-    <folder>/images/<picture_id>.png                                only with ``log_images``
-    <folder>/answers.secret                                         see `serve.log.receipts`
+    <folder>/live/                    segments that grow, see `serve.log.segments`
+    <folder>/decisions/, feedback/    what was compacted of them, see `serve.log.upkeep`
+    <folder>/images/<picture_id>.png  only with ``log_images``
+    <folder>/answers.secret           see `serve.log.receipts`
 
-How a file grows while others read it is told in `serve.log.segments`.
+Who reads it uses `router.log`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3model.pictures import CHECKED_BEFORE, decode_picture
+from router.log.layout import ASIDE, IMAGES, LIVE, replace_file, this_replica
+from router.log.tombstones import is_erased
 from router.records import DecisionRecord, FeedbackRecord, picture_id
 from serve.errors import ServeSetupError
 from serve.log.receipts import shared_secret
-from serve.log.segments import Segments, replace_file
+from serve.log.segments import Segments
+from serve.log.upkeep import Upkeep
 
 LOG = logging.getLogger(__name__)
 PENDING_PICTURE_BYTES = 64 * 2**20
@@ -45,10 +49,21 @@ SEEN_PICTURES = 100_000
 class LogCounts:
     """What became of the records: rows and pictures on disk, records lost, failed writes."""
 
-    written: int = 0
+    written: int = 0  # acknowledged: on disk, whatever happens next
     pictures: int = 0
     dropped: int = 0
     errors: int = 0
+
+
+class _Flush:
+    """Stands in a queue behind the records it asks about."""
+
+    def __init__(self) -> None:
+        self.on_disk, self.handled = True, threading.Event()
+
+
+class _CloseSegments(_Flush):
+    """Asks the same, and for the segments to be left to the upkeep."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,8 @@ class DecisionLog:
         folder: made if missing.
         log_images: see above.
         log_prompts: see above.
-        flush_s: the longest a record waits before it is written.
+        flush_s: the longest a record waits before it is written: what a crash may cost.
+        keep_days: days of records to keep beside today's; None: all.
         max_rows: so many waiting records are written at once.
         max_waiting: records beyond this many are dropped and counted.
 
@@ -86,7 +102,8 @@ class DecisionLog:
         *,
         log_images: bool = False,
         log_prompts: bool = False,
-        flush_s: float = 1.0,
+        flush_s: float = 0.2,
+        keep_days: int | None = None,
         max_rows: int = 256,
         max_waiting: int = 8192,
     ) -> None:
@@ -94,13 +111,13 @@ class DecisionLog:
         self.log_images, self.log_prompts = log_images, log_prompts
         self.counts = LogCounts()
         self._flush_s, self._max_rows = flush_s, max_rows
-        self._decisions = Segments(self.folder / "decisions", DecisionRecord, max_waiting)
-        self._feedback = Segments(self.folder / "feedback", FeedbackRecord, max_waiting)
-        self._images = self.folder / "images"
+        replica = this_replica()
+        self._decisions = Segments(self.folder, "decisions", DecisionRecord, replica, max_waiting)
+        self._feedback = Segments(self.folder, "feedback", FeedbackRecord, replica, max_waiting)
+        self._images = self.folder / IMAGES
         try:
-            for made in (self._decisions.folder, self._feedback.folder, self._images):
-                made.mkdir(parents=True, exist_ok=True)
-                replace_file(made / f".writable-{os.getpid()}", b"").unlink()
+            for made in (LIVE, "decisions", "feedback", IMAGES):
+                replace_file(self.folder / made / f".writable-{os.getpid()}{ASIDE}", b"").unlink()
         except OSError as error:
             raise ServeSetupError(
                 f"cannot write the decision log in {self.folder}: {error.strerror or error}"
@@ -119,6 +136,7 @@ class DecisionLog:
         )
         self._writer.start()
         self._painter.start()
+        self._upkeep = Upkeep(self.folder, replica, keep_days, self._close_segments)
         atexit.register(self.close)
 
     def append(
@@ -147,16 +165,21 @@ class DecisionLog:
         self._put(record)
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Return whether everything appended so far was handled within ``timeout_s``."""
+        """Return whether everything taken over so far is on disk, within ``timeout_s``. Records
+        that were dropped are not: they are counted.
+        """
         deadline = time.monotonic() + timeout_s
-        done = []
+        asked = []
         for waiting in (self._queue, self._pictures):
-            done.append(threading.Event())
+            asked.append(_Flush())
             try:
-                waiting.put(done[-1], timeout=max(0.0, deadline - time.monotonic()))
+                waiting.put(asked[-1], timeout=max(0.0, deadline - time.monotonic()))
             except queue.Full:
                 return False
-        return all(each.wait(max(0.0, deadline - time.monotonic())) for each in done)
+        return all(
+            each.handled.wait(max(0.0, deadline - time.monotonic())) and each.on_disk
+            for each in asked
+        )
 
     def close(self) -> None:
         """Write what waits and stop; later records are dropped and counted, and so are pictures
@@ -170,6 +193,7 @@ class DecisionLog:
                     waiting.put(None, timeout=10.0)
             self._writer.join(timeout=10.0)
             self._painter.join(timeout=10.0)
+            self._upkeep.end(timeout_s=10.0)
             self._drop(self._pictures.qsize() if self._painter.is_alive() else 0)
 
     def _put(self, item: object) -> bool:
@@ -211,25 +235,39 @@ class DecisionLog:
             with suppress(queue.Empty):
                 item = self._queue.get(timeout=max(0.0, due - time.monotonic()))
                 if item is None:
-                    return self._write()
+                    break
             if isinstance(item, DecisionRecord):
                 self._decisions.waiting.append(item)
             elif isinstance(item, FeedbackRecord):
                 self._feedback.waiting.append(item)
-            elif isinstance(item, threading.Event):
+            elif isinstance(item, _Flush):
                 self._write()
-                item.set()
+                item.on_disk = not (self._decisions.waiting or self._feedback.waiting)
+                if isinstance(item, _CloseSegments):
+                    self._decisions.close()
+                    self._feedback.close()
+                item.handled.set()
             full = len(self._decisions.waiting) >= self._max_rows and not self._failing
             if full or time.monotonic() >= due:
                 self._write()
                 due = time.monotonic() + self._flush_s
+        self._write()
+        self._drop(len(self._decisions.waiting) + len(self._feedback.waiting))
+        self._decisions.close()
+        self._feedback.close()
+
+    def _close_segments(self) -> None:
+        asked = _CloseSegments()
+        with suppress(queue.Full):
+            self._queue.put(asked, timeout=10.0)
+            asked.handled.wait(10.0)
 
     def _save_pictures(self) -> None:
         while (item := self._pictures.get()) is not None:
             if isinstance(item, _Picture):
                 self._save_picture(item)
-            elif isinstance(item, threading.Event):
-                item.set()
+            elif isinstance(item, _Flush):
+                item.handled.set()
 
     def _write(self) -> None:
         failing = False
@@ -247,7 +285,7 @@ class DecisionLog:
     def _save_picture(self, picture: _Picture) -> None:
         path = self._images / f"{picture.picture_id}.png"
         try:
-            if not path.exists():
+            if not path.exists() and not is_erased(self.folder, picture.picture_id):
                 rgb = picture.data
                 if isinstance(rgb, bytes):
                     rgb = decode_picture(rgb, CHECKED_BEFORE)
@@ -257,6 +295,8 @@ class DecisionLog:
                 Image.fromarray(rgb).save(png, format="PNG", compress_level=1)
                 replace_file(path, png.getvalue())
                 self.counts.pictures += 1
+                if is_erased(self.folder, picture.picture_id):  # meanwhile
+                    path.unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             self._seen_pictures.discard(picture.picture_id)
             self._failed(f"cannot write {path}", error)

@@ -1,58 +1,80 @@
-"""Parquet files that grow while others read them.
+"""The segments that this process writes: appended to, and on disk before they count.
 
-Knows files and Arrow tables; knows no threads and not what the records mean. Each write replaces
-the writer's current segment by a longer one (written aside, fsync, rename), and a full segment is
-left alone: readers see whole files only, a crash loses nothing that was written, and a busy day
-makes few files.
+Knows one open file a kind of record, its lock and its batches; knows no threads and not what the
+records mean. How a segment looks is told in `router.log.segments`, what becomes of it in
+`router.log.compaction`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from router.log.layout import ASIDE, LIVE, make_folder, segment_name, sync_folder
+from router.log.segments import END, SegmentStream
 from router.records import to_table
 
 LOG = logging.getLogger(__name__)
 SEGMENT_ROWS = 4096
+SEGMENT_BYTES = 16 * 2**20
 
 
 class Segments:
-    """The Parquet files of one kind of record that this process writes."""
+    """The segments of one kind of record: at most one is open."""
 
-    def __init__(self, folder: Path, kind: type[Any], max_waiting: int) -> None:
-        self.folder, self.waiting = folder, list[Any]()
-        self._kind, self._max_waiting = kind, max_waiting
-        self._number, self._path = 0, self._next_path(0)
-        self._table = to_table([], kind)
+    def __init__(
+        self, log: Path, name: str, kind: type[Any], replica: str, max_waiting: int
+    ) -> None:
+        self.folder, self.waiting = log / LIVE, list[Any]()
+        self._name, self._kind, self._replica = name, kind, replica
+        self._max_waiting = max_waiting
+        self._number = 0
+        self._open: _OpenSegment | None = None
 
     def write(self) -> tuple[int, int]:
-        """Write the waiting rows and return (rows written, rows that do not fit the schema).
+        """Return (rows written, rows that do not fit the schema) when the waiting rows are on disk,
+        whatever happens next.
 
         Raises:
-            OSError: nothing was written, every row keeps waiting.
+            OSError: every row keeps waiting, and none of them was written for good.
         """
         if not self.waiting:
             return 0, 0
         rows, unfit = self._to_table(self.waiting)
-        table = pa.concat_tables([self._table, rows])
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        replace_file(self._path, sink.getvalue())
+        if rows.num_rows:
+            if self._open is None or self._open.is_gone():
+                self.close()
+                self._number += 1
+                name = segment_name(self._name, self._replica, self._number)
+                self._open = _OpenSegment(self.folder, name, self._kind)
+            try:
+                self._open.append(rows)
+            except OSError:
+                self._open.give_up()
+                self._open = None  # what a failed fsync left is known to nobody
+                raise
+            if self._open.rows >= SEGMENT_ROWS or self._open.size >= SEGMENT_BYTES:
+                self.close()
         self.waiting.clear()
-        self._table = table
-        if table.num_rows >= SEGMENT_ROWS:
-            self._number += 1
-            self._path = self._next_path(self._number)
-            self._table = to_table([], self._kind)
         return rows.num_rows, unfit
+
+    def close(self) -> None:
+        """Leave the open segment to whoever compacts."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def forget_oldest(self) -> int:
+        """Drop waiting rows beyond the limit and return how many were dropped."""
+        excess = max(0, len(self.waiting) - self._max_waiting)
+        del self.waiting[:excess]
+        return excess
 
     def _to_table(self, rows: list[Any]) -> tuple[pa.Table, int]:
         try:
@@ -65,29 +87,49 @@ class Segments:
         (head, unfit_head), (tail, unfit_tail) = map(self._to_table, (rows[:middle], rows[middle:]))
         return pa.concat_tables([head, tail]), unfit_head + unfit_tail
 
-    def forget_oldest(self) -> int:
-        """Drop waiting rows beyond the limit and return how many were dropped."""
-        excess = max(0, len(self.waiting) - self._max_waiting)
-        del self.waiting[:excess]
-        return excess
 
-    def _next_path(self, number: int) -> Path:
-        utc = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        return self.folder / f"{self.folder.name}-{utc}-{os.getpid()}-{number:06d}.parquet"
+class _OpenSegment:
+    """One file. It gets its name with its first batch, locked: it is never seen without a lock and
+    a writer, nor without rows.
+    """
 
+    def __init__(self, folder: Path, name: str, kind: type[Any]) -> None:
+        self.rows, self.size = 0, 0
+        self._path = folder / name
+        self._aside: Path | None = folder / f".{name}{ASIDE}"
+        self._stream = SegmentStream(kind)
+        make_folder(folder)  # somebody may have cleared the log away
+        self._descriptor = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # where there are no locks, nobody compacts either
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-def replace_file(path: Path, payload: bytes | pa.Buffer) -> Path:
-    """Put ``payload`` at ``path`` so that a crash leaves the old file, the new one or none."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleared the log away
-    try:
-        with aside.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
+    def append(self, table: pa.Table) -> None:
+        data = memoryview(self._stream.batch(table))
+        size = self.size + len(data)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+        os.fsync(self._descriptor)
+        if self._aside is not None:
+            self._aside.rename(self._path)
+            self._aside = None
+            sync_folder(self._path.parent)
+        self.rows, self.size = self.rows + table.num_rows, size
+
+    def is_gone(self) -> bool:
+        """Return whether somebody deleted the file."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
+    def give_up(self) -> None:
+        """Take back what may have been written of the last batch, and close."""
         with suppress(OSError):
-            aside.unlink()
-        raise
-    return path
+            os.ftruncate(self._descriptor, self.size)
+            os.fsync(self._descriptor)
+        if self._aside is not None or not self.size:
+            with suppress(OSError):
+                (self._aside or self._path).unlink()
+        os.close(self._descriptor)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            os.write(self._descriptor, END)
+        os.close(self._descriptor)

@@ -190,8 +190,10 @@ class GatewayReplica:
         log = None
         if settings.log_dir is not None:
             log = DecisionLog(
-                settings.log_dir, log_images=settings.log_images, log_prompts=settings.log_prompts
-            )
+                settings.log_dir, log_images=settings.log_images,
+                log_prompts=settings.log_prompts, flush_s=settings.log_flush_s,
+                keep_days=settings.log_retention_days,
+            )  # fmt: skip
         card = ModelCard.read(settings.model_path())
         stages = RayEncoder(encoder), RayGenerator(generator)
         request_log = RequestLog(log, settings, card.scales)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MODULES = {"m3-serve": "serve.cli", "m3-train": "training.cli"}
-GROUPS = {"config"}  # whose commands have a name of two words
+GROUPS = {"config", "log"}  # whose commands have a name of two words
 
 
 def blocks(page, *kinds):

@@ -105,7 +105,7 @@ def test_in_process_serves_and_ends(
             assert "data: [DONE]" in list(lines)
         end(process, number)
     assert not (tmp_path / "of").exists()  # the folders of flags stand above the file's
-    assert list((tmp_path / "log" / "decisions").glob("*.parquet"))
+    assert list((tmp_path / "log" / "decisions").rglob("*.parquet"))
 
 
 HASTY = """
@@ -184,7 +184,7 @@ def test_ray_serves_answers_the_cli_and_leaves_nothing(
         assert len(folders) == 1
         end(process, signal.SIGTERM)
     assert not folders.pop().exists()
-    assert list((tmp_path / "log" / "decisions").glob("*.parquet"))
+    assert list((tmp_path / "log" / "decisions").rglob("*.parquet"))
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 

@@ -64,7 +64,7 @@ class Running:
 
     def records(self) -> list[dict[str, Any]]:
         self.service.gateway.log.close()
-        files = sorted((self.log_dir / "decisions").glob("*.parquet"))
+        files = sorted((self.log_dir / "decisions").rglob("*.parquet"))
         return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 

@@ -18,6 +18,7 @@ from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
 from training.cli.collect import ModelOption, WorkersOption, collect, model_folder, router_folder
+from training.cli.log import log_app
 from training.cli.model import model as train_model
 from training.cli.readout import readout
 from training.cli.replay import replay
@@ -250,6 +251,7 @@ def retrain(
     )
 
 
+app.add_typer(log_app, rich_help_panel=IN_FORCE)
 app.command("bench", rich_help_panel=OTHERS)(bench)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from m3model.pictures import CHECKED_BEFORE
 from training.errors import BadRecord, TrainingError
 from training.sources.tasks import Ask, FileSource
 
+LOG = logging.getLogger(__name__)
 LEFT_OUT = (
     "records not audited",
     "records of failed requests",
@@ -41,26 +43,28 @@ Name = tuple[str, str | None]  # of a request: its id and tenant, which others m
 
 
 def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of every Parquet file of a folder, in file-name order, as dictionaries.
+    """Yield the records of ``<log>/decisions`` or ``<log>/feedback`` as dictionaries, compacted or
+    not, erased ones left out.
 
-    The newer columns are in every row.
+    The newer columns are in every row. Files that cannot be read are named on standard error.
 
     Raises:
-        BadRecord: a file is not the log's Parquet.
+        BadRecord: a file was written by a newer version of this program.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from router.log import NewerLog, Notes, tables
+    from router.log.layout import KINDS
+    from router.records import schema_of
 
-    for path in sorted(folder.glob("*.parquet")):
-        try:
-            newer = [name for name in _NEWER if name in pq.read_schema(path).names]
-            table = pq.read_table(path, columns=columns + newer)
-        except (OSError, pa.ArrowException) as error:
-            raise BadRecord(f"cannot read the log file {path}: {error}".splitlines()[0]) from error
-        missing = set(columns) - set(table.column_names)
-        if missing:
-            raise BadRecord(f"{path} lacks the columns {', '.join(sorted(missing))}")
-        yield from (dict.fromkeys(_NEWER) | row for row in table.to_pylist())
+    kind, notes = KINDS[folder.name], Notes()
+    known = [name for name in _NEWER if name in schema_of(kind).names]
+    wanted = dict.fromkeys([*columns, *known])
+    try:
+        for table in tables(folder.parent, kind, notes, wanted):
+            yield from (dict.fromkeys(_NEWER) | row for row in table.to_pylist())
+    except NewerLog as error:
+        raise BadRecord(str(error)) from error
+    for number, left_out in enumerate(notes.skipped):
+        LOG.warning("left out, %d of %d: %s", number + 1, len(notes.skipped), left_out)
 
 
 def audited_decisions(

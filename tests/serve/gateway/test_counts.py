@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.log import read_log
 from serve.in_process import compose
 from serve.metrics import LocalMetrics
 from serve.settings import API_KEYS_VARIABLE, ServeSettings
@@ -113,3 +114,31 @@ def test_the_longest_request_has_a_bucket(limit_s: float) -> None:
         if line.startswith("m3_request_latency_ms_bucket") and line.endswith(" 1.0")
     ]
     assert len(held) >= 2, held  # one at least below +Inf
+
+
+def test_a_log_that_cannot_be_written_is_an_alarm_and_no_reason_to_fail(
+    service: Any, ask_body: Body, tmp_path: Path
+) -> None:
+    (tmp_path / "log" / "live").rmdir()
+    (tmp_path / "log" / "live").write_text("in the way")
+    key = {"authorization": "Bearer good"}
+
+    async def ask() -> float:
+        transport = httpx2.ASGITransport(app=service.api)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            for _ in range(2):
+                assert (await http.post(CHAT, json=ask_body(), headers=key)).status_code == 200
+                await service.gateway.log.settle()
+            text = (await http.get("/metrics", headers=key)).text
+        (value,) = (
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "m3_log_errors_total"
+        )
+        return value
+
+    assert asyncio.run(ask()) >= 1
+    (tmp_path / "log" / "live").unlink()
+    service.gateway.log.close()
+    assert read_log(tmp_path / "log").decisions.num_rows == 2  # what waited is there

@@ -298,13 +298,13 @@ def test_a_caller_who_leaves_frees_the_generator(http: Any, ask_body: Body) -> N
 
 
 def test_decisions_and_pictures_are_on_disk(http: Any, ray_service: Any, ask_body: Body) -> None:
-    import pyarrow.parquet as pq
+    from router.log import read_log
 
     reply = http.post("/v1/chat/completions", json=ask_body("Which bar?", seeds=(77,))).json()
     name = reply["id"].removeprefix("chatcmpl-").rpartition("-")[0]
     deadline = time.monotonic() + 15
     while True:
-        rows = pq.read_table(ray_service.log_dir / "decisions").to_pylist()
+        rows = read_log(ray_service.log_dir).decisions.to_pylist()
         if found := [row for row in rows if row["request_id"] == name]:
             break
         assert time.monotonic() < deadline

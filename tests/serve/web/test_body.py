@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import httpx2
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from router.log import read_log
 from serve.web.body import parse_body, read_body
 
 from .conftest import is_envelope
@@ -32,7 +32,7 @@ def test_an_upload_that_is_broken_off_is_no_error_of_the_service(
 
     def seen() -> None:
         log._log.flush()
-        rows = pq.read_table(running.log_dir / "decisions").to_pylist()
+        rows = read_log(running.log_dir).decisions.to_pylist()
         written[:] = [row["status"] for row in rows if row["request_id"] == "broken-off"]
 
     with socket.create_connection((address.host, address.port)) as raw:

@@ -221,11 +221,11 @@ def test_looks_from_outside(running: Any, ask_body: Body) -> None:
 
 
 def test_decisions_are_on_disk_soon(running: Any, sdk: openai.OpenAI, ask_body: Body) -> None:
-    import pyarrow.parquet as pq
+    from router.log import read_log
 
     reply = ask(sdk, ask_body("Which colour is it?"))
     assert running.service.gateway.log._log.flush()
-    rows = pq.read_table(running.log_dir / "decisions").to_pylist()
+    rows = read_log(running.log_dir).decisions.to_pylist()
     row = next(row for row in rows if reply.id.startswith(f"chatcmpl-{row['request_id']}-"))
     assert row["question"] == "Which colour is it?"
     assert row["answer"] == reply.choices[0].message.content

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx2
 import openai
-import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.log import read_log
 from serve.errors import NotReady
 from serve.settings import API_KEYS_VARIABLE
 from serve.tenants.budgets import Budgets
@@ -196,10 +196,10 @@ def test_feedback_comes_from_the_key_that_asked(door: Door, running: Any, ask_bo
         assert (stolen.status_code, stolen.json()["error"]["code"]) == (404, "unknown_answer")
         assert other.post("alice-new", "/v1/feedback", said).status_code == 200
     assert running.service.gateway.log._log.flush()
-    rows = pq.read_table(running.log_dir / "feedback").to_pylist()
+    rows = read_log(running.log_dir).feedback.to_pylist()
     mine = [row for row in rows if row["request_id"] == ids[1]]
     assert [(row["tenant"], row["reference"]) for row in mine] == [("alice", "red")] * 2
-    (asked,) = [row for row in pq.read_table(running.log_dir / "decisions").to_pylist()
+    (asked,) = [row for row in read_log(running.log_dir).decisions.to_pylist()
                 if row["request_id"] == ids[1]]  # fmt: skip
     assert asked["tenant"] == "alice"
 

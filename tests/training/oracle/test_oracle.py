@@ -313,8 +313,25 @@ def test_empty_log_says_what_to_switch_on(tmp_path: Path) -> None:
     (tmp_path / "decisions").mkdir()
     with pytest.raises(TrainingError, match="serve with --log-images and --audit-rate"):
         log_source(tmp_path)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_log(tmp_path)
     (tmp_path / "decisions" / "x.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(BadRecord, match=r"cannot read the log file .*x\.parquet"):
+    (tmp_path / "feedback" / "._f.parquet").write_bytes(b"of another system")
+    source = log_source(tmp_path)
+    assert {ask.question_id for i in range(len(source)) for ask in source.load(i).asks} == {
+        "a", "b", "c"
+    }  # fmt: skip
+    assert [text.partition(": ")[2].partition(":")[0] for text in caplog.messages] == [
+        "feedback/._f.parquet", "decisions/x.parquet"
+    ]  # fmt: skip
+    later = to_table([decision("late", np.zeros((2, 2, 3), np.uint8))], DecisionRecord)
+    later = later.replace_schema_metadata({b"schema_version": b"4"})
+    pq.write_table(later, tmp_path / "decisions" / "y.parquet")
+    with pytest.raises(BadRecord, match=r"y\.parquet: it holds records of version 4, and this"):
         log_source(tmp_path)
 
 
