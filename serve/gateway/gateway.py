@@ -1,8 +1,7 @@
 """One request from parsed body to logged decision: admission, the two stages, retries, the reply.
 
 Knows the protocol, the two stages and the log; knows neither HTTP nor Ray nor torch. A picture is
-encoded once: a generator replica that dies or cannot answer costs another try with the tokens
-already here.
+encoded once: a generator that cannot answer costs another try with the tokens already here.
 """
 
 from __future__ import annotations
