@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from m3model.capacity import Plan
     from m3model.cost import Hardware
 
-# Of the shipped router's answers to its held-out scenes, the share read at each scale, in percent
-# (`share_of_scale` in benchmarks/results/routing_quality.json; a first look is not counted).
-DEFAULT_MIX = "1:2,9:18,36:34,144:29,576:17"
+# Of the shipped router's answers to its held-out scenes, the share read by each action, in percent,
+# a focus with the whole cells nearest to its mean (`share_of_scale` and `actions` in
+# benchmarks/results/routing_quality.json; a first look is not counted).
+DEFAULT_MIX = "9:2,1+8:14,36:10,1+24:13,36+24:2,9+40:26,144:4,36+84:13,36+40:14,576:2"
 Read = int | tuple[int, int]  # a scale; of a focus the coarse one, and how many fine tokens
 HARDWARE = {
     "h200": "NVIDIA H200",
@@ -104,6 +105,8 @@ def make_plan(
 
     shares, config = parsed_mix(mix), shape_of(model)
     try:
+        for read in shares:
+            config.check_scale(_levels(read)[0])
         return plan(
             config, hardware_of(hardware), {_known(config, read): shares[read] for read in shares},
             text_tokens=text_tokens, answer_tokens=answer_tokens, max_batch=max_batch,
@@ -125,7 +128,7 @@ def _known(config: M3Config, read: Read) -> int | Focus:
     from m3model import Focus
     from m3model.focus import CELL_TOKENS
 
-    scale, fine = config.check_scale(read[0]), read[1]
+    scale, fine = read
     finest = max(config.scales)
     if fine % CELL_TOKENS or scale + fine >= finest:
         raise ValueError(
