@@ -7,6 +7,6 @@ Parquet again.
 
 from training.oracle.collection import CollectResult, collect
 from training.oracle.data import OracleData, read_oracle
-from training.oracle.scoring import exact_match, normalise
+from training.scoring import exact_match, normalise
 
 __all__ = ["CollectResult", "OracleData", "collect", "exact_match", "normalise", "read_oracle"]

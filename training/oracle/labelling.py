@@ -31,7 +31,7 @@ from router.features.vector import picture_features, question_features
 from router.records import OracleRecord, picture_id
 from training.oracle.packed import PackedAnswer, PackedQuestion, answer_packed
 from training.oracle.rows import Row, Seen, Segment, passes_of, rows_of
-from training.oracle.scoring import exact_match
+from training.scoring import exact_match
 from training.sources.tasks import Ask, PictureTask, SourceKind
 
 MAX_QUESTIONS = 24  # questions of one picture in one sequence
