@@ -9,6 +9,8 @@ look, which then count as one. Only whole numbers: every machine and version giv
 Knows pixels; knows nothing of questions, records or splits.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,7 +47,7 @@ def _blocks(rows: NDArray[np.integer], count: int) -> NDArray[np.int64]:
     Parts end within rows: the same picture at another size has the same blocks.
     """
     whole, part = np.divmod(np.arange(count + 1) * len(rows), count)
-    inside = [rows[a:b].sum(axis=0, dtype=np.int64) for a, b in zip(whole, whole[1:], strict=False)]
+    inside = [rows[a:b].sum(axis=0, dtype=np.int64) for a, b in pairwise(whole)]
     begun = rows[np.minimum(whole, len(rows) - 1)].astype(np.int64)  # the row that an edge is in
     begun *= part.reshape(-1, *[1] * (rows.ndim - 1))
     edges: NDArray[np.int64] = np.diff(begun, axis=0)

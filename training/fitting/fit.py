@@ -174,7 +174,7 @@ def _priced(
     pricing = parts.pricing
     steps.begin(f"price ({len(pricing)} questions)")
     values = np.asarray(predictor.predict_proba(pricing.features), float)
-    pictures = pricing.picture_ids.tolist()
+    pictures = pricing.units.tolist()
     costs = parts.costs_of(pricing)
     price = calibrate_price(values, pricing.scores, costs, pictures, target=target)
     if not second_look:

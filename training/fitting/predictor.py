@@ -57,9 +57,7 @@ def fit_predictor(
     predictor = ComplexityPredictor(
         calibration="none", **_starts(train.space), learning_rate=0.15, n_estimators=200
     )
-    predictor.fit(
-        features[0], labels_of(train, labels), groups=train.picture_ids, progress=progress
-    )
+    predictor.fit(features[0], labels_of(train, labels), groups=train.units, progress=progress)
     if not train.space.is_uniform:
         predictor.linear_ = fit_linear(features[0], labels_of(train, labels), RIDGE)
     raw = predictor.raw_scores(features[1])

@@ -1,4 +1,6 @@
-"""Oracle data as arrays: folders of shards, checked to belong together, split by picture.
+"""Oracle data as arrays: folders of shards, checked to belong together, split by unit.
+
+A unit is a picture, or what it belongs to: a document, a video, pictures that look alike.
 
 Knows the Arrow schema of the oracle; does not know how it was collected nor what is fitted on it.
 """
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 
 from router.actions import ActionSpace, uniform_space
 from router.features.schema import FeatureSchema, feature_schema
-from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
+from router.records import OracleRecord, Split, conform, oracle_arrays, split_of, units_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.oracle.collection import MANIFEST
+from training.scoring import AGREEMENT, EXACT, METRICS, agreement_of
+from training.scoring.metric import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,13 @@ class OracleData:
 
     ``scores``, ``soft`` (P(reference answer)), ``confidence``, ``visual_tokens``: (n, A) float64,
     columns as in ``space``, the anchor last; ``features`` (n, F) float32; ``flops`` (K,) of the K
-    uniform scales, or None. ``pictures`` (n,) are integers 0..P-1, one per picture.
+    uniform scales, or None. ``units`` are what no split divides (`router.records.units_of`) and
+    what counts as one picture; ``pictures`` (n,) are their numbers 0..P-1. ``metrics`` say how rows
+    were scored.
     """
 
     picture_ids: NDArray[np.str_]
+    units: NDArray[np.str_]
     question_ids: NDArray[np.str_]
     groups: NDArray[np.str_]  # "dataset/kind": what a static policy may know
     scores: NDArray[np.float64]
@@ -49,6 +56,8 @@ class OracleData:
     confidence: NDArray[np.float64]
     features: NDArray[np.float32]
     has_reference: NDArray[np.bool_]
+    metrics: NDArray[np.str_]
+    thresholds: NDArray[np.float64]  # a score from here on is right
     size_px: NDArray[np.float64]  # NaN where unknown
     metadata: list[dict[str, Any]]
     visual_tokens: NDArray[np.float64]
@@ -68,13 +77,19 @@ class OracleData:
 
     @cached_property
     def pictures(self) -> NDArray[np.int64]:
-        """Return (n,): the number of each question's picture."""
-        return np.unique(self.picture_ids, return_inverse=True)[1].astype(np.int64)
+        """Return (n,): the number of each question's unit."""
+        return np.unique(self.units, return_inverse=True)[1].astype(np.int64)
 
     @property
     def n_pictures(self) -> int:
-        """Return how many different pictures there are."""
-        return len(np.unique(self.picture_ids))
+        """Return how many different pictures there are, what belongs together counted as one."""
+        return len(np.unique(self.units))
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """Return (n, A): whether each action's answer counts as right."""
+        enough: NDArray[np.bool_] = self.scores >= self.thresholds[:, None]
+        return enough
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -88,8 +103,8 @@ class OracleData:
 
     @cached_property
     def splits(self) -> NDArray[np.str_]:
-        """Return (n,): the split each question's picture belongs to, for all time."""
-        names, inverse = np.unique(self.picture_ids, return_inverse=True)
+        """Return (n,): the split each question's unit belongs to, for all time."""
+        names, inverse = np.unique(self.units, return_inverse=True)
         return np.array([split_of(name) for name in names])[inverse]
 
     def take(self, rows: NDArray[Any]) -> OracleData:
@@ -99,8 +114,9 @@ class OracleData:
             **{
                 name: getattr(self, name)[index]
                 for name in (
-                    "picture_ids", "question_ids", "groups", "scores", "soft", "confidence",
-                    "features", "has_reference", "size_px", "visual_tokens",
+                    "picture_ids", "units", "question_ids", "groups", "scores", "soft",
+                    "confidence", "features", "has_reference", "metrics", "thresholds", "size_px",
+                    "visual_tokens",
                 )
             },
             metadata=[self.metadata[i] for i in index],
@@ -209,7 +225,22 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     table = pa.concat_tables(tables) if tables else None
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
-    return once(table), first, digest.hexdigest()[:16]
+    return once(_settled(table)), first, digest.hexdigest()[:16]
+
+
+def _settled(table: Any) -> Any:
+    """Return the table with one group a picture, the one its first row tells.
+
+    Before anything is left out: of a question that was labelled again the later row stays.
+    """
+    import pyarrow as pa
+
+    column = table["group_id"]
+    if column.null_count == len(column):
+        return table
+    units = units_of(table["picture_id"].to_pylist(), column.to_pylist())
+    place = table.schema.get_field_index("group_id")
+    return table.set_column(place, "group_id", pa.array(units, pa.string()))
 
 
 def once(table: Any) -> Any:
@@ -277,10 +308,12 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         arrays = oracle_arrays(table)
     except ValueError as error:
         raise MixedData(str(error)) from error
+    has_reference = np.array([r is not None for r in table["reference"].to_pylist()])
     if arrays.scores.shape[1] != len(space):
         raise MixedData(f"{arrays.scores.shape[1]} scores a question for {len(space)} actions")
     return OracleData(
         picture_ids=arrays.picture_ids.astype(np.str_),
+        units=arrays.units.astype(np.str_),
         question_ids=arrays.question_ids.astype(np.str_),
         groups=np.array(
             [f"{d}/{k}" for d, k in zip(arrays.datasets, arrays.kinds, strict=True)], np.str_
@@ -289,7 +322,11 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         soft=arrays.p_reference.astype(np.float64),
         confidence=arrays.confidence.astype(np.float64),
         features=arrays.features,
-        has_reference=np.array([r is not None for r in table["reference"].to_pylist()]),
+        has_reference=has_reference,
+        metrics=_metrics(table, has_reference),
+        thresholds=np.array(
+            [THRESHOLD if t is None else t for t in table["threshold"].to_pylist()]
+        ),
         size_px=np.array([np.nan if v is None else v for v in table["size_px"].to_pylist()]),
         metadata=metadata,
         visual_tokens=arrays.visual_tokens.astype(np.float64),
@@ -304,6 +341,13 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         seconds=dict(manifest.get("analytic_seconds") or {}),
         encode=EncodeCost(**(manifest.get("encode") or {})),
     )
+
+
+def _metrics(table: Any, has_reference: NDArray[np.bool_]) -> NDArray[np.str_]:
+    """Return (n,): how each row was scored; rows of before do not say, they had two ways."""
+    before = (AGREEMENT, EXACT)
+    told = zip(table["metric"].to_pylist(), has_reference.tolist(), strict=True)
+    return np.array([before[known] if name is None else name for name, known in told], np.str_)
 
 
 def _without_repeats(
@@ -355,8 +399,12 @@ def _named(scales: Sequence[int]) -> str:
 
 def scored_by(data: OracleData) -> str:
     """Return in words what right means in these data."""
-    if data.has_reference.all():
-        return "exact match"
-    if not data.has_reference.any():
-        return "agreement with the finest"
-    return "exact match where a reference is known, else agreement with the finest"
+    names = sorted(set(data.metrics[data.has_reference].tolist()))
+    known = " or ".join(METRICS[name].words if name in METRICS else name for name in names)
+    others = set(data.metrics[~data.has_reference].tolist())
+    agreement = " or ".join(
+        agreement_of(name.partition("/")[2] or None).words for name in sorted(others)
+    )
+    if not agreement:
+        return known
+    return f"{known} where a reference is known, else {agreement}" if known else agreement

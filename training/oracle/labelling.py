@@ -31,7 +31,7 @@ from router.features.vector import picture_features, question_features
 from router.records import OracleRecord, picture_id
 from training.oracle.packed import PackedAnswer, PackedQuestion, answer_packed
 from training.oracle.rows import Row, Seen, Segment, passes_of, rows_of
-from training.scoring import exact_match
+from training.scoring import Metric, agreement_of, exact_match, metric_of
 from training.sources.tasks import Ask, PictureTask, SourceKind
 
 MAX_QUESTIONS = 24  # questions of one picture in one sequence
@@ -136,6 +136,7 @@ class Labeller:
         source: SourceKind,
     ) -> OracleRecord:
         ask, plan = job.asks[question], job.plans[question]
+        measure = measure_of(ask)
         texts = [self.processor.decode(list(answer.answer_ids)) for answer in by_action]
         told: dict[str, Any] = {}
         if self.space != uniform_space(self.scales):
@@ -163,6 +164,9 @@ class Labeller:
             model_hash=model_hash,
             size_px=ask.size_px,
             metadata=json.dumps(ask.metadata, sort_keys=True),
+            metric=measure.name,
+            threshold=measure.threshold,
+            group_id=ask.group_id,
             **told,
         )
 
@@ -240,13 +244,14 @@ class Labeller:
 def scores_of(ask: Ask, answers: Sequence[str], space: ActionSpace) -> tuple[float, ...]:
     """Return how right each action's answer is.
 
-    With a reference: exact match. Without: agreement with the finest answer. A score that a user
-    gave for the logged answer overrides it for every action that answers the same; when it says
-    that the finest is wrong, agreeing with the finest earns nothing.
+    With a reference: by the metric of the question. Without: agreement with the finest answer. A
+    score that a user gave for the logged answer overrides it for every action that answers the
+    same; when it says that the finest is wrong, agreeing with the finest earns nothing.
     """
+    measure = measure_of(ask)
     if ask.reference is not None:
-        return tuple(float(exact_match(answer, ask.reference)) for answer in answers)
-    agrees = [float(exact_match(answer, answers[-1])) for answer in answers]
+        return tuple(measure.score(answer, ask.references, ask.question) for answer in answers)
+    agrees = [measure.score(answer, answers[-1:], ask.question) for answer in answers]
     at = _logged(ask, space)
     if ask.score is None or at is None:
         return tuple(agrees)
@@ -257,6 +262,11 @@ def scores_of(ask: Ask, answers: Sequence[str], space: ActionSpace) -> tuple[flo
         ask.score if exact_match(answer, logged) else agree
         for answer, agree in zip(answers, agrees, strict=True)
     )
+
+
+def measure_of(ask: Ask) -> Metric:
+    """Return how the answers of a question are scored: its metric, or agreement by it."""
+    return agreement_of(ask.metric) if ask.reference is None else metric_of(ask.metric)
 
 
 def _logged(ask: Ask, space: ActionSpace) -> int | None:

@@ -23,7 +23,7 @@ _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-<>@`,?!'
 _NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _FULL_STOP = re.compile(r"\.(?!\d)")
-# Words whose missing apostrophe is put back; the rest follows from stem and ending; what is a word without it (were, well) is left alone.
+# Stems by ending: a missing apostrophe is put back, but not where a word is left (were, well).
 _ENDINGS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were "
     "wo would",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,14 +20,21 @@ from numpy.typing import NDArray
 from m3model.errors import BadPicture
 from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from training.errors import BadRecord
+from training.scoring import metric_of
 
-_NEWER = ("logged_action", "logged_space")  # of `Ask`: folders of before must go on
+# Of `Ask`: folders of before must go on.
+_NEWER = ("logged_action", "logged_space", "metric", "group_id")
 SourceKind = Literal["scenes", "llava", "log"]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One question about a picture and what is known about it."""
+    """One question about a picture and what is known about it.
+
+    ``metric`` names how its answers are scored (`training.scoring`), None is exact match. Where
+    several people answered, ``metadata["references"]`` lists all, and ``reference`` is the
+    commonest. ``group_id`` is what the picture belongs to, as in `router.records.OracleRecord`.
+    """
 
     question: str
     reference: str | None = None
@@ -39,6 +47,16 @@ class Ask:
     logged_scale: int | None = None
     logged_action: str | None = None  # None in logs older than the column
     logged_space: str | None = None  # hash of the space that the action is of
+    metric: str | None = None
+    group_id: str | None = None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Return all right answers that are known."""
+        told = self.metadata.get("references")
+        if told is not None:
+            return tuple(told)
+        return () if self.reference is None else (self.reference,)
 
     def content(self) -> dict[str, Any]:
         """Return all that it says; what older versions did not know is left out where empty."""
@@ -90,14 +108,20 @@ class FileSource:
         return len(self.pictures)
 
     def load(self, index: int) -> PictureTask:
-        """Return the decoded picture; BadRecord names record and file when it cannot be read."""
+        """Return the decoded picture; BadRecord names record and file when it cannot be read.
+
+        A picture of which nobody told what it belongs to belongs to those that look like it.
+        """
         from router.records import picture_id
+        from router.records.looks import look_of
 
         name, path, asks = self.pictures[index]
         rgb = read_picture(path, name, self.limits)
         if self.picture_ids and picture_id(rgb) != name:
             raise BadRecord(f"{path.name}: its pixels do not match its name (was it changed?)")
-        return PictureTask(name, rgb, asks)
+        group = next((ask.group_id for ask in asks if ask.group_id is not None), None)
+        group = look_of(rgb) if group is None else group
+        return PictureTask(name, rgb, tuple(replace(ask, group_id=group) for ask in asks))
 
     def parameters(self) -> dict[str, Any]:
         """Return the origin and a hash of every question and picture name."""
@@ -111,6 +135,26 @@ class FileSource:
     def notes(self) -> list[str]:
         """Return what was left out."""
         return list(self.left_out)
+
+
+def scored_by_metric(source: FileSource, name: str) -> FileSource:
+    """Return the source with its questions scored by a metric; notes tell which cannot be.
+
+    Those, and no others, stay scored by exact match.
+    """
+    metric, refused = metric_of(name), Counter[str]()
+
+    def scored(ask: Ask) -> Ask:
+        why = metric.why_not(ask.references, ask.question) if ask.references else None
+        if why is not None:
+            refused[why] += 1
+        return ask if ask.metric is not None or why is not None else replace(ask, metric=name)
+
+    pictures = tuple(
+        (record, path, tuple(scored(ask) for ask in asks)) for record, path, asks in source.pictures
+    )
+    told = tuple(f"{n} questions from {metric.words}: {why}" for why, n in refused.items())
+    return replace(source, pictures=pictures, left_out=source.left_out + told)
 
 
 def read_picture(
