@@ -350,7 +350,8 @@ class Encoder:
                     constraints, router, request.pressure, self._settings.overload.max_harm
                 )
             plan = plan_of(router, maps) if constraints.focus else None
-            decision = router.route(features, constraints, plan=plan)
+            known = router.knows(request.question) and self._vision.reads(request.question)
+            decision = router.route(features, constraints, plan=plan, unfamiliar=not known)
             if (told := decision.explanation) is not None:
                 told = replace(told, relevance=tuple(map(relevance_map, maps)))
             # Callers pay for the features too, so the latency they see includes them.

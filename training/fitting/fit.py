@@ -249,6 +249,7 @@ def _facts(
         "target": target,
         "labels": labels,
         "calibrated_on": parts.rule,
+        "scripts": list(parts.data.scripts),
         **metrics,
         **({} if look is None else {"second_look": look}),
     }

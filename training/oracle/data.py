@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from router.actions import ActionSpace, uniform_space
 from router.features.schema import FeatureSchema, feature_schema
+from router.features.scripts import taught_by
 from router.records import OracleRecord, Split, conform, oracle_arrays, split_of, units_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
@@ -71,6 +72,7 @@ class OracleData:
     repeats: NDArray[np.float64] | None = None  # (n, R, A) scores of other wordings, else NaN
     seconds: dict[str, list[float]] = field(default_factory=dict)  # hardware: (K,), analytic
     encode: EncodeCost = EncodeCost()
+    scripts: tuple[str, ...] = ()  # that the questions are written in
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -123,7 +125,7 @@ class OracleData:
             space=self.space, flops=self.flops, schema=self.schema,
             feature_schema=self.feature_schema, model_hash=self.model_hash,
             sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
-            encode=self.encode,
+            encode=self.encode, scripts=self.scripts,
             repeats=None if self.repeats is None else self.repeats[index],
         )  # fmt: skip
 
@@ -340,6 +342,7 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         repeats=again,
         seconds=dict(manifest.get("analytic_seconds") or {}),
         encode=EncodeCost(**(manifest.get("encode") or {})),
+        scripts=taught_by(table["question"].unique().to_pylist()),
     )
 
 
