@@ -55,7 +55,7 @@ def tally_of(folder: Path) -> Tally | None:
     actions: tuple[str, ...] = ()
     sums: dict[bool, Any] = {True: 0.0, False: 0.0}
     counts = {True: 0, False: 0}
-    earned, asked = 0.0, []
+    earned, asked = 0.0, list[dict[str, Any]]()
     for path in sorted(folder.glob("oracle-*.parquet")):
         for row in _rows(path):
             names = row["actions"] or [str(scale) for scale in row["scales"]]

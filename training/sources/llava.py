@@ -132,9 +132,9 @@ def _record(entry: Any, index: int, root: Path) -> LlavaRecord:
     record_id = str(entry.get("id", index))
     name = f"record {index} (id {record_id})"
     path = _picture(entry, root, name)
-    conversations = entry.get("conversations")
-    turns = _turns(conversations, name)
-    marks = sum(_marks(line["value"]) for line in conversations)
+    turns = _turns(entry.get("conversations"), name)
+    lines: list[dict[str, Any]] = entry["conversations"]
+    marks = sum(_marks(line["value"]) for line in lines)
     if path is None and marks:
         raise BadRecord(f"{name}: an {IMAGE_MARK} mark without a picture ('image' is missing)")
     if marks > 1:
