@@ -1,8 +1,8 @@
 """Every action on every question: the labels a router learns from.
 
 `collection` runs it over `workers`, `labelling` asks the model (`rows`: which questions share a
-sequence, `packed`: how they are answered in one), `data` reads the Parquet again, `tally` at first
-sight. What is right is `training.scoring`'s to say.
+sequence, `packed`: how they are answered in one), `data` reads the Parquet again (`questions`:
+which rows count), `tally` at first sight. What is right is `training.scoring`'s to say.
 """
 
 from training.oracle.collection import CollectResult, collect

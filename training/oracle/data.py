@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from router.actions import ActionSpace, uniform_space
 from router.features.schema import FeatureSchema, feature_schema
 from router.features.scripts import taught_by
-from router.records import OracleRecord, Split, conform, oracle_arrays, split_of, units_of
+from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.oracle.collection import MANIFEST
-from training.scoring import AGREEMENT, EXACT, METRICS, agreement_of
+from training.oracle.questions import metrics_of, once, settled, without_repeats
+from training.scoring import METRICS, agreement_of
 from training.scoring.metric import THRESHOLD
 
 
@@ -227,32 +228,7 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     table = pa.concat_tables(tables) if tables else None
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
-    return once(_settled(table)), first, digest.hexdigest()[:16]
-
-
-def _settled(table: Any) -> Any:
-    """Return the table with one group a picture, the one its first row tells.
-
-    Before anything is left out: of a question that was labelled again the later row stays.
-    """
-    import pyarrow as pa
-
-    column = table["group_id"]
-    if column.null_count == len(column):
-        return table
-    units = units_of(table["picture_id"].to_pylist(), column.to_pylist())
-    place = table.schema.get_field_index("group_id")
-    return table.set_column(place, "group_id", pa.array(units, pa.string()))
-
-
-def once(table: Any) -> Any:
-    """Return the table with each question about a picture once, the last one.
-
-    A question that two folders (or two requests) hold counts once, or it would weigh double.
-    """
-    asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
-    last = {key: row for row, key in enumerate(asked)}
-    return table.take(sorted(last.values()))
+    return once(settled(table)), first, digest.hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -305,7 +281,7 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         if found != [wanted]:
             raise MixedData(f"the shards and their manifest differ in {column}: {found[:3]}")
     metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
-    table, metadata, again = _without_repeats(table, metadata, len(space))
+    table, metadata, again = without_repeats(table, metadata, len(space))
     try:
         arrays = oracle_arrays(table)
     except ValueError as error:
@@ -325,7 +301,7 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         confidence=arrays.confidence.astype(np.float64),
         features=arrays.features,
         has_reference=has_reference,
-        metrics=_metrics(table, has_reference),
+        metrics=metrics_of(table, has_reference),
         thresholds=np.array(
             [THRESHOLD if t is None else t for t in table["threshold"].to_pylist()]
         ),
@@ -344,40 +320,6 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         encode=EncodeCost(**(manifest.get("encode") or {})),
         scripts=taught_by(table["question"].unique().to_pylist()),
     )
-
-
-def _metrics(table: Any, has_reference: NDArray[np.bool_]) -> NDArray[np.str_]:
-    """Return (n,): how each row was scored; rows of before do not say, they had two ways."""
-    before = (AGREEMENT, EXACT)
-    told = zip(table["metric"].to_pylist(), has_reference.tolist(), strict=True)
-    return np.array([before[known] if name is None else name for name, known in told], np.str_)
-
-
-def _without_repeats(
-    table: Any, metadata: list[dict[str, Any]], n_actions: int
-) -> tuple[Any, list[dict[str, Any]], NDArray[np.float64] | None]:
-    """Return the questions alone, and the scores of their repeats (n, R, A) beside them.
-
-    A repeat is the same question in other words. It must not count as a question of its own: it
-    would weigh twice what it repeats, and train what it is meant to check.
-    """
-    originals = [row for row, facts in enumerate(metadata) if "repeat_of" not in facts]
-    if len(originals) == len(metadata):
-        return table, metadata, None
-    if not originals:
-        raise NotEnoughData("these data hold repeats of questions only; collect the questions too")
-    pictures, names = table["picture_id"].to_pylist(), table["question_id"].to_pylist()
-    place = {(pictures[row], names[row]): number for number, row in enumerate(originals)}
-    found: dict[int, list[list[float]]] = {}
-    for row, facts in enumerate(metadata):
-        original = place.get((pictures[row], facts.get("repeat_of")))
-        if original is not None:
-            found.setdefault(original, []).append(table["scores"][row].as_py())
-    most = max(map(len, found.values()), default=0)
-    again = np.full((len(originals), most, n_actions), np.nan)
-    for original, scores in found.items():
-        again[original, : len(scores)] = scores
-    return table.take(originals), [metadata[row] for row in originals], again if most else None
 
 
 def check_fits(router: Router, data: OracleData) -> OracleData:
