@@ -25,7 +25,7 @@ from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.oracle.collection import MANIFEST
-from training.oracle.questions import metrics_of, once, settled, without_repeats
+from training.oracle.questions import metrics_of, settled, without_repeats
 from training.scoring import METRICS, agreement_of
 from training.scoring.metric import THRESHOLD
 
@@ -229,6 +229,16 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
     return once(settled(table)), first, digest.hexdigest()[:16]
+
+
+def once(table: Any) -> Any:
+    """Return the table with each question about a picture once, the last one.
+
+    A question that two folders (or two requests) hold counts once, or it would weigh double.
+    """
+    asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
+    last = {key: row for row, key in enumerate(asked)}
+    return table.take(sorted(last.values()))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which rows of an oracle table are questions: each once, its repeats beside it, its unit settled.
+"""What the rows of an oracle table are: repeats by their questions, units settled, metrics named.
 
 Knows the oracle's columns; does not know files, nor what is fitted on the questions.
 """
@@ -28,16 +28,6 @@ def settled(table: Any) -> Any:
     units = units_of(table["picture_id"].to_pylist(), column.to_pylist())
     place = table.schema.get_field_index("group_id")
     return table.set_column(place, "group_id", pa.array(units, pa.string()))
-
-
-def once(table: Any) -> Any:
-    """Return the table with each question about a picture once, the last one.
-
-    A question that two folders (or two requests) hold counts once, or it would weigh double.
-    """
-    asked = zip(table["picture_id"].to_pylist(), table["question"].to_pylist(), strict=True)
-    last = {key: row for row, key in enumerate(asked)}
-    return table.take(sorted(last.values()))
 
 
 def without_repeats(
