@@ -4,7 +4,7 @@ A picture's part of the data must never change, whoever collects it and whatever
 So its look is a function of its own pixels: 64 decisions, each of which asks whether one block of
 an 8 x 9 grid is clearly brighter than its left neighbour. Nothing is clustered: a cluster that
 grows with the log would join pictures of different parts. The price are copies that fall on the
-other side of a decision (docs/retrain.md has their measured share) and other pictures of the same
+other side of a decision (docs/data.md has their measured share) and other pictures of the same
 look, which then count as one. Only whole numbers: every machine and version gives the same look.
 Knows pixels; knows nothing of questions, records or splits.
 """

@@ -285,17 +285,18 @@ def llava_source(
             continue
         try:
             asks = list(_asks(record, record.dataset or data.stem, metric, repeats))
-            group = next((ask.group_id for ask in asks), None)
-            if groups.setdefault(record.image, group) != group:
+            group, before = asks[0].group_id, groups.get(record.image)
+            if None not in (group, before) and group != before:
                 raise BadRecord(
-                    f"record {record.record_id}: its picture is of the group "
-                    f"{groups[record.image]}, not {group}, says a record before"
+                    f"record {record.record_id}: its picture is of the group {before}, not "
+                    f"{group}, says a record before"
                 )
         except BadRecord as error:
             if not skip_bad:
                 raise
             bad.append(str(error))
             continue
+        groups[record.image] = before or group
         names.setdefault(record.image, f"record {record.record_id}")
         grouped.setdefault(record.image, []).extend(asks)
     if not grouped:
@@ -311,7 +312,10 @@ def llava_source(
         left_out.append(f"{read.text_only} text-only records")
     if bad:
         left_out.append(f"{len(bad)} bad records, first: {bad[0]}")
-    pictures = tuple((names[path], path, tuple(asks)) for path, asks in grouped.items())
+    pictures = tuple(
+        (names[path], path, tuple(replace(ask, group_id=groups[path]) for ask in asks))
+        for path, asks in grouped.items()
+    )
     origin = {"data": data.name, "images": images.name}
     return FileSource("llava", pictures, origin, tuple(left_out))
 

@@ -110,7 +110,8 @@ class FileSource:
     def load(self, index: int) -> PictureTask:
         """Return the decoded picture; BadRecord names record and file when it cannot be read.
 
-        A picture of which nobody told what it belongs to belongs to those that look like it.
+        A picture belongs to what its first question says, else to those that look like it: later
+        questions, of other sessions, change nothing.
         """
         from router.records import picture_id
         from router.records.looks import look_of
@@ -119,8 +120,8 @@ class FileSource:
         rgb = read_picture(path, name, self.limits)
         if self.picture_ids and picture_id(rgb) != name:
             raise BadRecord(f"{path.name}: its pixels do not match its name (was it changed?)")
-        group = next((ask.group_id for ask in asks if ask.group_id is not None), None)
-        group = look_of(rgb) if group is None else group
+        told = asks[0].group_id if asks else None
+        group = look_of(rgb) if told is None else told
         return PictureTask(name, rgb, tuple(replace(ask, group_id=group) for ask in asks))
 
     def parameters(self) -> dict[str, Any]:

@@ -144,6 +144,9 @@ def test_a_picture_is_of_one_group(tmp_path: Path, images: Path) -> None:
     ]
     with pytest.raises(BadRecord, match="record 2: its picture is of the group data/x, not data/y"):
         llava_source(write(tmp_path, records), images)
+    del records[0]["group"]  # one record tells it for all of the picture
+    source = llava_source(write(tmp_path, records), images)
+    assert [ask.group_id for ask in source.load(0).asks] == ["data/y", "data/y"]
 
 
 def test_options_are_moved_in_repeats(tmp_path: Path, images: Path) -> None:
