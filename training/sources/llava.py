@@ -26,6 +26,7 @@ from training.scoring.choices import moved, options_of
 from training.sources.tasks import Ask, FileSource
 
 IMAGE_MARK = "<image>"
+SHOWN = 5  # bad records that are told one by one
 OTHER_PICTURES = ("images", "video", "videos")  # of other formats: not read, so not passed over
 
 
@@ -247,8 +248,12 @@ def _line(line: Any, name: str) -> tuple[str, tuple[str, ...]]:
 def count_bad(lines: list[str], say: Callable[[str], None]) -> None:
     """Tell how many records were skipped, naming the first few."""
     if lines:
-        shown = "; ".join(lines[:3])
-        say(f"skipped {len(lines)} bad records: {shown}{' ...' if len(lines) > 3 else ''}")
+        say(f"skipped {_shown(lines)}")
+
+
+def _shown(bad: list[str]) -> str:
+    shown = "; ".join(bad[:SHOWN])
+    return f"{len(bad)} bad records: {shown}{' ...' if len(bad) > SHOWN else ''}"
 
 
 def llava_source(
@@ -300,8 +305,9 @@ def llava_source(
         names.setdefault(record.image, f"record {record.record_id}")
         grouped.setdefault(record.image, []).extend(asks)
     if not grouped:
+        told = f"; {_shown(bad)}" if bad else ""
         raise TrainingError(
-            f"{data} holds no record with a picture ({read.text_only} are text only)"
+            f"{data} holds no record with a picture ({read.text_only} are text only){told}"
         )
     if repeats > 1 and not any(
         "repeat_of" in a.metadata for asks in grouped.values() for a in asks
@@ -311,7 +317,7 @@ def llava_source(
     if read.text_only:
         left_out.append(f"{read.text_only} text-only records")
     if bad:
-        left_out.append(f"{len(bad)} bad records, first: {bad[0]}")
+        left_out.append(_shown(bad))
     pictures = tuple(
         (names[path], path, tuple(replace(ask, group_id=groups[path]) for ask in asks))
         for path, asks in grouped.items()

@@ -132,7 +132,7 @@ def test_what_cannot_be_scored_is_a_bad_record(
         llava_source(path, images)
     source = llava_source(path, images, skip_bad=True)
     assert len(source) == 1
-    assert source.notes()[0].startswith("1 bad records, first: record 1")
+    assert source.notes()[0].startswith("1 bad records: record 1")
     with pytest.raises(TrainingError, match=says):
         llava_source(write(tmp_path, records[1:]), images, metric=metric)
 
@@ -185,6 +185,12 @@ def test_bad_records_can_be_counted_instead(tmp_path: Path, images: Path) -> Non
     read = read_llava(write(tmp_path, records), images, skip_bad=True)
     assert [record.record_id for record in read.records] == ["2"]
     assert len(read.bad) == 1
+
+
+def test_bad_records_are_named_where_nothing_is_left(tmp_path: Path, images: Path) -> None:
+    records = [{"id": str(n), "conversations": TALK} for n in range(7)]
+    with pytest.raises(TrainingError, match=r"7 bad records: record 0 .*record 4 .*\.\.\.$"):
+        llava_source(write(tmp_path, records), images, skip_bad=True)
 
 
 def test_missing_file_folder_and_pictures(tmp_path: Path, images: Path) -> None:
