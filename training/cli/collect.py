@@ -72,7 +72,7 @@ def collect(
     ] = None,
     from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
     metric: Annotated[
-        Literal["exact_match", "vqa", "anls", "relaxed", "choice", "token_f1"] | None,
+        Literal["exact_match", "vqa", "anls", "relaxed", "choice", "token_f1", "agreement"] | None,
         typer.Option(help="How answers are scored where the data do not say; else exact match."),
     ] = None,
     model: ModelOption = None,

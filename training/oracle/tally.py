@@ -41,7 +41,7 @@ class Tally:
         told = (
             f"no answer at any action earned anything against its reference on {self.known} "
             f"questions (the first says {answer!r:.60}, wanted {reference!r:.60}): nothing can be "
-            "learnt from these scores"
+            "learnt from these scores (--metric agreement leaves the references out)"
         )
         better = {name: mean for name, mean in self.tried.items() if mean > 0}
         if not better:

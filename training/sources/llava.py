@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import BadRecord, TrainingError
-from training.scoring import metric_of
+from training.scoring import AGREEMENT, metric_of
 from training.scoring.choices import moved, options_of
 from training.sources.tasks import Ask, FileSource
 
@@ -162,6 +162,8 @@ def _scorable(metric: str, turns: tuple[Turn, ...], name: str) -> None:
     Raises:
         BadRecord: no such metric, or one that needs what a turn lacks.
     """
+    if metric == AGREEMENT:
+        return
     try:
         measure = metric_of(metric)
     except TrainingError as error:
@@ -270,7 +272,8 @@ def llava_source(
 
     Args:
         data, images, skip_bad: as in `read_llava`.
-        metric: how answers are scored where a record does not say; None is exact match.
+        metric: how answers are scored where a record does not say; None is exact match,
+            "agreement" leaves the references out.
         repeats: orders that the options of a multiple-choice question are asked in.
 
     Raises:
@@ -279,7 +282,7 @@ def llava_source(
         TrainingError: no question, an unknown metric, or repeats of what has no options.
     """
     read = read_llava(data, images, skip_bad=skip_bad)
-    if metric is not None:
+    if metric not in (None, AGREEMENT):
         metric_of(metric)
     bad = list(read.bad)
     grouped: dict[Path, list[Ask]] = {}
@@ -342,7 +345,7 @@ def _asks(record: LlavaRecord, dataset: str, metric: str | None, repeats: int) -
             metric=name,
             group_id=None if record.group is None else f"{dataset}/{record.group}",
         )
-        yield ask
+        yield ask.by_agreement() if name == AGREEMENT else ask
         if name != "choice" or turn.references:
             continue
         for places in range(1, min(repeats, len(options_of(turn.question)))):

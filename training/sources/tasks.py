@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from m3model.errors import BadPicture
 from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from training.errors import BadRecord
-from training.scoring import metric_of
+from training.scoring import AGREEMENT, metric_of
 
 # Of `Ask`: folders of before must go on.
 _NEWER = ("logged_action", "logged_space", "metric", "group_id")
@@ -57,6 +57,11 @@ class Ask:
         if told is not None:
             return tuple(told)
         return () if self.reference is None else (self.reference,)
+
+    def by_agreement(self) -> Ask:
+        """Return the question as if nobody had told an answer."""
+        facts = {key: said for key, said in self.metadata.items() if key != "references"}
+        return replace(self, reference=None, metric=None, metadata=facts)
 
     def content(self) -> dict[str, Any]:
         """Return all that it says; what older versions did not know is left out where empty."""
@@ -141,11 +146,14 @@ class FileSource:
 def scored_by_metric(source: FileSource, name: str) -> FileSource:
     """Return the source with its questions scored by a metric; notes tell which cannot be.
 
-    Those, and no others, stay scored by exact match.
+    Those, and no others, stay scored by exact match. The metric "agreement" drops what was told.
     """
-    metric, refused = metric_of(name), Counter[str]()
+    by_agreement = name == AGREEMENT
+    metric, refused = metric_of(None if by_agreement else name), Counter[str]()
 
     def scored(ask: Ask) -> Ask:
+        if by_agreement:
+            return ask.by_agreement()
         why = metric.why_not(ask.references, ask.question) if ask.references else None
         if why is not None:
             refused[why] += 1

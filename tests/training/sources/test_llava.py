@@ -137,6 +137,17 @@ def test_what_cannot_be_scored_is_a_bad_record(
         llava_source(write(tmp_path, records[1:]), images, metric=metric)
 
 
+def test_agreement_leaves_the_references_out(tmp_path: Path, images: Path) -> None:
+    talk = [TALK[0], {"from": "gpt", "value": ["box", "crate"]}]
+    records = [
+        {"id": "1", "image": "a.png", "conversations": talk},
+        {"id": "2", "image": "a.png", "conversations": TALK, "metric": "exact_match"},
+    ]
+    first, second = llava_source(write(tmp_path, records), images, metric="agreement").load(0).asks
+    assert (first.reference, first.references, first.metric) == (None, (), None)
+    assert second.reference == "A box."
+
+
 def test_a_picture_is_of_one_group(tmp_path: Path, images: Path) -> None:
     records = [
         {"id": "1", "image": "a.png", "conversations": TALK, "group": "x"},
