@@ -281,6 +281,8 @@ def llava_source(
             that tells another group of its picture than one before.
         TrainingError: no question, an unknown metric, or repeats of what has no options.
     """
+    if repeats < 1:
+        raise TrainingError(f"--repeats must be at least 1, got {repeats}")
     read = read_llava(data, images, skip_bad=skip_bad)
     if metric not in (None, AGREEMENT):
         metric_of(metric)

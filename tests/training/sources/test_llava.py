@@ -173,6 +173,8 @@ def test_options_are_moved_in_repeats(tmp_path: Path, images: Path) -> None:
     assert [ask.reference for ask in (first, *again)] == ["B", "C", "A"]
     with pytest.raises(TrainingError, match="--metric choice"):
         llava_source(path, images, repeats=2)
+    with pytest.raises(TrainingError, match="at least 1, got 0"):
+        llava_source(path, images, metric="choice", repeats=0)
 
 
 def test_asks_of_before_keep_their_content() -> None:
