@@ -38,6 +38,9 @@ class Reason(StrEnum):
     """The policy wanted some picture read otherwise; the cap on visual tokens forbade it."""
     no_image = "no_image"
     """The request carries no picture: scale 0, no visual tokens."""
+    unfamiliar = "unfamiliar"
+    """The question is in a script that the router was not fitted on, or in words the model cannot
+    read: the finest scale that the caller's constraints allow."""
     degraded = "degraded"
     """The service was overloaded: the raised price took another action, or no second look."""
     fallback = "fallback"

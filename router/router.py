@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from router.actions import ActionSpace, Plan, uniform_space
-from router.certificate.held import HeldCertificate
+from router.certificate.held import HeldCertificate, keeps_promise
 from router.certificate.promise import CERTIFICATE_FILE, Certificate
 from router.decision import (
+    NOTHING_LOST,
     Constraints,
     Reason,
     RoutingDecision,
@@ -26,9 +27,10 @@ from router.decision import (
     keeps_cap,
     within_bound,
 )
-from router.errors import NotCertified, RouterFileError, UnknownScale
+from router.errors import RouterFileError, UnknownScale
 from router.explain import explain_request
 from router.features.schema import FeatureSchema
+from router.features.scripts import LATIN, unlike
 from router.features.vector import checked_rows
 from router.folder import (
     ACTIONS_FILE,
@@ -123,6 +125,7 @@ class Router:
         *,
         n_pictures: int | None = None,
         plan: Plan | None = None,
+        unfamiliar: bool = False,
     ) -> RoutingDecision:
         """Return the decision for one request: what is read of its picture, or of each of several.
 
@@ -138,6 +141,8 @@ class Router:
             n_pictures: pictures in the request, where no features tell.
             plan: what the actions of ``space`` would read of the one picture (`ActionSpace.plan`);
                 None leaves the uniform scales to choose from.
+            unfamiliar: whether the question is unlike all that the router was fitted on (see
+                `knows`): then the finest scale allowed is taken, whatever is predicted.
 
         Raises:
             BudgetTooSmall: the cap cannot be kept.
@@ -169,10 +174,16 @@ class Router:
                 raise ValueError("features are needed to decide; only pinned scales go without")
             if limits.max_harm is not None:
                 policy, bound = self.held.policy(policy, limits.max_harm, pictures)
-                self._keeps_promise(policy, offer, limits.max_harm)
+                if unfamiliar:
+                    policy, bound = replace(policy, finest_only=True), NOTHING_LOST
+                keeps_promise(policy, offer, limits.max_harm)
+            elif unfamiliar:
+                policy = replace(policy, finest_only=True)
             elif limits.second_look and pictures == 1 and self.second_look is not None:
                 look, policy = self.second_look, self._first_policy
             picks, reason = self._choose(policy, values, pins, cap, offer)
+            if unfamiliar and reason is Reason.predicted:
+                reason = Reason.unfamiliar
             if reason is Reason.budget_cap:
                 bound = None  # the cap has overruled the choice that was certified
             if limits.price_floor > 0.0 and limits.max_harm is None:
@@ -209,6 +220,10 @@ class Router:
             readings=readings,
         )
         return within_bound(decision, limits, self.scales)
+
+    def knows(self, question: str) -> bool:
+        """Return whether the question is in a script that the router was fitted on."""
+        return not unlike(question, self.metadata.get("scripts") or LATIN)
 
     def predict_values(self, X: np.ndarray) -> np.ndarray:
         """Return (n, A) what the policy weighs against cost: today P(action suffices).
@@ -342,20 +357,6 @@ class Router:
     def _left_open(self, policy: Policy, offer: Offer) -> Offer:
         """Return what a policy chooses from: one that takes the finest scale, from scales alone."""
         return self._uniform_offer if policy.finest_only else offer
-
-    def _keeps_promise(self, policy: Policy, offer: Offer, max_harm: float) -> None:
-        """Return nothing if what was certified is what is decided between.
-
-        Raises:
-            NotCertified: foci that were certified along may not be read.
-        """
-        if not (policy.finest_only or all(offer.open)):
-            raise NotCertified(
-                f"max_harm={max_harm:g} is certified for choices that a focus is among, and "
-                "none may be read; leave out routing.focus: false or max_harm, or pin the finest "
-                "scale",
-                "not_certified",
-            )
 
     def _places(self, scales: Sequence[int]) -> tuple[int, ...]:
         """Return the indices of the actions that read whole pictures at these scales."""

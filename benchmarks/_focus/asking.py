@@ -24,7 +24,7 @@ from m3model.relevance.choice import relevance_sources
 from m3model.relevance.source import RelevanceSource
 from router.actions import Reading
 from training.oracle.packed import PackedQuestion, answer_packed
-from training.oracle.scoring import exact_match
+from training.scoring import exact_match
 from training.sources.scenes import SceneSource
 from training.sources.tasks import Ask
 

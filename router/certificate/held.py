@@ -11,6 +11,7 @@ from router.certificate.promise import Certificate
 from router.decision import NOTHING_LOST, AppliedBound
 from router.errors import NotCertified, RouterFileError
 from router.policy import Policy
+from router.policy.offer import Offer
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,17 @@ class HeldCertificate:
         if price is None:
             return replace(policy, finest_only=True), NOTHING_LOST
         return replace(policy, price=price), AppliedBound(rung.bound, found.delta, price)
+
+
+def keeps_promise(policy: Policy, offer: Offer, max_harm: float) -> None:
+    """Return nothing if what was certified is what is decided between.
+
+    Raises:
+        NotCertified: foci that were certified along may not be read.
+    """
+    if not (policy.finest_only or all(offer.open)):
+        raise NotCertified(
+            f"max_harm={max_harm:g} is certified for choices that a focus is among, and none may "
+            "be read; leave out routing.focus: false or max_harm, or pin the finest scale",
+            "not_certified",
+        )

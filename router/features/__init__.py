@@ -1,7 +1,7 @@
 """One feature vector a question, from by-products of the one encode.
 
 `schema` names the numbers, `vector` computes them, with `cells` of the coarse grids and `words` of
-the question.
+the question; `scripts` tells questions that no number can describe.
 """
 
 from router.features.schema import (

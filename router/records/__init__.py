@@ -1,13 +1,14 @@
 """What is written down: oracle labels, decisions and feedback, with their Arrow schemas.
 
 `rows` are the records, `tables` their Arrow form, `arrays` the oracle's columns for fitting,
-`pictures` says who a picture is and which split it is of.
+`pictures` says who a picture is and which split it is of, `looks` which pictures look alike.
 """
 
 from typing import Any
 
 from router.records.arrays import OracleArrays, oracle_arrays
-from router.records.pictures import Split, calibrates, picture_id, split_of
+from router.records.looks import look_of
+from router.records.pictures import Split, calibrates, picture_id, split_of, units_of
 from router.records.rows import DecisionRecord, FeedbackRecord, OracleRecord, Record
 from router.records.tables import (
     READ_VERSIONS,
@@ -30,11 +31,13 @@ __all__ = [
     "calibrates",
     "conform",
     "from_table",
+    "look_of",
     "oracle_arrays",
     "picture_id",
     "schema_of",
     "split_of",
     "to_table",
+    "units_of",
 ]
 
 

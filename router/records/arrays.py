@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from router.records.pictures import split_of
+from router.records.pictures import split_of, units_of
 from router.records.rows import OracleRecord
 from router.records.tables import conform
 
@@ -24,7 +24,8 @@ class OracleArrays:
 
     Attributes:
         picture_ids, question_ids, questions, kinds, datasets: (n,) object arrays of str.
-        splits: (n,) object array of `split_of` each picture.
+        units: (n,) object array of what each picture belongs to, see `units_of`.
+        splits: (n,) object array of `split_of` each unit.
         scales: K scales, ascending, the same for all rows.
         actions: names of the A actions, the same for all rows; scales alone are named by them.
         action_space: hash of the space they are of; None where no row tells it.
@@ -38,6 +39,7 @@ class OracleArrays:
     questions: np.ndarray
     kinds: np.ndarray
     datasets: np.ndarray
+    units: np.ndarray
     splits: np.ndarray
     scales: tuple[int, ...]
     actions: tuple[str, ...]
@@ -81,14 +83,16 @@ def oracle_arrays(table: "pa.Table") -> OracleArrays:
     if len(schemas) != 1:
         raise ValueError(f"the oracle table mixes feature schemas {', '.join(schemas)}")
     picture_ids = texts("picture_id")
-    splits = {picture: split_of(picture) for picture in set(picture_ids.tolist())}
+    units = units_of(picture_ids.tolist(), checked["group_id"].to_pylist())
+    splits = {unit: split_of(unit) for unit in set(units)}
     return OracleArrays(
         picture_ids=picture_ids,
         question_ids=texts("question_id"),
         questions=texts("question"),
         kinds=texts("kind"),
         datasets=texts("dataset"),
-        splits=np.asarray([splits[picture] for picture in picture_ids], dtype=object),
+        units=np.asarray(units, dtype=object),
+        splits=np.asarray([splits[unit] for unit in units], dtype=object),
         scales=tuple(int(scale) for scale in scales[0]),
         actions=actions,
         action_space=action_space,

@@ -1,8 +1,8 @@
 """Pictures and a question in; the decision and the visual tokens that it reads out.
 
 Knows batching, caching and the router; knows neither HTTP nor Ray nor the language model. A picture
-is encoded once: requests for it that come together share the pass, later ones the cache. Its
-identity is its pixels; the same bytes again are recognised before anything is decoded.
+is encoded once: requests that come together share the pass, later ones the cache. Its identity is
+its pixels; the same bytes again are recognised before anything is decoded.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from serve.stages.messages import (
     EncoderStatus,
     PoolRequest,
     focus_name,
-)
+)  # fmt: skip
 from serve.stages.prompts import MOST_CHARACTERS_AT_ONCE, Prompts, context_tokens
 from serve.stages.vision import EncodedPicture, PreparedPicture, Vision, plan_of
 from serve.telemetry import logs, spans
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Made = tuple[RoutingDecision, Constraints]  # a decision, and what it was held to
+Made = tuple[RoutingDecision, Constraints]  # and what it was held to
 MOST_DIGESTS = 16_384  # of pictures' bytes: some megabytes
 # What takes a millisecond or two is done on the event loop: a thread's turn costs as much.
 HASHED_AT_ONCE = 200_000  # bytes of a picture's file
@@ -361,10 +361,11 @@ class Encoder:
                     constraints, router, request.pressure, self._settings.overload.max_harm
                 )
             plan = plan_of(router, maps) if constraints.focus else None
-            decision = router.route(features, constraints, plan=plan)
+            known = router.knows(request.question) and self._vision.reads(request.question)
+            decision = router.route(features, constraints, plan=plan, unfamiliar=not known)
             if (why := decision.explanation) is not None:
                 why = replace(why, relevance=tuple(map(relevance_map, maps)))
-            # Callers pay for the features too, so the latency they see includes them.
+            # Callers pay for the features too.
             decision = replace(decision, latency_ms=_ms_since(started), explanation=why)
         except RoutingError:
             raise

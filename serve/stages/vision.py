@@ -76,6 +76,7 @@ class Vision:
         )
         # CLIP reads a question with a language tower of its own.
         self.reads_quickly = not any(source.needs_tower for source in self._sources.values())
+        self._unknown = self._processor.tokenizer.unk_token_id  # None where it knows every byte
         self._sizes = (config.grid_side, config.hidden_size)
         self._grid_shape = (config.grid_side**2, config.hidden_size)
 
@@ -144,6 +145,11 @@ class Vision:
             rows.append(question_features(picture.features, r, question, embedding))
             maps.append(r)
         return np.stack(rows), maps
+
+    def reads(self, question: str) -> bool:
+        """Return whether the tokenizer knows at least half of what a question says."""
+        ids, unknown = self._processor.question_ids(question), self._unknown
+        return 2 * ids.count(unknown) <= len(ids)
 
     def tokens(self, picture: EncodedPicture, reading: Reading) -> NDArray[np.float16]:
         """Return the picture's visual tokens (n, D), which are not to be written to.

@@ -22,6 +22,8 @@ from router.registry import current_router_path
         (["collect", "--out", "x", "--scenes", "0", "--model", "."], "between 1 and"),
         (["collect", "--out", "x", "--scenes", "2", "--model", "."], "no config.json"),
         (["collect", "--out", "x", "--from-log", "nowhere"], "does not exist"),
+        (["collect", "--out", "x", "--scenes", "2", "--metric", "anls"], "scenes have exact"),
+        (["collect", "--out", "x", "--from-log", "y", "--repeats", "2"], "--repeats needs"),
         (["collect", "--out", "x", "--scenes", "2", "--device", "tpu"], "no device tpu"),
         (["collect", "--out", "/dev/null/x", "--scenes", "2", "--workers", "1"], "/dev/null/x: "),
         (["fit", "--oracle", "nowhere", "--out", "x"], "no oracle data"),
@@ -66,6 +68,8 @@ def test_too_little_data_says_how_much(command, tiny_model: Path, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "questions about 3 pictures" in done.stderr
+    assert "accuracy (" in done.stdout
+    assert "no answer at any action earned anything" in done.stderr  # a random model
     done = command("m3-train", "fit", "--oracle", oracle, "--out", tmp_path / "router")
     assert done.returncode == 2
     assert "too little data" in done.stderr

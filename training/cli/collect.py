@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from m3model.terminal import bar, say
+from m3model.terminal import bar, say, table
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def collect(
         typer.Option(help="Which scenes: to learn from, or never to learn from."),
     ] = "collect",
     repeats: Annotated[
-        int, typer.Option(help="Wordings each scene question is asked in (2: how much is luck?).")
+        int,
+        typer.Option(
+            help="Times each question is asked, to tell luck: wordings of a scene's, orders of the "
+            "options of multiple choice."
+        ),
     ] = 1,
     data: Annotated[
         Path | None, typer.Option(help="LLaVA-format JSON: pictures with conversations.")
@@ -67,6 +71,10 @@ def collect(
         Path | None, typer.Option(help="Folder of the pictures that --data names.")
     ] = None,
     from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
+    metric: Annotated[
+        Literal["exact_match", "vqa", "anls", "relaxed", "choice", "token_f1", "agreement"] | None,
+        typer.Option(help="How answers are scored where the data do not say; else exact match."),
+    ] = None,
     model: ModelOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = None,
@@ -94,7 +102,7 @@ def collect(
     """
     from training.oracle.collection import collect as label
 
-    source = source_of(scenes, seed, namespace, repeats, data, images, from_log, skip_bad)
+    source = source_of(scenes, seed, namespace, repeats, data, images, from_log, skip_bad, metric)
     for note in source.notes():
         say(f"left out: {note}")
     checkpoint = model_folder(model)
@@ -112,30 +120,57 @@ def collect(
         f"{result.questions} questions about {result.pictures} pictures in {out} "
         f"({result.labelled_now} pictures labelled now)"
     )
+    _show(out)
+
+
+def _show(out: Path) -> None:
+    """Show how often each action is right, and say so where nothing ever was."""
+    from training.oracle.tally import tally_of
+
+    found = tally_of(out)
+    if found is None:
+        return
+    kinds = {
+        f"accuracy ({found.known})": found.right,
+        f"agrees with the finest ({found.unknown})": found.agrees,
+    }
+    shown = {name: means for name, means in kinds.items() if means is not None}
+    rows = zip(found.actions, *shown.values(), strict=True)
+    table(
+        "mean score of every action (questions)", ["action", *shown],
+        [[name, *(f"{mean:.3f}" for mean in means)] for name, *means in rows],
+    )  # fmt: skip
+    if (hint := found.hint()) is not None:
+        say(hint)
 
 
 def source_of(
     scenes: int | None, seed: int, namespace: str, repeats: int,
     data: Path | None, images: Path | None, from_log: Path | None, skip_bad: bool,
+    metric: str | None = None,
 ) -> Source:  # fmt: skip
     """Return the one source that the flags name."""
     from training.sources.llava import llava_source
     from training.sources.log import log_source
     from training.sources.scenes import SceneSource
+    from training.sources.tasks import scored_by_metric
 
     if sum(given is not None for given in (scenes, data, from_log)) != 1:
         raise TrainingError(
             "give exactly one of --scenes N, --data FILE --images DIR, --from-log DIR"
         )
     if scenes is not None:
+        if metric is not None:
+            raise TrainingError("--metric needs --data or --from-log: scenes have exact answers")
         return SceneSource(scenes, seed, namespace, repeats=repeats)
-    if repeats != 1:
-        raise TrainingError("--repeats needs --scenes: only generated questions can be reworded")
     if from_log is not None:
-        return log_source(from_log)
+        if repeats != 1:
+            raise TrainingError("--repeats needs --scenes, or --data with multiple choice")
+        logged = log_source(from_log)
+        return logged if metric is None else scored_by_metric(logged, metric)
     if data is None or images is None:
         raise TrainingError("--data needs --images DIR")
-    return llava_source(data, images, skip_bad=skip_bad)
+    return llava_source(data, images, skip_bad=skip_bad, metric=metric, repeats=repeats)
 
 
 def model_folder(model: Path | None) -> Path:

@@ -42,5 +42,5 @@ def calibration_parts(data: OracleData) -> tuple[OracleData, OracleData, str]:
 
 
 def _fits(calibration: OracleData) -> np.ndarray:
-    names, inverse = np.unique(calibration.picture_ids, return_inverse=True)
+    names, inverse = np.unique(calibration.units, return_inverse=True)
     return np.array([calibrates(name) for name in names.tolist()], dtype=bool)[inverse]

@@ -175,7 +175,7 @@ def _priced(
     pricing = parts.pricing
     steps.begin(f"price ({len(pricing)} questions)")
     values = np.asarray(predictor.predict_proba(pricing.features), float)
-    pictures = pricing.picture_ids.tolist()
+    pictures = pricing.units.tolist()
     costs = parts.costs_of(pricing)
     price = calibrate_price(values, pricing.scores, costs, pictures, target=target)
     if not second_look:
@@ -259,6 +259,7 @@ def _facts(
         "target": target,
         "labels": labels,
         "calibrated_on": parts.rule,
+        "scripts": list(parts.data.scripts),
         **metrics,
         **({} if look is None else {"second_look": look}),
     }

@@ -17,8 +17,10 @@ from router.predictor.linear import fit_linear
 from training.figures.metrics import Array
 from training.oracle.data import OracleData
 from training.progress import Progress, unseen
+from training.scoring import METRICS
 
 Labels = Literal["auto", "soft", "hard"]
+LEAST_TOLD = 30  # questions with a reference that say what the finest is worth
 RIDGE = 500.0  # rows; docs/experiments.md
 
 
@@ -26,15 +28,54 @@ def labels_of(data: OracleData, kind: Labels = "auto") -> Array:
     """Return the (n, A) targets a predictor learns, in [0, 1].
 
     ``soft`` is P(reference answer), ``hard`` the score. ``auto`` takes the soft label where the
-    question has a reference; without one the likelihood is that of the finest answer, which says
-    little about being right, so the score (agreement) is taken.
+    question has a reference that an answer either hits or misses. Without one the likelihood is
+    that of the finest answer, which says little about being right, and a graded score says itself
+    how near an answer is: there the score is taken.
     """
     if kind == "hard":
         return np.clip(data.scores, 0.0, 1.0)
     soft = np.clip(data.soft, 0.0, 1.0)
     if kind == "soft":
         return soft
-    return np.where(data.has_reference[:, None], soft, np.clip(data.scores, 0.0, 1.0))
+    graded = np.isin(data.metrics, [metric.name for metric in METRICS.values() if metric.graded])
+    takes_soft = data.has_reference & ~graded
+    return np.where(takes_soft[:, None], soft, np.clip(data.scores, 0.0, 1.0))
+
+
+def _one_population(
+    train: OracleData, calibration: OracleData
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which training rows are learnt from and which calibration rows calibrate.
+
+    Agreement teaches of the finest scale that it is always right, references do not: beside each
+    other they would teach neither. With `LEAST_TOLD` references in both parts, what is right is
+    theirs to say: they alone calibrate, and agreement is brought to their meaning. With fewer,
+    agreement is learnt, from the rows without one.
+    """
+    told = train.has_reference, calibration.has_reference
+    kinds = {bool(each) for part in told for each in np.unique(part)}
+    if len(kinds) < 2:
+        return np.ones(len(train), bool), np.ones(len(calibration), bool)
+    if min(part.sum() for part in told) >= LEAST_TOLD or min((~part).sum() for part in told) == 0:
+        return np.ones(len(train), bool), told[1] if told[1].any() else ~told[1]
+    return ~told[0], ~told[1]
+
+
+def _as_being_right(
+    features: NDArray[np.float32], targets: Array, data: OracleData, finest: ComplexityPredictor
+) -> Array:
+    """Return targets (n, A) that all say P(right), also where only agreement is known.
+
+    An answer that agrees with the finest is right as often as that one is. That chance is learnt by
+    ``finest`` from the rows with a reference. All with a reference, or none: as they are.
+    """
+    known = data.has_reference
+    if known.all() or not known.any():
+        return targets
+    finest.fit(features[known], targets[known][:, -1:], groups=data.units[known])
+    made = targets.copy()
+    made[~known] *= finest.predict_proba(features[~known])
+    return made
 
 
 def fit_predictor(
@@ -49,19 +90,25 @@ def fit_predictor(
     The likelihood of an answer is smoother to learn than whether greedy decoding hits it, but lower
     than its probability of being right: so the raw score is mapped to scores it was not fitted on.
     Where there are foci, the boosters' log odds are averaged with those of a ridge regression.
+    Rows without a reference are brought to the meaning of those with one, or fitted without them.
 
     Args:
         features: (n, F) of the training and (m, F) of the calibration questions.
         progress: called as each action's booster begins.
     """
-    predictor = ComplexityPredictor(
-        calibration="none", **_starts(train.space), learning_rate=0.15, n_estimators=200
+    learnt, held = _one_population(train, calibration)
+    if not learnt.all():
+        features, train = (features[0][learnt], features[1]), train.take(learnt)
+    if not held.all():
+        features, calibration = (features[0], features[1][held]), calibration.take(held)
+    made: dict[str, Any] = {"calibration": "none", "learning_rate": 0.15, "n_estimators": 200}
+    predictor = ComplexityPredictor(**_starts(train.space), **made)
+    targets = _as_being_right(
+        features[0], labels_of(train, labels), train, ComplexityPredictor(**made)
     )
-    predictor.fit(
-        features[0], labels_of(train, labels), groups=train.picture_ids, progress=progress
-    )
+    predictor.fit(features[0], targets, groups=train.units, progress=progress)
     if not train.space.is_uniform:
-        predictor.linear_ = fit_linear(features[0], labels_of(train, labels), RIDGE)
+        predictor.linear_ = fit_linear(features[0], targets, RIDGE)
     raw = predictor.raw_scores(features[1])
     predictor.calibrations_ = [
         before if before.kind == "constant" else fit_calibration("platt", raw[:, k], scores)

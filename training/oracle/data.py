@@ -1,4 +1,6 @@
-"""Oracle data as arrays: folders of shards, checked to belong together, split by picture.
+"""Oracle data as arrays: folders of shards, checked to belong together, split by unit.
+
+A unit is a picture, or what it belongs to: a document, a video, pictures that look alike.
 
 Knows the Arrow schema of the oracle; does not know how it was collected nor what is fitted on it.
 """
@@ -19,10 +21,14 @@ from numpy.typing import NDArray
 from m3model.engine.recipe import model_of, shared_recipe
 from router.actions import ActionSpace, uniform_space
 from router.features.schema import FeatureSchema, feature_schema
+from router.features.scripts import taught_by
 from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.oracle.collection import MANIFEST
+from training.oracle.questions import metrics_of, settled, without_repeats
+from training.scoring import METRICS, agreement_of
+from training.scoring.metric import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,13 @@ class OracleData:
 
     ``scores``, ``soft`` (P(reference answer)), ``confidence``, ``visual_tokens``: (n, A) float64,
     columns as in ``space``, the anchor last; ``features`` (n, F) float32; ``flops`` (K,) of the K
-    uniform scales, or None. ``pictures`` (n,) are integers 0..P-1, one per picture.
+    uniform scales, or None. ``units`` are what no split divides (`router.records.units_of`) and
+    what counts as one picture; ``pictures`` (n,) are their numbers 0..P-1. ``metrics`` say how rows
+    were scored.
     """
 
     picture_ids: NDArray[np.str_]
+    units: NDArray[np.str_]
     question_ids: NDArray[np.str_]
     groups: NDArray[np.str_]  # "dataset/kind": what a static policy may know
     scores: NDArray[np.float64]
@@ -50,6 +59,8 @@ class OracleData:
     confidence: NDArray[np.float64]
     features: NDArray[np.float32]
     has_reference: NDArray[np.bool_]
+    metrics: NDArray[np.str_]
+    thresholds: NDArray[np.float64]  # a score from here on is right
     size_px: NDArray[np.float64]  # NaN where unknown
     metadata: list[dict[str, Any]]
     visual_tokens: NDArray[np.float64]
@@ -64,19 +75,26 @@ class OracleData:
     seconds: dict[str, list[float]] = field(default_factory=dict)  # hardware: (K,), analytic
     encode: EncodeCost = EncodeCost()
     label_recipe: str | None = None  # what the folders' have in common; None: not known of all
+    scripts: tuple[str, ...] = ()  # that the questions are written in
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @cached_property
     def pictures(self) -> NDArray[np.int64]:
-        """Return (n,): the number of each question's picture."""
-        return np.unique(self.picture_ids, return_inverse=True)[1].astype(np.int64)
+        """Return (n,): the number of each question's unit."""
+        return np.unique(self.units, return_inverse=True)[1].astype(np.int64)
 
     @property
     def n_pictures(self) -> int:
-        """Return how many different pictures there are."""
-        return len(np.unique(self.picture_ids))
+        """Return how many different pictures there are, what belongs together counted as one."""
+        return len(np.unique(self.units))
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """Return (n, A): whether each action's answer counts as right."""
+        enough: NDArray[np.bool_] = self.scores >= self.thresholds[:, None]
+        return enough
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -90,8 +108,8 @@ class OracleData:
 
     @cached_property
     def splits(self) -> NDArray[np.str_]:
-        """Return (n,): the split each question's picture belongs to, for all time."""
-        names, inverse = np.unique(self.picture_ids, return_inverse=True)
+        """Return (n,): the split each question's unit belongs to, for all time."""
+        names, inverse = np.unique(self.units, return_inverse=True)
         return np.array([split_of(name) for name in names])[inverse]
 
     def take(self, rows: NDArray[Any]) -> OracleData:
@@ -101,15 +119,16 @@ class OracleData:
             **{
                 name: getattr(self, name)[index]
                 for name in (
-                    "picture_ids", "question_ids", "groups", "scores", "soft", "confidence",
-                    "features", "has_reference", "size_px", "visual_tokens",
+                    "picture_ids", "units", "question_ids", "groups", "scores", "soft",
+                    "confidence", "features", "has_reference", "metrics", "thresholds", "size_px",
+                    "visual_tokens",
                 )
             },
             metadata=[self.metadata[i] for i in index],
             space=self.space, flops=self.flops, schema=self.schema,
             feature_schema=self.feature_schema, model_hash=self.model_hash,
             sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
-            encode=self.encode, label_recipe=self.label_recipe,
+            encode=self.encode, label_recipe=self.label_recipe, scripts=self.scripts,
             repeats=None if self.repeats is None else self.repeats[index],
         )  # fmt: skip
 
@@ -219,7 +238,7 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     table = pa.concat_tables(tables) if tables else None
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
-    return once(table), first, digest.hexdigest()[:16]
+    return once(settled(table)), first, digest.hexdigest()[:16]
 
 
 def once(table: Any) -> Any:
@@ -285,15 +304,17 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         if found != [wanted]:
             raise MixedData(f"the shards and their manifest differ in {column}: {found[:3]}")
     metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
-    table, metadata, again = _without_repeats(table, metadata, len(space))
+    table, metadata, again = without_repeats(table, metadata, len(space))
     try:
         arrays = oracle_arrays(table)
     except ValueError as error:
         raise MixedData(str(error)) from error
+    has_reference = np.array([r is not None for r in table["reference"].to_pylist()])
     if arrays.scores.shape[1] != len(space):
         raise MixedData(f"{arrays.scores.shape[1]} scores a question for {len(space)} actions")
     return OracleData(
         picture_ids=arrays.picture_ids.astype(np.str_),
+        units=arrays.units.astype(np.str_),
         question_ids=arrays.question_ids.astype(np.str_),
         groups=np.array(
             [f"{d}/{k}" for d, k in zip(arrays.datasets, arrays.kinds, strict=True)], np.str_
@@ -302,7 +323,11 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         soft=arrays.p_reference.astype(np.float64),
         confidence=arrays.confidence.astype(np.float64),
         features=arrays.features,
-        has_reference=np.array([r is not None for r in table["reference"].to_pylist()]),
+        has_reference=has_reference,
+        metrics=metrics_of(table, has_reference),
+        thresholds=np.array(
+            [THRESHOLD if t is None else t for t in table["threshold"].to_pylist()]
+        ),
         size_px=np.array([np.nan if v is None else v for v in table["size_px"].to_pylist()]),
         metadata=metadata,
         visual_tokens=arrays.visual_tokens.astype(np.float64),
@@ -317,34 +342,8 @@ def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
         seconds=dict(manifest.get("analytic_seconds") or {}),
         encode=EncodeCost(**(manifest.get("encode") or {})),
         label_recipe=manifest.get("label_recipe"),
+        scripts=taught_by(table["question"].unique().to_pylist()),
     )
-
-
-def _without_repeats(
-    table: Any, metadata: list[dict[str, Any]], n_actions: int
-) -> tuple[Any, list[dict[str, Any]], NDArray[np.float64] | None]:
-    """Return the questions alone, and the scores of their repeats (n, R, A) beside them.
-
-    A repeat is the same question in other words. It must not count as a question of its own: it
-    would weigh twice what it repeats, and train what it is meant to check.
-    """
-    originals = [row for row, facts in enumerate(metadata) if "repeat_of" not in facts]
-    if len(originals) == len(metadata):
-        return table, metadata, None
-    if not originals:
-        raise NotEnoughData("these data hold repeats of questions only; collect the questions too")
-    pictures, names = table["picture_id"].to_pylist(), table["question_id"].to_pylist()
-    place = {(pictures[row], names[row]): number for number, row in enumerate(originals)}
-    found: dict[int, list[list[float]]] = {}
-    for row, facts in enumerate(metadata):
-        original = place.get((pictures[row], facts.get("repeat_of")))
-        if original is not None:
-            found.setdefault(original, []).append(table["scores"][row].as_py())
-    most = max(map(len, found.values()), default=0)
-    again = np.full((len(originals), most, n_actions), np.nan)
-    for original, scores in found.items():
-        again[original, : len(scores)] = scores
-    return table.take(originals), [metadata[row] for row in originals], again if most else None
 
 
 def check_fits(router: Router, data: OracleData) -> OracleData:
@@ -369,8 +368,12 @@ def _named(scales: Sequence[int]) -> str:
 
 def scored_by(data: OracleData) -> str:
     """Return in words what right means in these data."""
-    if data.has_reference.all():
-        return "exact match"
-    if not data.has_reference.any():
-        return "agreement with the finest"
-    return "exact match where a reference is known, else agreement with the finest"
+    names = sorted(set(data.metrics[data.has_reference].tolist()))
+    known = " or ".join(METRICS[name].words if name in METRICS else name for name in names)
+    others = set(data.metrics[~data.has_reference].tolist())
+    agreement = " or ".join(
+        agreement_of(name.partition("/")[2] or None).words for name in sorted(others)
+    )
+    if not agreement:
+        return known
+    return f"{known} where a reference is known, else {agreement}" if known else agreement

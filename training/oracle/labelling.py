@@ -37,7 +37,7 @@ from router.features.vector import picture_features, question_features
 from router.records import OracleRecord, picture_id
 from training.oracle.packed import PackedAnswer, PackedQuestion, answer_packed
 from training.oracle.rows import Row, Seen, Segment, passes_of, rows_of
-from training.oracle.scoring import exact_match
+from training.scoring import Metric, agreement_of, exact_match, metric_of
 from training.sources.tasks import Ask, PictureTask, SourceKind
 
 MAX_QUESTIONS = 24  # questions of one picture in one sequence
@@ -157,6 +157,7 @@ class Labeller:
         recipe: str | None,
     ) -> OracleRecord:
         ask, plan = job.asks[question], job.plans[question]
+        measure = measure_of(ask)
         texts = [self._text(ask, answer) for answer in by_action]
         told: dict[str, Any] = {}
         if self.space != uniform_space(self.scales):
@@ -184,6 +185,8 @@ class Labeller:
             model_hash=model_hash,
             size_px=ask.size_px,
             metadata=json.dumps(ask.metadata, sort_keys=True),
+            metric=measure.name,
+            threshold=measure.threshold,
             group_id=ask.group_id,
             label_recipe=cut_after(recipe, ask.max_tokens or self.max_new_tokens),
             **told,
@@ -285,14 +288,15 @@ class Labeller:
 def scores_of(ask: Ask, answers: Sequence[str], space: ActionSpace) -> tuple[float, ...]:
     """Return how right each action's answer is.
 
-    With a reference: exact match. Without: agreement with the finest answer. A score that a user
-    gave for the logged answer overrides it for every action that answers the same, if the action
-    that gave it gives it again: what a user never saw has no score. When it says that the finest is
-    wrong, agreeing with the finest earns nothing.
+    With a reference: by the metric of the question. Without: agreement with the finest answer. A
+    score that a user gave for the logged answer overrides it for every action that answers the
+    same, if the action that gave it gives it again: what a user never saw has no score. When it
+    says that the finest is wrong, agreeing with the finest earns nothing.
     """
+    measure = measure_of(ask)
     if ask.reference is not None:
-        return tuple(float(exact_match(answer, ask.reference)) for answer in answers)
-    agrees = [float(exact_match(answer, answers[-1])) for answer in answers]
+        return tuple(measure.score(answer, ask.references, ask.question) for answer in answers)
+    agrees = [measure.score(answer, answers[-1:], ask.question) for answer in answers]
     if ask.score is None or not given_again(ask, answers, space):
         return tuple(agrees)
     logged = str(ask.logged_answer)
@@ -312,6 +316,11 @@ def given_again(ask: Ask, answers: Sequence[str], space: ActionSpace) -> bool | 
     if at is None or ask.logged_answer is None:
         return None
     return exact_match(answers[at], ask.logged_answer)
+
+
+def measure_of(ask: Ask) -> Metric:
+    """Return how the answers of a question are scored: its metric, or agreement by it."""
+    return agreement_of(ask.metric) if ask.reference is None else metric_of(ask.metric)
 
 
 def _logged(ask: Ask, space: ActionSpace) -> int | None:

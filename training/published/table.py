@@ -128,7 +128,7 @@ def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
         "question_id": (text, each([names[r["picture_id"], r["question_id"]] for r in rows])),
         **{c: (text, each([r[c] for r in rows])) for c in ("question", "kind", "dataset")},
         "reference": (text, each([r["reference"] for r in rows])),
-        "split": (text, each([split_of(r["picture_id"]) for r in rows])),
+        "split": (text, each([split_of(r["group_id"] or r["picture_id"]) for r in rows])),
         "repeat_of": (text, each([repeat_of(*pair) for pair in zip(rows, facts, strict=True)])),
         "action": (text, list(space.names) * n),
         "scale": (whole, [a.coarse if a.is_uniform else None for a in space.actions] * n),

@@ -5,30 +5,38 @@ A file is a list of records like this one, with as many turns as it likes:
     {"id": "7", "image": "a.png", "conversations": [
         {"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A box"}]}
 
-Pictures must lie inside the given folder. Knows the format and the file system; does not know
+An answer may be a list of all that people said. A record may name its ``dataset``, ``kind``,
+``metric`` (of `training.scoring`) and ``group``: the document, video or session that its picture is
+of. Pictures must lie inside the given folder. Knows the format and the file system; does not know
 models, scales or the oracle.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from training.errors import BadRecord, TrainingError
+from training.scoring import AGREEMENT, metric_of
+from training.scoring.choices import moved, options_of
 from training.sources.tasks import Ask, FileSource
 
 IMAGE_MARK = "<image>"
+SHOWN = 5  # bad records that are told one by one
+OTHER_PICTURES = ("images", "video", "videos")  # of other formats: not read, so not passed over
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer."""
+    """One question and its answer, the commonest of the ``references`` where there are several."""
 
     question: str
     answer: str
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class LlavaRecord:
     turns: tuple[Turn, ...]
     dataset: str
     kind: str
+    metric: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,16 +81,7 @@ def read_llava(data: Path, images: Path, *, skip_bad: bool = False) -> LlavaData
     Raises:
         BadRecord: the file is not such a list, or (without ``skip_bad``) a record is bad.
     """
-    try:
-        raw = json.loads(data.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadRecord(f"cannot read {data}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"{data} is not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise BadRecord(
-            f"{data} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from error
+    raw = _parsed(data)
     if not isinstance(raw, list):
         raise BadRecord(f"{data} must hold a JSON list of records, not a {type(raw).__name__}")
     if not images.is_dir():
@@ -98,20 +99,101 @@ def read_llava(data: Path, images: Path, *, skip_bad: bool = False) -> LlavaData
     return LlavaData(records, bad)
 
 
+def _parsed(data: Path) -> Any:
+    """Return what the JSON file holds; a byte order mark in front is no part of it."""
+    try:
+        text = data.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise BadRecord(f"cannot read {data}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{data} is not UTF-8 text") from error
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise BadRecord(f"{data} is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        hint = "; it looks like JSON Lines: make it one list (jq -s . FILE)"
+        raise BadRecord(
+            f"{data} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+            + (hint if _is_lines(text) else "")
+        ) from error
+
+
+def _is_lines(text: str) -> bool:
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return bool(rest) and isinstance(json.loads(first), dict)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+
+
 def _record(entry: Any, index: int, root: Path) -> LlavaRecord:
     if not isinstance(entry, dict):
         raise BadRecord(f"record {index} is a {type(entry).__name__}, not an object")
     record_id = str(entry.get("id", index))
     name = f"record {index} (id {record_id})"
-    image = entry.get("image")
-    path = None if image is None else _inside(image, root, name)
+    path = _picture(entry, root, name)
+    turns = _turns(entry.get("conversations"), name)
+    lines: list[dict[str, Any]] = entry["conversations"]
+    marks = sum(_marks(line["value"]) for line in lines)
+    if path is None and marks:
+        raise BadRecord(f"{name}: an {IMAGE_MARK} mark without a picture ('image' is missing)")
+    if marks > 1:
+        raise BadRecord(f"{name}: {marks} {IMAGE_MARK} marks for one picture")
+    metric, group = entry.get("metric"), entry.get("group")
+    if metric is not None and not isinstance(metric, str):
+        raise BadRecord(f"{name}: 'metric' must be a name, got {metric!r:.60}")
+    if group is not None and (isinstance(group, bool) or not isinstance(group, str | int)):
+        raise BadRecord(f"{name}: 'group' must be text or a whole number, got {group!r:.60}")
     return LlavaRecord(
         record_id=record_id,
         image=path,
-        turns=_turns(entry.get("conversations"), name),
+        turns=turns,
         dataset=str(entry.get("dataset", "")),
         kind=str(entry.get("kind", entry.get("type", ""))),
+        metric=metric,
+        group=None if group is None else str(group),
     )
+
+
+def _scorable(metric: str, turns: tuple[Turn, ...], name: str) -> None:
+    """Return if all turns can be scored so.
+
+    Raises:
+        BadRecord: no such metric, or one that needs what a turn lacks.
+    """
+    if metric == AGREEMENT:
+        return
+    try:
+        measure = metric_of(metric)
+    except TrainingError as error:
+        raise BadRecord(f"{name}: {error}") from error
+    for turn in turns:
+        why = measure.why_not(turn.references or (turn.answer,), turn.question)
+        if why is not None:
+            raise BadRecord(f"{name}: {why}")
+
+
+def _picture(entry: dict[str, Any], root: Path, name: str) -> Path | None:
+    """Return the one picture of a record; None where it has none.
+
+    Raises:
+        BadRecord: it has several, or one that cannot be read.
+    """
+    image = entry.get("image")
+    other = next((key for key in OTHER_PICTURES if entry.get(key)), None)
+    if other is not None:
+        raise BadRecord(f"{name}: {other!r} is not read; name its one picture in 'image'")
+    if isinstance(image, list):
+        if len(image) != 1:
+            raise BadRecord(f"{name}: {len(image)} pictures; one question is about one picture")
+        image = image[0]
+    return None if image is None else _inside(image, root, name)
+
+
+def _marks(value: str | list[str]) -> int:
+    texts = [value] if isinstance(value, str) else value
+    return sum(text.count(IMAGE_MARK) for text in texts)
 
 
 def _inside(image: Any, root: Path, name: str) -> Path:
@@ -130,65 +212,148 @@ def _turns(conversations: Any, name: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
         raise BadRecord(f"{name}: 'conversations' must be a non-empty list")
     # LLaVA skips a leading gpt line; everything else must alternate human, gpt.
-    speakers = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-    lines: list[tuple[str, str]] = []
-    for position, line in enumerate(conversations):
-        speaker = speakers.get(str(line.get("from"))) if isinstance(line, dict) else None
-        value = line.get("value") if isinstance(line, dict) else None
-        if speaker is None or not isinstance(value, str):
-            raise BadRecord(f"{name}: line {position} of 'conversations' needs 'from' and 'value'")
-        lines.append((speaker, value))
+    lines = [_line(line, f"{name}: line {at}") for at, line in enumerate(conversations)]
     if lines[0][0] == "gpt":
         lines = lines[1:]
     if not lines or [speaker for speaker, _ in lines] != ["human", "gpt"] * (len(lines) // 2):
         raise BadRecord(f"{name}: 'conversations' must alternate human and gpt and end with gpt")
     turns = []
-    for question, answer in zip(lines[::2], lines[1::2], strict=True):
-        text = question[1].replace(IMAGE_MARK, "").strip()
-        if not text or not answer[1].strip():
+    for (_, asked), (_, answers) in zip(lines[::2], lines[1::2], strict=True):
+        question = " ".join(asked).replace(IMAGE_MARK, "").strip()
+        if not question or not all(answers):
             raise BadRecord(f"{name}: an empty question or answer")
-        turns.append(Turn(text, answer[1].strip()))
+        commonest = Counter(answers).most_common(1)[0][0]  # of equally common ones the first
+        turns.append(Turn(question, commonest, answers if len(answers) > 1 else ()))
     return tuple(turns)
+
+
+def _line(line: Any, name: str) -> tuple[str, tuple[str, ...]]:
+    """Return who says what in a line: one text, or of a gpt line all answers that were given."""
+    speakers = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+    where = f"{name} of 'conversations'"
+    if not isinstance(line, dict) or "from" not in line or "value" not in line:
+        raise BadRecord(f"{where} needs 'from' and 'value'")
+    if line["from"] == "system":
+        raise BadRecord(f"{where} is a system line, which is neither asked nor trained: remove it")
+    speaker, value = speakers.get(str(line["from"])), line["value"]
+    if speaker is None:
+        raise BadRecord(f"{where} is from {line['from']!r:.60}, not from human or gpt")
+    if isinstance(value, str):
+        return speaker, (value.strip(),)
+    is_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if speaker == "human" or not value or not is_texts:
+        wanted = "text" if speaker == "human" else "text or a list of texts"
+        raise BadRecord(f"{where}: 'value' is {value!r:.60}, not {wanted}")
+    return speaker, tuple(each.strip() for each in value)
 
 
 def count_bad(lines: list[str], say: Callable[[str], None]) -> None:
     """Tell how many records were skipped, naming the first few."""
     if lines:
-        shown = "; ".join(lines[:3])
-        say(f"skipped {len(lines)} bad records: {shown}{' ...' if len(lines) > 3 else ''}")
+        say(f"skipped {_shown(lines)}")
 
 
-def llava_source(data: Path, images: Path, *, skip_bad: bool = False) -> FileSource:
+def _shown(bad: list[str]) -> str:
+    shown = "; ".join(bad[:SHOWN])
+    return f"{len(bad)} bad records: {shown}{' ...' if len(bad) > SHOWN else ''}"
+
+
+def llava_source(
+    data: Path,
+    images: Path,
+    *,
+    skip_bad: bool = False,
+    metric: str | None = None,
+    repeats: int = 1,
+) -> FileSource:
     """Return the questions of a LLaVA-format file, grouped by picture; each turn is one question.
 
     A multi-turn conversation becomes independent questions: the oracle asks each alone.
+
+    Args:
+        data, images, skip_bad: as in `read_llava`.
+        metric: how answers are scored where a record does not say; None is exact match,
+            "agreement" leaves the references out.
+        repeats: orders that the options of a multiple-choice question are asked in.
+
+    Raises:
+        BadRecord: as `read_llava`; or (without ``skip_bad``) a record that cannot be scored so, or
+            that tells another group of its picture than one before.
+        TrainingError: no question, an unknown metric, or repeats of what has no options.
     """
+    if repeats < 1:
+        raise TrainingError(f"--repeats must be at least 1, got {repeats}")
     read = read_llava(data, images, skip_bad=skip_bad)
+    if metric not in (None, AGREEMENT):
+        metric_of(metric)
+    bad = list(read.bad)
     grouped: dict[Path, list[Ask]] = {}
     names: dict[Path, str] = {}
+    groups: dict[Path, str | None] = {}
     for record in read.with_picture:
         if record.image is None:
             continue
-        names.setdefault(record.image, f"record {record.record_id}")
-        for position, turn in enumerate(record.turns):
-            grouped.setdefault(record.image, []).append(
-                Ask(
-                    question=turn.question,
-                    reference=turn.answer,
-                    question_id=f"{record.record_id}-{position}",
-                    kind=record.kind,
-                    dataset=record.dataset or data.stem,
+        try:
+            asks = list(_asks(record, record.dataset or data.stem, metric, repeats))
+            group, before = asks[0].group_id, groups.get(record.image)
+            if None not in (group, before) and group != before:
+                raise BadRecord(
+                    f"record {record.record_id}: its picture is of the group {before}, not "
+                    f"{group}, says a record before"
                 )
-            )
+        except BadRecord as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+            continue
+        groups[record.image] = before or group
+        names.setdefault(record.image, f"record {record.record_id}")
+        grouped.setdefault(record.image, []).extend(asks)
     if not grouped:
+        told = f"; {_shown(bad)}" if bad else ""
         raise TrainingError(
-            f"{data} holds no record with a picture ({read.text_only} are text only)"
+            f"{data} holds no record with a picture ({read.text_only} are text only){told}"
         )
+    if repeats > 1 and not any(
+        "repeat_of" in a.metadata for asks in grouped.values() for a in asks
+    ):
+        raise TrainingError("--repeats moves the options of multiple choice: give --metric choice")
     left_out = []
     if read.text_only:
         left_out.append(f"{read.text_only} text-only records")
-    if read.bad:
-        left_out.append(f"{len(read.bad)} bad records, first: {read.bad[0]}")
-    pictures = tuple((names[path], path, tuple(asks)) for path, asks in grouped.items())
+    if bad:
+        left_out.append(_shown(bad))
+    pictures = tuple(
+        (names[path], path, tuple(replace(ask, group_id=groups[path]) for ask in asks))
+        for path, asks in grouped.items()
+    )
     origin = {"data": data.name, "images": images.name}
     return FileSource("llava", pictures, origin, tuple(left_out))
+
+
+def _asks(record: LlavaRecord, dataset: str, metric: str | None, repeats: int) -> Iterator[Ask]:
+    """Yield the questions of a record, each followed by itself with its options moved."""
+    name = record.metric or metric
+    if name is not None:
+        _scorable(name, record.turns, f"record {record.record_id}")
+    for position, turn in enumerate(record.turns):
+        ask = Ask(
+            question=turn.question,
+            reference=turn.answer,
+            question_id=f"{record.record_id}-{position}",
+            kind=record.kind,
+            dataset=dataset,
+            metadata={"references": list(turn.references)} if turn.references else {},
+            metric=name,
+            group_id=None if record.group is None else f"{dataset}/{record.group}",
+        )
+        yield ask.by_agreement() if name == AGREEMENT else ask
+        if name != "choice" or turn.references:
+            continue
+        for places in range(1, min(repeats, len(options_of(turn.question)))):
+            question, reference = moved(turn.question, turn.answer, places)
+            yield replace(
+                ask, question=question, reference=reference,
+                question_id=f"{ask.question_id}-moved-{places}",
+                metadata={"repeat_of": ask.question_id},
+            )  # fmt: skip

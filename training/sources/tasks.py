@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 from m3model.errors import BadPicture
 from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
 from training.errors import BadRecord
+from training.scoring import AGREEMENT, metric_of
 
 # Of `Ask`: folders of before must go on.
 _NEWER = (
-    "logged_action", "logged_space", "logged_answer", "messages", "max_tokens", "stop", "group_id",
+    "logged_action", "logged_space", "logged_answer", "messages", "max_tokens", "stop", "metric",
+    "group_id",
 )  # fmt: skip
 SourceKind = Literal["scenes", "llava", "log"]
 
@@ -34,6 +37,9 @@ class Ask:
     What was served is asked again as it was served: ``messages`` is the whole conversation, as the
     processor takes it, with the one picture in it; the answer ends after ``max_tokens`` or where it
     says one of ``stop``. None: the question alone, under the limits of whoever labels.
+    ``metric`` names how its answers are scored (`training.scoring`), None is exact match. Where
+    several people answered, ``metadata["references"]`` lists all, and ``reference`` is the
+    commonest. ``group_id`` is what the picture belongs to, as in `router.records.OracleRecord`.
     """
 
     question: str
@@ -51,7 +57,21 @@ class Ask:
     messages: tuple[dict[str, Any], ...] | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] | None = None
+    metric: str | None = None
     group_id: str | None = None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Return all right answers that are known."""
+        told = self.metadata.get("references")
+        if told is not None:
+            return tuple(told)
+        return () if self.reference is None else (self.reference,)
+
+    def by_agreement(self) -> Ask:
+        """Return the question as if nobody had told an answer."""
+        facts = {key: said for key, said in self.metadata.items() if key != "references"}
+        return replace(self, reference=None, metric=None, metadata=facts)
 
     def content(self) -> dict[str, Any]:
         """Return all that it says; what older versions did not know is left out where empty."""
@@ -103,14 +123,21 @@ class FileSource:
         return len(self.pictures)
 
     def load(self, index: int) -> PictureTask:
-        """Return the decoded picture; BadRecord names record and file when it cannot be read."""
+        """Return the decoded picture; BadRecord names record and file when it cannot be read.
+
+        A picture belongs to what its first question says, else to those that look like it: later
+        questions, of other sessions, change nothing.
+        """
         from router.records import picture_id
+        from router.records.looks import look_of
 
         name, path, asks = self.pictures[index]
         rgb = read_picture(path, name, self.limits)
         if self.picture_ids and picture_id(rgb) != name:
             raise BadRecord(f"{path.name}: its pixels do not match its name (was it changed?)")
-        return PictureTask(name, rgb, asks)
+        told = asks[0].group_id if asks else None
+        group = look_of(rgb) if told is None else told
+        return PictureTask(name, rgb, tuple(replace(ask, group_id=group) for ask in asks))
 
     def parameters(self) -> dict[str, Any]:
         """Return the origin and a hash of every question and picture name."""
@@ -124,6 +151,29 @@ class FileSource:
     def notes(self) -> list[str]:
         """Return what was left out."""
         return list(self.left_out)
+
+
+def scored_by_metric(source: FileSource, name: str) -> FileSource:
+    """Return the source with its questions scored by a metric; notes tell which cannot be.
+
+    Those, and no others, stay scored by exact match. The metric "agreement" drops what was told.
+    """
+    by_agreement = name == AGREEMENT
+    metric, refused = metric_of(None if by_agreement else name), Counter[str]()
+
+    def scored(ask: Ask) -> Ask:
+        if by_agreement:
+            return ask.by_agreement()
+        why = metric.why_not(ask.references, ask.question) if ask.references else None
+        if why is not None:
+            refused[why] += 1
+        return ask if ask.metric is not None or why is not None else replace(ask, metric=name)
+
+    pictures = tuple(
+        (record, path, tuple(scored(ask) for ask in asks)) for record, path, asks in source.pictures
+    )
+    told = tuple(f"{n} questions from {metric.words}: {why}" for why, n in refused.items())
+    return replace(source, pictures=pictures, left_out=source.left_out + told)
 
 
 def read_picture(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.figures import metrics as m
-from training.oracle.scoring import exact_match, normalise
+from training.scoring import exact_match, normalise
 
 # Four questions, three scales: right from the coarsest on; from the middle on; only at the coarsest
 # (lost again: non-monotone); at none.

@@ -126,6 +126,11 @@ def test_split_is_by_picture_and_complete(data) -> None:
     assert all(split_of(p) == "test" for p in pictures[2])
 
 
+def test_a_router_keeps_the_scripts_of_its_questions(fitted) -> None:
+    assert fitted.router.metadata["scripts"] == ["LATIN"]
+    assert not fitted.router.knows("что?")
+
+
 def test_router_beats_what_sees_less(report) -> None:
     at = report["visual_tokens_at"]["0.95_of_finest"]
     assert report["router"]["accuracy"] > report["finest_accuracy"] - 0.06

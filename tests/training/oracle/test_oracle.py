@@ -25,6 +25,7 @@ from router.records import (
     FeedbackRecord,
     OracleRecord,
     from_table,
+    look_of,
     picture_id,
     to_table,
 )
@@ -100,6 +101,7 @@ def test_without_a_reference_the_finest_answer_stands_in(tiny_model: Path) -> No
         [replace(task, asks=asks)], feature_schema="f", model_hash="m", source="log"
     ):
         assert record.reference is None
+        assert (record.metric, record.threshold) == ("agreement", 0.5)
         assert record.scores[-1] == 1.0
         assert record.p_reference[-1] == pytest.approx(record.confidence[-1], rel=1e-4)
 
@@ -130,6 +132,21 @@ def test_a_score_is_about_the_answer_that_was_given() -> None:
     assert given_again(replace(ask, logged_answer="A."), answers, space) is True
     judged = replace(ask, reference="b")  # what is right overrules what was thought of an answer
     assert scores_of(judged, answers, space) == (0.0, 1.0, 1.0)
+
+
+def test_scores_are_by_the_metric_of_the_question() -> None:
+    answers, space = ["a cat", "the red cat", "dog"], uniform_space((1, 9, 36))
+    assert scores_of(Ask("q", reference="red cat", metric="token_f1"), answers, space) == (
+        pytest.approx(2 / 3), 1.0, 0.0,
+    )  # fmt: skip
+    people = {"references": ["cat"] * 3 + ["dog"] * 7}
+    asked = Ask("q", reference="dog", metric="vqa", metadata=people)
+    assert scores_of(asked, answers, space) == (pytest.approx(0.9), 0.0, 1.0)
+    # Without a reference: agreement with the finest answer, by the same measure.
+    alike = scores_of(Ask("q", metric="token_f1"), ["red dog", "cat", "a dog"], space)
+    assert alike == (pytest.approx(2 / 3), 0.0, 1.0)
+    several = Ask("q", reference="cat", metadata={"references": ["cat", "dog"]})
+    assert scores_of(several, answers, space) == (1.0, 0.0, 1.0)
 
 
 def test_rerun_does_nothing_and_other_parameters_are_refused(
@@ -218,7 +235,9 @@ def test_bad_pictures_stop_or_are_counted(tiny_model: Path, tmp_path: Path) -> N
     result = collect(source, tiny_model, tmp_path / "counts", workers=1, skip_bad=True)
     assert (result.questions, len(result.bad)) == (1, 1)
     assert BAD_KEY in pq.read_metadata(shard_path(tmp_path / "counts", 1)).metadata
-    assert [r.reference for r in records_in(tmp_path / "counts")] == ["gray"]
+    (record,) = records_in(tmp_path / "counts")
+    assert (record.reference, record.metric, record.threshold) == ("gray", "exact_match", 0.5)
+    assert record.group_id == look_of(np.full((20, 20, 3), 99, np.uint8))
 
 
 def decision(request: str, pixels: np.ndarray, **changes: object) -> DecisionRecord:

@@ -1,11 +1,11 @@
-"""Whether an answer is right: exact match after a mild normalisation.
+"""Exact match after a mild normalisation: whether an answer is right where nothing else is said.
 
 The rule (it is the definition of "right" everywhere in this repository): both texts are
 lower-cased, runs of white space become one space, punctuation and white space at both ends go away,
 and a leading article (a, an, the) is dropped. ``"The Red Star."`` equals ``"red star"``; ``"12"``
 does not equal ``"12 cm"``. Nothing else is forgiven: no synonyms, no digits for number words.
 
-Does not know models, scales or files.
+Knows texts; does not know models, scales or files.
 """
 
 from __future__ import annotations
