@@ -1,33 +1,226 @@
-"""Where the router in force lies: the read side of a registry folder.
+"""Which router is in force, and how it came to be: the read side of a registry folder.
 
-A registry holds router folders and a text file ``current`` with the name of one of them; whoever
-promotes swaps that file in one step. Knows nothing of promotion, gates or what a router contains.
+A registry holds router folders and ``journal/``, one JSON file a change, numbered from 1 and never
+changed again: what the highest number leaves in force is in force. Registries of before hold text
+files ``current`` and ``previous`` instead and are read as well. Knows nothing of promotion, gates
+or what a router contains; needs no clock and no lock.
 """
 
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 from router.errors import RouterFileError
 
 DEFAULT_REGISTRY = Path(".m3/registry")  # the service follows it, promotion writes it
+JOURNAL = "journal"
+Action = Literal["promote", "rollback", "quarantine"]
+_ENTRY = re.compile(r"(\d{8,})\.json")
+_DATED = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")  # folders of before: when, and of which bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the journal.
+
+    Attributes:
+        seq: its number, from 1; 0 where pointers of before are read as an entry.
+        action: what was done.
+        before: ``from`` in the file. Of a promotion what was in force until then; of a rollback
+            what went, of a quarantine what was named: both are in quarantine from then on.
+        to: what is in force afterwards; None: the router that a service starts with.
+        who, why: in words, "" where nothing was said.
+        report: hash of the report that spoke for it.
+        time_utc: by the clock of whoever wrote it; nothing is decided by it.
+        forced: it was done against a gate or a quarantine.
+    """
+
+    seq: int
+    action: Action
+    before: str | None
+    to: str | None
+    who: str = ""
+    why: str = ""
+    report: str | None = None
+    time_utc: str = ""
+    forced: bool = False
+
+    def to_bytes(self) -> bytes:
+        """Return the content of its file."""
+        content = {
+            "seq": self.seq, "action": self.action, "from": self.before, "to": self.to,
+            "who": self.who, "why": self.why, "report": self.report, "time_utc": self.time_utc,
+            "forced": self.forced,
+        }  # fmt: skip
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    @classmethod
+    def read(cls, path: Path) -> "Entry":
+        """Return the entry of a file.
+
+        Raises:
+            RouterFileError: it cannot be read, or is torn, or is something else.
+        """
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RouterFileError(f"cannot read {path}: {error}") from error
+        wrong = _fault(told, int(path.stem))
+        if wrong:
+            raise RouterFileError(f"{path} is no entry of a journal: {wrong}")
+        return cls(
+            told["seq"], cast(Action, told["action"]), told["from"], told["to"], told["who"],
+            told["why"], told["report"], told["time_utc"], bool(told.get("forced")),
+        )  # fmt: skip
+
+
+def entry_path(registry: Path, seq: int) -> Path:
+    """Return where the entry of a number lies."""
+    return registry / JOURNAL / _file_name(seq)
+
+
+def last_entry(registry: str | Path) -> Entry | None:
+    """Return what was done last, or None where nothing was ever promoted.
+
+    Raises:
+        RouterFileError: it cannot be read.
+    """
+    root = Path(registry)
+    numbers = _numbers(root)
+    if numbers:
+        return Entry.read(entry_path(root, numbers[-1]))
+    pointed = _pointed(root)
+    # A writer may have turned pointers into a journal since the first look.
+    return last_entry(root) if pointed is None and _numbers(root) else pointed
+
+
+def history(registry: str | Path) -> tuple[Entry, ...]:
+    """Return all that was done, the first first.
+
+    Raises:
+        RouterFileError: an entry is missing or cannot be read.
+    """
+    root = Path(registry)
+    last = last_entry(root)
+    if last is None or last.seq == 0:
+        return () if last is None else (last,)
+    missing = sorted(set(range(1, last.seq + 1)) - set(_numbers(root)))
+    if missing:
+        raise RouterFileError(
+            f"{entry_path(root, missing[0])} is missing: what is in quarantine cannot be told; "
+            "put it back, or move the registry away and promote into a new one"
+        )
+    return tuple(Entry.read(entry_path(root, seq)) for seq in range(1, last.seq + 1))
+
+
+def router_folder(registry: str | Path, entry: Entry | None) -> Path | None:
+    """Return the folder of what an entry leaves in force; None: none of the registry's.
+
+    Raises:
+        RouterFileError: the folder is not there.
+    """
+    if entry is None or entry.to is None:
+        return None
+    told = entry_path(Path(registry), entry.seq) if entry.seq else Path(registry) / "current"
+    folder = Path(registry) / entry.to
+    if not folder.is_dir():
+        raise RouterFileError(f"{told} names {entry.to!r}, but {folder} is not a folder")
+    return folder
 
 
 def current_router_path(registry: str | Path) -> Path | None:
-    """Return the folder of the router in force, or None where nothing was ever promoted.
+    """Return the folder of the router in force; None: nothing was promoted, or all rolled back.
 
     Raises:
-        RouterFileError: ``current`` is not the name of a folder in the registry.
+        RouterFileError: the last entry cannot be read, or what it names is not a folder in the
+            registry.
     """
-    root = Path(registry)
+    return router_folder(registry, last_entry(registry))
+
+
+def strangers(registry: str | Path) -> list[str]:
+    """Return the names in the journal's folder that are no entries; hidden ones do not count."""
+    return [name for name in _names(Path(registry)) if not (_number(name) or name[0] == ".")]
+
+
+def _numbers(root: Path) -> list[int]:
+    return sorted(filter(None, map(_number, _names(root))))
+
+
+def _number(name: str) -> int:
+    """Return the number of an entry's file, 0 for any other name."""
+    found = _ENTRY.fullmatch(name)
+    number = int(found[1]) if found else 0
+    return number if name == _file_name(number) else 0
+
+
+def _file_name(seq: int) -> str:
+    return f"{seq:08d}.json"
+
+
+def _names(root: Path) -> list[str]:
     try:
-        name = (root / "current").read_text(encoding="utf-8").strip()
+        return sorted(path.name for path in (root / JOURNAL).iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (root / JOURNAL).exists():
+            raise RouterFileError(f"{root / JOURNAL} is not a folder") from error
+        return []
+    except OSError as error:
+        raise RouterFileError(f"cannot read {root / JOURNAL}: {error}") from error
+
+
+def _fault(told: Any, seq: int) -> str:
+    """Return what keeps the content of a file from being the entry of a number, "" if nothing."""
+    if not isinstance(told, Mapping):
+        return "it holds no JSON object"
+    named, words = ("from", "to"), ("who", "why", "time_utc")
+    missing = [key for key in ("seq", "action", *named, *words, "report") if key not in told]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    if told["seq"] != seq:
+        return f"it says that it is number {told['seq']!r}"
+    if told["action"] not in get_args(Action):
+        return f"it knows an action {told['action']!r}, this program {', '.join(get_args(Action))}"
+    for key in named:
+        if told[key] is not None and not _is_folder_name(told[key]):
+            return f"{key} is {told[key]!r}, which is not a folder name"
+    for key in (*words, "report"):
+        if not isinstance(told[key], str) and (key != "report" or told[key] is not None):
+            return f"{key} is {told[key]!r}, not a text"
+    return ""
+
+
+def _is_folder_name(name: Any) -> bool:
+    """Return whether it names a sibling, nothing else: it must not lead out of the registry."""
+    return isinstance(name, str) and bool(name) and name[0] != "." and not set(name) & set("/\\\0")
+
+
+def _pointed(root: Path) -> Entry | None:
+    """Return what the pointers of before say, as if it were an entry."""
+    name = _pointer(root / "current")
+    if name is None:
+        return None
+    if not _is_folder_name(name):
+        raise RouterFileError(f"{root / 'current'} holds {name!r}, which is not a folder name")
+    try:
+        other = _pointer(root / "previous")
+    except RouterFileError:
+        other = None
+    if other is None or other == name or not _is_folder_name(other) or not (root / other).is_dir():
+        other = None
+    # A rollback exchanged the two: what lies behind is then the newer, and was taken back.
+    dated = other is not None and all(map(_DATED.fullmatch, (name, other)))
+    action: Action = "rollback" if dated and other is not None and other > name else "promote"
+    return Entry(0, action, other, name, why="as the pointers of before say")
+
+
+def _pointer(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise RouterFileError(f"cannot read {root / 'current'}: {error}") from error
-    # The pointer names a sibling, nothing else: it must not lead out of the registry.
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
-        raise RouterFileError(f"{root / 'current'} holds {name!r}, which is not a folder name")
-    folder = root / name
-    if not folder.is_dir():
-        raise RouterFileError(f"{root / 'current'} names {name!r}, but {folder} is not a folder")
-    return folder
+        raise RouterFileError(f"cannot read {path}: {error}") from error

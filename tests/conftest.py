@@ -189,13 +189,14 @@ def make_focus_router(tiny_model: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def promote() -> Callable[[Path, Path], None]:
-    """Points a registry at a router folder that lies in it, as `m3-train promote` does."""
+def promote() -> Callable[[Path, Path | None], None]:
+    """Puts a router folder that lies in a registry in force, sound or not; None: rolls all back."""
+    from training.promotion.journal import append, read_state
 
-    def point(registry: Path, router: Path) -> None:
-        aside = registry / ".current.new"
-        aside.write_text(router.name)
-        aside.replace(registry / "current")
+    def point(registry: Path, router: Path | None) -> None:
+        state = read_state(registry)
+        action, name = ("rollback", None) if router is None else ("promote", router.name)
+        assert append(registry, state, state.next(action, state.current, name, "", ""))
 
     return point
 

@@ -32,3 +32,11 @@ class ScoresSayNothing(TrainingError):
 
 class GateClosed(TrainingError):
     """A router candidate was not promoted because it is not better than the current one."""
+
+
+class NotInForce(TrainingError):
+    """A change was made for a router that is not in force any more."""
+
+
+class Quarantined(TrainingError):
+    """A router that was rolled back, or named bad, is not put in force again."""

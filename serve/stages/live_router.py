@@ -1,9 +1,10 @@
 """The router in force, and its exchange while requests are running.
 
-Knows folders, the registry's pointer and one reference; knows nothing of requests. A router is
+Knows folders, the registry's last word and one reference; knows nothing of requests. A router is
 loaded and tried out completely before the reference moves, and a bad one changes nothing but a
-gauge and a line in the log. There is one source: a registry that points to a router overrules one
-that was chosen otherwise, and says so for as long as both are there.
+gauge and a line in the log. There is one source: a registry that names a router overrules one
+that was chosen otherwise, and says so for as long as both are there. Once all its routers are
+rolled back, what was chosen, or served at the start, is in force again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from router.errors import RouterFileError
-from router.registry import current_router_path
+from router.registry import Entry, last_entry, router_folder
 from router.router import Router
 from serve.errors import ServeSetupError
 from serve.metrics import Metrics
@@ -29,7 +30,7 @@ class LiveRouter:
     Args:
         check: raises ValueError for a router that does not fit the model.
         metrics: where swaps are counted.
-        registry: folder whose pointer is followed, or None.
+        registry: folder that is followed, or None.
         poll_s: seconds between looks.
         model_hash: of the model that is served, asked for when a router holds a certificate.
     """
@@ -47,7 +48,8 @@ class LiveRouter:
         self._registry, self._poll_s = registry, poll_s
         self.current: Router | None = None
         self.ok = True
-        self._wanted: Path | None = None
+        self._wanted: Path | None = None  # in force, or tried in vain
+        self._first: Path | None = None  # to go back to when the registry's are rolled back
         self._chosen: Path | None = None
         self._complaint = self._overruled = self._unread = ""
         self._polls_since_failure = 0
@@ -77,20 +79,23 @@ class LiveRouter:
         Raises:
             ServeSetupError: the explicit one cannot be used.
         """
-        promoted = self._pointer()
+        promoted = self._promoted(self._last_word())
+        shipped = default if default is not None and default.is_dir() else None
+        self._first = shipped if explicit is None else explicit
+        # Only a later promotion replaces what was asked for.
+        self._wanted = self._first if promoted is None else promoted
         if explicit is not None:
             try:
                 self.current = self._load(explicit)
             except (OSError, ValueError) as error:
                 raise ServeSetupError(f"router {explicit} cannot be used: {error}") from error
-            self._wanted = promoted  # only a later promotion replaces what was asked for
         elif promoted is not None:
             self.swap_to(promoted)
-        if self.current is None and default is not None and default.is_dir():
+        if self.current is None and shipped is not None:
             try:
-                self.current = self._load(default)
+                self.current = self._load(shipped)
             except (OSError, ValueError) as error:
-                LOG.error("the shipped router %s cannot be used: %s", default, error)
+                LOG.error("the shipped router %s cannot be used: %s", shipped, error)
         if self.current is None:
             LOG.warning("no router: every picture is read at the finest scale allowed")
         if self._registry is not None:
@@ -103,23 +108,24 @@ class LiveRouter:
     def choose(self, folder: Path | None) -> bool:
         """Return whether the router chosen for this deployment is in force; None: none is chosen.
 
-        Where the registry points to one, nothing changes but that the contradiction is told.
+        Where the registry names one, nothing changes but that the contradiction is told.
         """
         self._chosen = folder
-        if folder is not None and self._pointer() is not None:
+        if folder is not None and self._promoted(self._last_word()) is not None:
             self._overrule(folder)
             return False
-        if self._overruled:
-            self._overruled, self.ok = "", not self._complaint
-            self._metrics.gauge("m3_router_stale", int(not self.ok))
+        self._agreed()
         return folder is None or self.swap_to(folder)
 
-    def swap_to(self, folder: Path) -> bool:
-        """Return whether the router in ``folder`` is in force now; if not, nothing has changed."""
+    def swap_to(self, folder: Path | None) -> bool:
+        """Return whether the router in ``folder`` is in force now; if not, nothing has changed.
+
+        None: no router.
+        """
         with self._swapping:
             self._wanted = folder
             try:
-                loaded = self._load(folder)
+                loaded = None if folder is None else self._load(folder)
             except Exception as error:  # whatever is wrong with a file must not end the service
                 self._failed(f"router {folder} is not taken over: {error}")
                 return False
@@ -129,7 +135,7 @@ class LiveRouter:
             self.current = loaded
             self._metrics.count("m3_router_swaps", outcome="ok")
             self._metrics.gauge("m3_router_stale", int(not self.ok))
-            LOG.info("router %s replaces %s", loaded.version, before or "none")
+            LOG.info("router %s replaces %s", self.version or "none", before or "none")
             return True
 
     def _load(self, folder: Path) -> Router:
@@ -141,40 +147,58 @@ class LiveRouter:
                 LOG.warning("router %s: %s", router.version, router.held.refused)
         return router
 
-    def _pointer(self) -> Path | None:
+    def _last_word(self) -> Entry | None:
         if self._registry is None:
             return None
         try:
-            promoted = current_router_path(self._registry)
+            entry = last_entry(self._registry)
         except RouterFileError as error:
             self._unread = str(error)
             self._failed(self._unread)
             return None
         # It can be read again and names nothing; one that it names is loaded anew by `_poll`.
-        if promoted is None and self._unread and self._complaint == self._unread:
+        if (entry is None or entry.to is None) and self._unread == self._complaint != "":
             self._complaint, self.ok = "", not self._overruled
             self._metrics.gauge("m3_router_stale", int(not self.ok))
         self._unread = ""
-        return promoted
+        return entry
+
+    def _promoted(self, entry: Entry | None) -> Path | None:
+        """Return the folder that an entry of the registry names; None where it is not there."""
+        try:
+            return None if self._registry is None else router_folder(self._registry, entry)
+        except RouterFileError as error:
+            self._unread = str(error)
+            self._failed(self._unread)
+            return None
 
     def _poll(self) -> None:
         while not self._stop.wait(self._poll_s):
-            promoted = self._pointer()
-            if promoted is None:
+            entry = self._last_word()
+            wanted = self._promoted(entry)
+            if entry is None or (wanted is None and entry.to is not None):
                 continue
-            if self._chosen is not None:  # the promotion came later
+            if wanted is None:  # all is rolled back
+                self._agreed()
+                wanted = self._first if self._chosen is None else self._chosen
+            elif self._chosen is not None:  # the promotion came later
                 self._overrule(self._chosen)
-            if promoted != self._wanted:
-                self.swap_to(promoted)
+            if wanted != self._wanted:
+                self.swap_to(wanted)
             elif self._complaint:
                 self._polls_since_failure += 1
                 if self._polls_since_failure % RETRY_POLLS == 0:
-                    self.swap_to(promoted)
+                    self.swap_to(wanted)
+
+    def _agreed(self) -> None:
+        if self._overruled:
+            self._overruled, self.ok = "", not self._complaint
+            self._metrics.gauge("m3_router_stale", int(not self.ok))
 
     def _overrule(self, chosen: Path) -> None:
         told = (
             f"two sources of the router: user_config names {chosen}, and the registry "
-            f"{self._registry} points to one, which counts; set registry: null, or take "
+            f"{self._registry} names one, which counts; set registry: null, or take "
             "user_config away"
         )
         if told != self._overruled:

@@ -21,6 +21,15 @@ from training.cli.collect import ModelOption, WorkersOption, collect, model_fold
 from training.cli.model import model as train_model
 from training.cli.readout import readout
 from training.cli.replay import replay
+from training.cli.versions import (
+    WhoOption,
+    WhyOption,
+    diff,
+    gc,
+    list_versions,
+    tell_strangers,
+    user,
+)
 from training.errors import GateClosed, TrainingError
 
 MODEL, ROUTER, IN_FORCE, OTHERS = "A model", "Its router", "The router in force", "For others"
@@ -149,30 +158,58 @@ def promote(
         list[Path] | None,
         typer.Option(help="Gate: compare with the router in force on these data."),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
+    expect: Annotated[
+        str | None,
+        typer.Option(help="Only while this is in force: folder name, router version, or start."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Report that speaks for it, to keep: what evaluate wrote.")
+    ] = None,
+    who: WhoOption = "",
+    why: WhyOption = "",
+    force: Annotated[
+        bool, typer.Option(help="Whatever the gate or a quarantine says; the journal keeps it.")
+    ] = False,
 ) -> None:
     """Put a router in force; running services take it over."""
     from router.router import Router
+    from training.promotion.registry import START, current_router_path
     from training.promotion.registry import promote as put_in_force
 
     if oracle and not force:
         from training.oracle.data import read_oracle
         from training.promotion.retrain import why_not
 
+        if expect is None:  # the gate's word holds against what it was given for, no other
+            current = current_router_path(registry)
+            expect = START if current is None else current.name
         closed = why_not(
             Router.from_pretrained(router), registry, read_oracle(oracle).split("test"), say=say
         )
         if closed is not None:
             raise GateClosed(f"not promoted: {closed} (--force promotes all the same)")
-    say(f"in force: {put_in_force(router, registry)}")
+    folder = put_in_force(
+        router, registry, expect=expect, who=who or user(), why=why, report=report, force=force
+    )
+    tell_strangers(registry)
+    say(f"in force: {folder}")
 
 
 @app.command(rich_help_panel=IN_FORCE)
-def rollback(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
-    """Put the previous router back in force."""
+def rollback(
+    registry: RegistryOption = DEFAULT_REGISTRY, who: WhoOption = "", why: WhyOption = ""
+) -> None:
+    """Put back the router before; the one in force goes into quarantine."""
     from training.promotion.registry import rollback as go_back
 
-    say(f"in force: {go_back(registry)}")
+    folder = go_back(registry, who=who or user(), why=why)
+    tell_strangers(registry)
+    say(f"in force: {folder or 'the router that services start with, shipped or --router'}")
+
+
+app.command("list", rich_help_panel=IN_FORCE)(list_versions)
+app.command("diff", rich_help_panel=IN_FORCE)(diff)
+app.command("gc", rich_help_panel=IN_FORCE)(gc)
 
 
 @app.command(rich_help_panel=IN_FORCE)

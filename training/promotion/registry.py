@@ -1,118 +1,224 @@
-"""Writes the router registry: promotes a candidate, remembers the one before, rolls back.
+"""Writes the router registry: puts routers in force, takes them back, keeps the bad ones out.
 
-A registry holds router folders named ``<utc>-<sha8>`` and two text files, ``current`` and
-``previous``, each naming a folder. The pointer is replaced in one system call, so a service that
-polls it sees the old router or the new one. The reading side is router.registry. Does not know how
-routers are fitted or judged.
+A registry holds router folders named ``<router version>-<hash of all bytes>``, which are copied
+aside, brought to disk and renamed, and never changed again; and the journal that says which of
+them is in force. Beside a router lies where it comes from (training.promotion.lineage). Does not
+know how routers are fitted or judged.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
-from router.registry import DEFAULT_REGISTRY
-from training.errors import TrainingError
-from training.files import replacing
+from router.errors import RouterFileError
+from router.registry import DEFAULT_REGISTRY, current_router_path, history
+from router.router import Router
+from training.errors import NotInForce, Quarantined, TrainingError
+from training.promotion.journal import State, append, read_state, sync
+from training.promotion.lineage import Report, is_beside, read_report, write_lineage
+from training.promotion.names import START, is_called, named, same_router
+
+__all__ = [
+    "current_router_path", "hash_folder", "history", "promote", "quarantine", "rollback",
+]  # fmt: skip
 
 
-def promote(router: Path, registry: Path = DEFAULT_REGISTRY) -> Path:
-    """Copy a router folder into the registry, make it current and return where it lies.
+def promote(
+    router: Path,
+    registry: Path = DEFAULT_REGISTRY,
+    *,
+    expect: str | None = None,
+    who: str = "",
+    why: str = "",
+    report: Path | None = None,
+    force: bool = False,
+) -> Path:
+    """Copy a router folder into the registry, put it in force and return where it lies.
 
-    The copy is loaded before the pointer moves: what the service will read has been read once.
+    What is in force already stays as it is, and nothing is written. A process that dies on the way
+    leaves what was in force before.
+
+    Args:
+        router: its folder.
+        registry: its folder; it is made where there is none.
+        expect: folder name or version that must be in force until then, ``start`` for none of the
+            registry's; what was judged against it is then not put over another.
+        who: for the journal.
+        why: for the journal.
+        report: report.json, or the folder with it, of what spoke for this router.
+        force: also out of quarantine, which ends; the journal says so.
 
     Raises:
-        TrainingError: the folder is not a router.
+        NotInForce: something else than expected is in force.
+        Quarantined: it was rolled back or named bad before (and not ``force``).
+        TrainingError: the folder is not a router, or the copy in the registry is damaged.
     """
-    from router.router import Router
+    loaded, digest = _load(router), hash_folder(router)
+    name = f"{loaded.version}-{digest[:8]}"
+    spoke = None if report is None else read_report(report, loaded)
+    while True:
+        state = read_state(registry)
+        if expect is not None and not is_called(registry, state.current, expect):
+            raise NotInForce(
+                f"not promoted: {state.current or START} is in force, not {expect} as expected"
+            )
+        if state.is_quarantined(name) and not force:
+            raise Quarantined(f"not promoted: {_why_quarantined(state, name)}")
+        if state.current == name:
+            return registry / name
+        _put(router, registry / name, digest, state.current, spoke)
+        report_hash = None if spoke is None else spoke.hash
+        entry = state.next("promote", state.current, name, who, why, report_hash, forced=force)
+        if append(registry, state, entry):
+            # Old folders may be cleared away meanwhile: this one is not old any more.
+            _put(router, registry / name, digest, state.current, spoke)
+            return registry / name
 
-    _load(Router, router)
-    registry.mkdir(parents=True, exist_ok=True)
-    with _locked(registry):
-        utc = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        target = registry / f"{utc}-{hash_folder(router)[:8]}"
-        if not target.exists():
-            aside = registry / f".{target.name}.{os.getpid()}.tmp"
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(router, aside)
-            _load(Router, aside)
-            _sync(aside)
-            aside.rename(target)
-        before = _pointed(registry, "current")
-        if before is not None and before != target.name:
-            _point(registry, "previous", before)
-        _point(registry, "current", target.name)
-    return target
 
+def rollback(registry: Path = DEFAULT_REGISTRY, *, who: str = "", why: str = "") -> Path | None:
+    """Put back in force what was before, and the router in force in quarantine; return the folder.
 
-def rollback(registry: Path = DEFAULT_REGISTRY) -> Path:
-    """Make the previous router current again (and the current one previous); return its folder.
+    None is the router that services start with, shipped or given by ``--router``, which was live
+    before the first promotion. What is in quarantine, cleared away or damaged is passed over.
 
     Raises:
-        TrainingError: there is none, or its folder is gone or damaged.
+        TrainingError: there is no registry, or nothing of it is in force.
     """
-    from router.router import Router
-
     if not registry.is_dir():
         raise TrainingError(f"{registry} is not a registry; promote a router first")
-    with _locked(registry):
-        current, previous = _pointed(registry, "current"), _pointed(registry, "previous")
-        if previous is None:
-            raise TrainingError(f"{registry} has no previous router to go back to")
-        _load(Router, registry / previous)
-        _point(registry, "current", previous)
-        if current is not None:
-            _point(registry, "previous", current)
-    return registry / previous
+    while True:
+        state = read_state(registry)
+        if state.current is None:
+            raise TrainingError(
+                f"{registry} has no router to go back from: the one that services start with is "
+                "in force"
+            )
+        target, passed_over = _usable(registry, state)
+        told = "; ".join(filter(None, (why, *passed_over)))
+        entry = state.next("rollback", state.current, target, who, told)
+        if append(registry, state, entry) and (target is None or (registry / target).is_dir()):
+            return None if target is None else registry / target
+
+
+def quarantine(
+    version: str, registry: Path = DEFAULT_REGISTRY, *, who: str = "", why: str = ""
+) -> None:
+    """Keep a router that is not in force from coming (back) into force, except by force.
+
+    Args:
+        version: folder name in the registry, or a router's version, promoted or not.
+        registry: its folder; it is made where there is none.
+        who: for the journal.
+        why: for the journal.
+
+    Raises:
+        TrainingError: it is in force, or no name of a router.
+    """
+    while True:
+        state = read_state(registry)
+        name = named(registry, state.entries, version)
+        if same_router(name, state.current):
+            raise TrainingError(f"{name} is in force: roll back, which also quarantines it")
+        if state.is_quarantined(name):
+            return
+        entry = state.next("quarantine", name, state.current, who, why)
+        if append(registry, state, entry):
+            return
 
 
 def hash_folder(folder: Path) -> str:
-    """Return the sha256 of the names and contents of a folder's files."""
+    """Return the sha256 of the names and contents of a router folder's files.
+
+    What the registry lays beside a router does not count, nor do hidden files and folders.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0".encode())
+    for path in _files(folder):
+        digest.update(f"{path.name}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _load(router_class: type, folder: Path) -> None:
-    from router.errors import RouterFileError
+def _usable(registry: Path, state: State) -> tuple[str | None, list[str]]:
+    """Return the nearest router behind the one in force that loads, and what was passed over."""
+    passed_over = []
+    for name in state.behind():
+        if name is None:
+            break
+        try:
+            _load(registry / name)
+        except TrainingError as error:
+            passed_over.append(f"passed over: {error}")
+        else:
+            return name, passed_over
+    return None, passed_over
 
+
+def _why_quarantined(state: State, name: str) -> str:
+    entry = next(
+        each for each in reversed(state.entries)
+        if each.action != "promote" and same_router(each.before, name)
+    )  # fmt: skip
+    done = "rolled back" if entry.action == "rollback" else "put in quarantine"
+    told = f" ({entry.why})" if entry.why else ""
+    return f"router {name} was {done} on {entry.time_utc[:10]}{told}; --force promotes it"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.name[0] != "." and not is_beside(path.name)
+    )
+
+
+def _load(folder: Path) -> Router:
     try:
-        router_class.from_pretrained(folder)  # type: ignore[attr-defined]
+        return Router.from_pretrained(folder)
     except (RouterFileError, OSError) as error:
         raise TrainingError(f"{folder} is not a usable router: {error}") from error
 
 
-def _pointed(registry: Path, pointer: str) -> str | None:
+def _put(
+    router: Path, target: Path, digest: str, parent: str | None, report: Report | None
+) -> None:
+    """See to it that the router lies whole in its folder of the registry."""
+    if not target.is_dir():
+        _copy(router, target, digest, parent, report)
+    if hash_folder(target) != digest:
+        raise TrainingError(
+            f"{target} is not as it was promoted; move it away, then promote {router} again"
+        )
+    if report is not None:
+        report.keep(target)
+
+
+def _copy(
+    router: Path, target: Path, digest: str, parent: str | None, report: Report | None
+) -> None:
+    registry = target.parent
+    registry.mkdir(parents=True, exist_ok=True)
+    aside = registry / f".{target.name}.{uuid4().hex}.tmp"
+    aside.mkdir()
     try:
-        name = (registry / pointer).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
-    return name if name and (registry / name).is_dir() and "/" not in name else None
-
-
-def _point(registry: Path, pointer: str, name: str) -> None:
-    with replacing(registry / pointer) as temporary:
-        temporary.write_text(f"{name}\n", encoding="utf-8")
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
+        for path in _files(router):
+            shutil.copyfile(path, aside / path.name)
+        loaded = _load(aside)
+        if f"{loaded.version}-{hash_folder(aside)[:8]}" != target.name:
+            raise TrainingError(f"{router} was changed while it was read; promote it again")
+        write_lineage(aside, loaded, digest, parent, report)
+        for path in aside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-@contextmanager
-def _locked(registry: Path) -> Iterator[None]:
-    """Hold the registry: two promotions at once must not lose the one before."""
-    with (registry / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        sync(aside)
+        try:
+            aside.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was as far a moment before
+                raise
+        sync(registry)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

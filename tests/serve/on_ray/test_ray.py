@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -246,7 +247,7 @@ def test_user_config_exchanges_the_router_and_never_raises(
     routing = http.post("/v1/chat/completions", json=ask_body()).json()["routing"]
     assert routing["router_version"] == promoted  # the registry's counts, and it is told
     assert http.get("/health").json()["router_ok"] is False
-    (ray_service.registry / "current").unlink()
+    shutil.rmtree(ray_service.registry / "journal")
     for config in ("nonsense", {"router": str(tmp_path / "nothing")}, {"router": 5}):
         encoder.broadcast("reconfigure", config).results(timeout_s=30)
     encoder.broadcast("reconfigure", {"router": str(tmp_path / "r144")}).results(timeout_s=30)

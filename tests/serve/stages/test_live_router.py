@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,21 +69,11 @@ def test_the_registry_is_followed_and_bad_routers_change_nothing(
     promote(registry, registry / "a")
     encoder = make_encoder(registry=registry)
 
-    def wait_for(condition: Callable[[], bool]) -> None:
-        for _ in range(200):
-            if condition():
-                return
-            time.sleep(0.02)
-        raise AssertionError("it did not happen within 4 s")
-
     assert encoder._router.version == first
     promote(registry, registry / "damaged")
     wait_for(lambda: not encoder._router.ok)
     assert encoder._router.version == first
     assert "m3_router_stale 1.0" in asyncio.run(encoder._metrics.text())
-    (registry / "current").write_text("../../etc")
-    time.sleep(0.1)
-    assert encoder._router.version == first
     promote(registry, registry / "b")
     wait_for(lambda: encoder._router.version == second)
     assert encoder._router.ok
@@ -95,6 +87,88 @@ def test_the_registry_is_followed_and_bad_routers_change_nothing(
         assert encoder._router.version == second
     promote(registry, registry / "a")  # a rollback; the registry is followed on
     wait_for(lambda: encoder._router.version == first)
+
+
+@pytest.mark.parametrize("starts_with", ["--router", "the registry's", "nothing"])
+def test_when_all_is_rolled_back_the_router_of_the_start_is_served(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path,
+    starts_with: str,
+) -> None:  # fmt: skip
+    registry, given = tmp_path / "registry", tmp_path / "given"
+    first, promoted = make_router(given, 9), make_router(registry / "a", 144)
+    if starts_with == "the registry's":  # a replica that came later knows no other at first
+        promote(registry, registry / "a")
+    router = None if starts_with == "nothing" else given
+    encoder = make_encoder(registry=registry, router=router)
+    live = encoder._router
+    if starts_with != "the registry's":
+        promote(registry, registry / "a")
+        wait_for(lambda: live.version == promoted)
+    for _ in range(2):
+        promote(registry, None)
+        wait_for(lambda: live.version == ("" if router is None else first) and live.ok)
+        promote(registry, registry / "a")
+        wait_for(lambda: live.version == promoted and live.ok)
+
+
+def test_what_was_chosen_is_served_again_when_all_is_rolled_back(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    make_router(tmp_path / "given", 9)
+    chosen, promoted = make_router(tmp_path / "chosen", 36), make_router(registry / "a", 144)
+    encoder = make_encoder(registry=registry, router=tmp_path / "given")
+    live = encoder._router
+    assert asyncio.run(encoder.choose_router(tmp_path / "chosen"))
+    promote(registry, registry / "a")
+    wait_for(lambda: live.version == promoted and not live.ok)
+    promote(registry, None)
+    wait_for(lambda: live.version == chosen and live.ok)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "cannot read"),
+        ('{"seq": 2, "act', "cannot read"),
+        ("[" * 100_000, "cannot read"),
+        ("[]", "holds no JSON object"),
+        ('{"seq": 2}', "has no action"),
+        ({"seq": 3}, "number 3"),
+        ({"to": "../../etc"}, "to is '../../etc'"),
+        ({"to": "gone"}, "names 'gone'"),
+        ({"action": "canary"}, "an action 'canary'"),
+        ({"to": 5}, "to is 5"),
+    ],
+)
+def test_a_torn_or_foreign_entry_is_named_in_a_line_and_changes_nothing(
+    make_encoder: Callable[..., Encoder], make_router: Any, promote: Any, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, content: str | dict[str, Any], says: str,
+) -> None:  # fmt: skip
+    first, second = make_router(tmp_path / "a", 9), make_router(tmp_path / "b", 36)
+    promote(tmp_path, tmp_path / "a")
+    encoder = make_encoder(registry=tmp_path)
+    live, damaged = encoder._router, tmp_path / "journal/00000002.json"
+    written = json.loads((tmp_path / "journal/00000001.json").read_text())
+    if not isinstance(content, str):
+        content = json.dumps({**written, "seq": 2, **content})
+    (tmp_path / "journal/notes.txt").write_text("of no concern")
+    damaged.write_text(content)
+    wait_for(lambda: not live.ok)
+    assert live.version == first
+    [line] = {record.getMessage() for record in caplog.records if record.name.startswith("serve")}
+    assert (says in line, str(damaged) in line, "\n" in line) == (True, True, False)
+    damaged.unlink()
+    promote(tmp_path, tmp_path / "b")
+    wait_for(lambda: live.version == second and live.ok)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen within 20 s")
 
 
 def test_a_registry_that_names_nothing_complains_of_nothing_once_it_can_be_read(
@@ -146,7 +220,7 @@ def test_a_registrys_router_is_not_exchanged_by_another_source(
     assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], False, "1.0")
     assert choose(None)
     assert (encoder._router.version, encoder._router.ok, gauge()) == (version["b"], True, "0.0")
-    (registry / "current").unlink()
+    shutil.rmtree(registry / "journal")
     assert choose(tmp_path / "chosen")
     time.sleep(0.1)
     assert encoder._router.version == chosen
