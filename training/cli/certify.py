@@ -63,6 +63,7 @@ def certify(
     from training.fitting.certified import certified_router
     from training.fitting.certify import certify as prove
     from training.oracle.data import read_oracle
+    from training.promotion.seen import write_seen
 
     if max_harm is not None and max_drop is None:
         loss: Loss = "harm"
@@ -83,6 +84,7 @@ def certify(
         made.save_pretrained(target)
     except OSError as error:
         raise TrainingError(f"cannot write {target}: {error}; give --out DIR") from error
+    write_seen(target, data, folder)
     _show(found, before)
     for line in _sentences(found, before, keep_price):
         say(line)
@@ -121,7 +123,6 @@ def _show(found: Certificate, router: Router) -> None:
 
 
 def _sentences(found: Certificate, router: Router, keep_price: bool) -> list[str]:
-    from training.fitting.certified import price_in_words
     from training.fitting.telling import LEAST_RIGHT
 
     above = [each.name for each in found.slices if each.upper > found.bound]

@@ -26,6 +26,7 @@ from training.oracle.data import OracleData
 from training.progress import Progress, Steps, unseen
 
 Cost = Literal["tokens", "flops"]
+OPERATIONS = "operations of a request, finest = 1"  # the unit of costs in FLOPs
 MIN_TRAIN_PICTURES, MIN_TRAIN_QUESTIONS, MIN_CALIBRATION_PICTURES = 10, 30, 4
 GOOD_PICTURES = 500  # below this the router is noticeably worse (label-efficiency study)
 # Audits that price alone. At one question a picture and 4 % of answers that differ from the
@@ -159,7 +160,7 @@ def costs_of(data: OracleData, cost: Cost) -> tuple[tuple[float, ...], str]:
         raise TrainingError(
             "these oracle data do not hold the model's operations; use --cost tokens"
         )
-    return tuple((data.flops / data.flops[-1]).tolist()), "operations of a request, finest = 1"
+    return tuple((data.flops / data.flops[-1]).tolist()), OPERATIONS
 
 
 def steps_of(n_actions: int, second_look: bool) -> int:

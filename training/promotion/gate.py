@@ -10,6 +10,7 @@ through. Knows routers, folders and oracle data; what figures are worth is train
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router import default_router_path
+from router.errors import RouterFileError
 from router.registry import current_router_path
 from router.router import Router
 from training.errors import MixedData, TrainingError
 from training.fitting.telling import untelling_kinds, why_untelling
-from training.oracle.data import OracleData, check_fits, scored_by
+from training.oracle.data import OracleData, check_fits, read_oracle, scored_by
 from training.promotion.replay import played
 from training.promotion.seen import read_seen, unseen_by
 from training.promotion.weighing import (
@@ -35,6 +37,7 @@ from training.promotion.weighing import (
 )
 
 TARGET = 0.995  # of a router that does not tell its own
+SAME = Verdict(True, ("it is the router in force already",))
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,39 @@ def _shipped(model_hash: str) -> Contender | None:
     return found if made_for == model_hash else None
 
 
+def at_the_gate(
+    candidate: Path,
+    registry: Path,
+    oracle: Sequence[Path],
+    *,
+    incumbent: Path | None = None,
+    reference: Path | None = None,
+) -> Verdict:
+    """Return the verdict on the router in a folder, by the audits in oracle folders.
+
+    Args:
+        incumbent, reference: as ``given`` of `live` and `pinned`.
+
+    Raises:
+        TrainingError: the candidate is not a router, or the folders hold no data.
+    """
+    ours = Contender.read("the candidate", candidate)
+    audits = read_oracle(oracle) if oracle else None
+    made_for = "" if ours.router is None else str(ours.router.metadata.get("model_hash"))
+    try:
+        current = live(registry, incumbent, made_for if audits is None else audits.model_hash)
+    except (TrainingError, RouterFileError) as error:
+        return refused(f"what is live cannot be read: {error}")
+    if audits is None and ours.version != current.version:
+        return refused(
+            f"nothing shows that it may replace {current.name}: give audits to judge it by "
+            "(m3-train collect --from-log, then --oracle)"
+        )
+    if audits is None:
+        return SAME
+    return judge(ours, current, pinned(reference, audits), audits)
+
+
 def judge(
     candidate: Contender,
     incumbent: Contender,
@@ -138,7 +174,7 @@ def judge(
             routers are left out, and kinds of question whose scores say nothing.
     """
     if candidate.version and candidate.version == incumbent.version:
-        return Verdict(True, ("it is the router in force already",))
+        return SAME
     present = [candidate, incumbent, *([] if reference is None else [reference])]
     for each in present:
         why = each.why_not_on(audits)
@@ -147,23 +183,30 @@ def judge(
     stranger = _who_else_answered(audits, incumbent)
     if stranger is not None:
         return refused(stranger)
-    empty = untelling_kinds(audits)
-    fresh = audits.take(
-        np.all([each.unseen(audits) for each in present], axis=0)
-        & ~np.isin(audits.groups, list(empty))
-    )
+    fresh = audits.take(np.all([each.unseen(audits) for each in present], axis=0))
+    empty = untelling_kinds(fresh)
+    notes = _notes(candidate, incumbent, audits, empty)
+    refusal = _why_unusable(fresh)
+    if refusal is None and empty:
+        fresh = fresh.take(~np.isin(fresh.groups, list(empty)))
+        refusal = _why_unusable(fresh)
+    if refusal is not None:
+        return replace(refusal, notes=notes)
     if reference is not None and reference.version == incumbent.version:
         reference = None  # the same comparison
-    notes = _notes(candidate, incumbent, audits, empty)
-    few = too_few(fresh.n_pictures, len(fresh))
-    if few is not None:
-        return replace(few, notes=notes)
-    why = why_untelling(fresh.scores, scored_by(fresh))
-    if why is not None:
-        return refused(why, pictures=fresh.n_pictures, questions=len(fresh), notes=notes)
     evidence = _evidence(candidate, incumbent, reference, fresh)
     facts = _facts(candidate, incumbent, reference, evidence, fresh)
     return replace(weigh(evidence), facts=facts, notes=notes)
+
+
+def _why_unusable(fresh: OracleData) -> Verdict | None:
+    """Return the verdict where these questions can tell nothing about any router."""
+    pictures, questions = fresh.n_pictures, len(fresh)
+    few = too_few(pictures, questions)
+    if few is not None:
+        return few
+    why = why_untelling(fresh.scores, scored_by(fresh))
+    return None if why is None else refused(why, pictures=pictures, questions=questions)
 
 
 def _who_else_answered(audits: OracleData, incumbent: Contender) -> str | None:

@@ -1,4 +1,4 @@
-"""Writes what the gate found: `verdict.json`, the same in words, and the comparisons as a plot.
+"""Tells what the gate found: in a line, and as `verdict.json`, the same in words, and a plot.
 
 Knows verdicts, files and matplotlib; opens no window.
 """
@@ -39,6 +39,18 @@ def write_verdict(verdict: Verdict, folder: Path, *, forced: bool = False) -> li
         _plot(verdict, plot)
         paths.append(plot)
     return paths
+
+
+def closed(verdict: Verdict, report: Path | None = None) -> str:
+    """Return the message of a closed gate, in one line."""
+    where = "" if report is None else f"; report in {report}"
+    return f"not promoted: {verdict.sentence} (--force promotes all the same){where}"
+
+
+def said_of(verdict: Verdict) -> str:
+    """Return for the journal why a router went into force."""
+    gate = "the gate passed" if verdict.passed else "forced against the gate"
+    return f"{gate}: {verdict.sentence}"
 
 
 def _words(verdict: Verdict, forced: bool) -> str:
