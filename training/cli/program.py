@@ -188,7 +188,8 @@ def promote(
 ) -> None:
     """Put a router in force that the gate lets through; running services take it over."""
     from training.promotion.gate import at_the_gate
-    from training.promotion.registry import START, current_router_path
+    from training.promotion.names import START
+    from training.promotion.registry import current_router_path
     from training.promotion.registry import promote as put_in_force
     from training.promotion.verdict_report import closed, said_of, write_verdict
 
