@@ -186,7 +186,7 @@ def promote(
         bool, typer.Option(help="Whatever the gate or a quarantine says; the journal keeps it.")
     ] = False,
 ) -> None:
-    """Put a router in force that the gate lets through; running services take it over."""
+    """Put a router in force, past the gate; running services take over."""
     from training.promotion.gate import at_the_gate
     from training.promotion.names import START
     from training.promotion.registry import current_router_path

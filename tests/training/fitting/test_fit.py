@@ -13,12 +13,10 @@ from router import Router, default_router_path
 from router.features.schema import feature_schema
 from router.policy import Policy
 from router.records import OracleRecord, split_of, to_table
-from training.errors import MixedData, NotEnoughData, ScoresSayNothing, TrainingError
+from training.errors import MixedData, NotEnoughData, TrainingError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.report import markdown, write_report
-from training.fitting.calibration_parts import certifying
-from training.fitting.fit import fit, parts_of
-from training.fitting.telling import warnings
+from training.fitting.fit import fit
 from training.oracle.data import read_oracle
 from training.promotion.replay import replay
 from training.sources.target_cells import METADATA_KEY, names
@@ -279,53 +277,6 @@ def test_too_little_data_says_how_much(tmp_path) -> None:
     few = read_oracle([write_oracle(tmp_path / "few", pictures=6)])
     with pytest.raises(NotEnoughData, match=r"at least 10 with 30 questions"):
         fit(few)
-
-
-@pytest.mark.parametrize(
-    ("scores", "says"),
-    [
-        (np.zeros(5), r"finest scale is right on 0.0% of .* questions \(scored by exact match\)"),
-        (np.ones(5), r"every action scores the same on each of .* right on 100.0%"),
-        (np.array([1.0, 1, 1, 1, 0.02]), r"finest scale is right on 2.0% of"),
-    ],
-)
-def test_scores_that_say_nothing_are_refused(data, scores, says: str) -> None:
-    with pytest.raises(ScoresSayNothing, match=says):
-        fit(replace(data, scores=np.tile(scores, (len(data), 1))))
-
-
-def test_a_kind_that_is_never_right_is_warned_of_and_learnt_beside_the_others(data) -> None:
-    broken = data.groups == "simulated/word"
-    advice = warnings(replace(data, scores=np.where(broken[:, None], 0.0, data.scores)))
-    assert advice[0].startswith("the finest scale is right on 0.0% of the questions of kind sim")
-    assert "simulated/word" in advice[0]
-    assert warnings(data) == []
-    coarse = data.scores.copy()
-    coarse[:, 0] = 0.0
-    assert warnings(replace(data, scores=coarse)) == [
-        "every answer at 1 is wrong: about that nothing can be learnt"
-    ]
-
-
-def test_audits_alone_choose_the_price_where_they_suffice(data, fitted) -> None:
-    """The same predictor; another price, and it is said on which pictures."""
-    calibration = certifying(data)
-    half = np.unique(calibration.picture_ids)[::2]
-    audits = data.take(np.isin(data.picture_ids, half))
-    few = fit(data, target=0.98, audits=audits)
-    assert any(f"only {len(half)} audited pictures" in line for line in few.advice)
-    assert few.router.policy == fitted.router.policy
-    assert "priced_on_audits" not in few.router.metadata
-    parts = parts_of(data, "tokens", audits)
-    assert parts.pricing.n_pictures == parts_of(data, "tokens").pricing.n_pictures
-
-
-def test_a_hundred_audits_price_alone(monkeypatch, data) -> None:
-    monkeypatch.setattr("training.fitting.fit.PRICING_AUDITS", 5)
-    half = np.unique(certifying(data).picture_ids)[::2]
-    parts = parts_of(data, "tokens", data.take(np.isin(data.picture_ids, half)))
-    assert sorted(set(parts.pricing.picture_ids)) == sorted(half)
-    assert parts.fitting.n_pictures == parts_of(data, "tokens").fitting.n_pictures
 
 
 def test_mixed_models_are_refused(oracle, tmp_path) -> None:
