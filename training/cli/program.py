@@ -203,7 +203,7 @@ def promote(
         raise GateClosed(closed(found, verdict))
     if expect is None and not force:  # the gate's word holds against what it was given for
         expect = START if current is None else current.name
-    why = why or said_of(found)
+    why = "; ".join(filter(None, (why, said_of(found))))
     folder = put_in_force(
         router, registry, expect=expect, who=who or user(), why=why, report=report, force=force
     )

@@ -25,7 +25,7 @@ from training.errors import MixedData, TrainingError
 from training.fitting.telling import untelling_kinds, why_untelling
 from training.oracle.data import OracleData, check_fits, read_oracle, scored_by
 from training.promotion.replay import played
-from training.promotion.seen import read_seen, unseen_by
+from training.promotion.seen import read_seen, units_of, unseen_by
 from training.promotion.weighing import (
     Evidence,
     Floor,
@@ -157,7 +157,15 @@ def at_the_gate(
         )
     if audits is None:
         return SAME
+    audits = _of_the_traffic(audits)
     return judge(ours, current, pinned(reference, audits), audits)
+
+
+def _of_the_traffic(data: OracleData) -> OracleData:
+    """Return what comes from a log, where anything does: the rest would drown it."""
+    if "log" not in data.sources or len(data.sources) == 1:
+        return data
+    return replace(data.take(np.char.startswith(data.groups, "log/")), sources=("log",))
 
 
 def judge(
@@ -231,7 +239,7 @@ def _evidence(
     most = float(fresh.scales[-1])
     looks = any(each.router and each.router.second_look for each in (candidate, incumbent))
     return Evidence(
-        units=in_betting_order(fresh.picture_ids),
+        units=in_betting_order(units_of(fresh)),
         candidate=_played(candidate, fresh),
         incumbent=_played(incumbent, fresh),
         reference=None if reference is None else _played(reference, fresh),

@@ -21,6 +21,11 @@ from training.oracle.data import OracleData
 SEEN_FILE = "seen.npy"
 
 
+def units_of(data: OracleData) -> NDArray[np.str_]:
+    """Return (n,) what is drawn as a whole, seen or fresh, and bet on: the picture."""
+    return data.picture_ids
+
+
 def write_seen(folder: Path, data: OracleData, *more: Path) -> None:
     """Write beside a router that the data's training and calibration pictures shaped it, and all
     that shaped the routers in the folders ``more``; nothing where one of those does not tell."""
@@ -30,7 +35,7 @@ def write_seen(folder: Path, data: OracleData, *more: Path) -> None:
     if len(known) < len(before):
         path.unlink(missing_ok=True)  # what lay there was another router's
         return
-    ours = marks(np.unique(data.picture_ids[data.splits != "test"]).tolist())
+    ours = marks(np.unique(units_of(data)[data.splits != "test"]).tolist())
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.unique(np.concatenate([ours, *known])), allow_pickle=False)
 
@@ -55,5 +60,5 @@ def unseen_by(data: OracleData, seen: NDArray[np.uint64] | None) -> NDArray[np.b
     if seen is None:
         rule: NDArray[np.bool_] = data.splits == "test"
         return rule
-    names, inverse = np.unique(data.picture_ids, return_inverse=True)
+    names, inverse = np.unique(units_of(data), return_inverse=True)
     return ~np.isin(marks(names.tolist()), seen)[inverse]

@@ -6,8 +6,8 @@ holds a stronger certificate, or is better by more than `EPSILON`. What is not s
 
 How it is shown. Each comparison is a mean over pictures of the paired difference of a picture's
 questions, bounded by the bets of router.certificate.proof: pictures in the order of a hash, stakes
-from earlier pictures alone. A candidate that fails any one condition in truth goes live with
-probability `DELTA` at most, whatever the other conditions say and however the scores are spread.
+from earlier pictures alone. A candidate that is worse in truth than any one of the three goes live
+with probability `DELTA` at most, whatever the other two say and however the scores are spread.
 Two routers that lose half a point each pass the router in force one after the other; the reference
 and the floor do not move with it, so together they cannot lose much more than `EPSILON`.
 
@@ -28,7 +28,7 @@ from router.certificate.proof import log_capital, mean_by_picture, upper_bound
 from training.figures.metrics import Array
 
 EPSILON = 0.01  # of accuracy: a router that loses more is worse
-DELTA = 0.02  # most chance of letting a router through that fails a condition
+DELTA = 0.02  # most chance that what a comparison shows is not so
 # At which a router that answers as well and takes a tenth fewer tokens passes four times in five,
 # where 4 % of the answers differ; benchmarks/_loop/gates.py, docs/retrain.md.
 GATE_PICTURES = 7000
@@ -193,7 +193,11 @@ def _checks(evidence: Evidence) -> tuple[Check, ...]:
         rivals["reference"] = evidence.reference.score
     saved = (evidence.incumbent.tokens - ours.tokens) / evidence.most_tokens
     return (
-        *(_check(name, ours.score - score, units, -EPSILON) for name, score in rivals.items()),
+        *(
+            # Above a floor with a certified loss a gain may exceed 1; bets take no more than that.
+            _check(name, np.minimum(ours.score - score, 1.0), units, -EPSILON)
+            for name, score in rivals.items()
+        ),
         _check("tokens", saved, units, 0.0, evidence.most_tokens),
     )
 

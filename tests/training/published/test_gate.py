@@ -243,6 +243,19 @@ def test_the_verdict_is_written_in_words_numbers_and_a_plot(
     assert paths[1].read_text().startswith("# The gate: refused, and forced\n")
 
 
+def test_given_a_log_and_more_the_log_judges(tmp_path: Path) -> None:
+    """Scenes would drown it; alone they judge, and it is said."""
+    log = write_oracle(tmp_path / "log", pictures=45, dataset="log", source="log", question="?")
+    scenes = write_oracle(tmp_path / "scenes", pictures=450)
+    folder = router(MIDDLE).save_pretrained(tmp_path / "it")
+    both = at_the_gate(folder, tmp_path / "registry", (log, scenes))
+    assert both.pictures == at_the_gate(folder, tmp_path / "registry", (log,)).pictures < 45
+    assert not [note for note in both.notes if note.startswith("judged on")]
+    alone = at_the_gate(folder, tmp_path / "registry", (scenes,))
+    assert alone.pictures > both.pictures
+    assert [note for note in alone.notes if note.startswith("judged on scenes")]
+
+
 def test_without_audits_only_what_is_live_may_be_promoted(tmp_path: Path) -> None:
     registry, folder = tmp_path / "registry", router(MIDDLE).save_pretrained(tmp_path / "a")
     verdict = at_the_gate(folder, registry, ())
