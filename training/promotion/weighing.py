@@ -56,6 +56,8 @@ class Evidence:
     """All that a verdict rests on.
 
     Attributes:
+        incumbent: what is live. Where that is always the finest scale, the floor alone says how much
+            may be lost against it: the target, which every router is priced for, allows it.
         units: (n,) integers 0..P-1, the picture (or group of them) of each question, numbered in
             an order that does not depend on what was answered: the order of the bets.
         finest: (n,) scores of the finest scale.
@@ -170,7 +172,8 @@ def weigh(evidence: Evidence) -> Verdict:
         return few
     checks = _checks(evidence)
     against = [_why_not(check) for check in checks if check.name != "tokens" and not check.passed]
-    cheaper, better = checks[-1], checks[0].gain.low > EPSILON
+    cheaper, first = checks[-1], checks[0]
+    better = first.name == "incumbent" and first.gain.low > EPSILON
     if not (cheaper.passed or better or evidence.stronger):
         against.append(_why_not(cheaper))
     missing = [check.missing for check in checks if not check.passed]
@@ -188,7 +191,9 @@ def weigh(evidence: Evidence) -> Verdict:
 def _checks(evidence: Evidence) -> tuple[Check, ...]:
     ours, units = evidence.candidate, evidence.units
     floor = evidence.floor.share * evidence.finest - evidence.floor.less
-    rivals = {"incumbent": evidence.incumbent.score, "floor": floor}
+    rivals = {"floor": floor}
+    if evidence.incumbent.version:
+        rivals = {"incumbent": evidence.incumbent.score, **rivals}
     if evidence.reference is not None:
         rivals["reference"] = evidence.reference.score
     saved = (evidence.incumbent.tokens - ours.tokens) / evidence.most_tokens
@@ -274,7 +279,8 @@ def _why_not(check: Check) -> str:
 
 def _why(evidence: Evidence, checks: tuple[Check, ...], better: bool) -> tuple[str, ...]:
     saved, gain = checks[-1], checks[0].gain
-    for_it = [f"it answers as well as the router in force ({_points(gain)})"]
+    kept = "the router in force" if checks[0].name == "incumbent" else "the finest scale's floor"
+    for_it = [f"it answers as well as {kept} ({_points(gain)})"]
     if saved.passed:
         before = evidence.incumbent.tokens.mean()
         for_it.append(

@@ -1,5 +1,6 @@
 """What a new router takes over from the live one, and how its certificate comes about."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from router.features.schema import feature_schema
 from router.policy import token_costs
 from router.records import OracleRecord, to_table
 from router.second_look import Gate, SecondLook
+from training.errors import ScoresSayNothing
 from training.fitting.certified import certified_router
 from training.fitting.certify import certify
 from training.fitting.fit import OPERATIONS, fit
 from training.fitting.second_look import other_half_gates
 from training.oracle.collection import MANIFEST
 from training.oracle.data import OracleData, read_oracle
+from training.promotion.gate import Contender, judge
 from training.promotion.retrain import Promise, RetrainJob, Wishes, _fitted, inherited, wishes_of
+from training.promotion.weighing import Verdict, least_pictures
 
 SCALES = (1, 9, 36)
 SCHEMA = feature_schema(SCALES, 6, 4)
@@ -29,9 +33,9 @@ JOB = RetrainJob(Path("log"), Path("model"), Path("out"), Path("registry"))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> OracleData:
-    """Two questions about each of 900 pictures; one feature tells the scale each needs."""
+    """Two questions about each of 2,200 pictures; one feature tells the scale each needs."""
     rng, records = np.random.default_rng(3), []
-    for number in range(1800):
+    for number in range(4400):
         need = int(rng.integers(3))
         right = tuple(float(k >= need) for k in range(3))
         features = rng.normal(size=len(SCHEMA.names)).astype(np.float32)
@@ -103,6 +107,33 @@ def test_the_certificate_is_proved_anew(data: OracleData, live: Router) -> None:
         assert (found.bound, found.loss, found.data_hash) == (0.1, "harm", data.data_hash)
         assert ("price_set_by" in made.metadata) == (not keep_price)
         assert not [line for line in said if "not certified" in line]
+
+
+def at_the_gate(router: Router, data: OracleData) -> Verdict:
+    return judge(Contender("it", router), Contender("always the finest scale"), None, data)
+
+
+def test_at_cold_start_an_honest_router_goes_live_and_a_poisoned_one_does_not(
+    data: OracleData, live: Router
+) -> None:
+    """Nothing was promoted: always the finest scale is what a candidate has to match."""
+    honest = at_the_gate(live, data)
+    assert honest.passed, honest.sentence
+    assert honest.pictures == data.split("test").n_pictures >= least_pictures()
+    order = np.random.default_rng(0).permutation(len(data))
+    shuffled = fit(replace(data, scores=data.scores[order], soft=data.soft[order])).router
+    assert not at_the_gate(shuffled, data).passed
+    # However cheaply it is then priced.
+    cheap = shuffled.with_policy(live.policy)
+    assert "worse than the floor that the finest scale sets" in at_the_gate(cheap, data).sentence
+    swapped = copy.deepcopy(live.predictor)
+    swapped.calibrations_ = swapped.calibrations_[::-1]
+    turned = Router(swapped, SCHEMA, Policy(token_costs(SCALES), 5.0), metadata=live.metadata)
+    assert not at_the_gate(turned, data).passed
+    alien = Router(live.predictor, SCHEMA, live.policy, metadata={"model_hash": "beef"})
+    assert "is for model beef" in at_the_gate(alien, data).sentence
+    with pytest.raises(ScoresSayNothing):
+        fit(replace(data, scores=np.zeros_like(data.scores)))
 
 
 def test_what_cannot_be_certified_is_said(data: OracleData) -> None:

@@ -83,6 +83,18 @@ def test_a_dearer_router_passes_by_its_certificate_or_where_it_mends_a_loss() ->
     assert mends.sentence.startswith("it answers better than the router in force (+3.00 points")
 
 
+def test_of_always_the_finest_only_the_floor_must_be_kept() -> None:
+    """A first router may lose what its target allows: .5 point here, which shows at 7,000; as a
+    loss against a router in force it would not."""
+    first = evidence(7000, incumbent=-0.007, floor=-0.007)
+    assert not weigh(first).passed
+    finest = replace(first.incumbent, version="")
+    verdict = weigh(replace(first, incumbent=finest))
+    assert verdict.passed, verdict.sentence
+    assert [check.name for check in verdict.checks] == ["floor", "tokens"]
+    assert verdict.sentence.startswith("it answers as well as the finest scale's floor (")
+
+
 def test_a_certified_loss_is_what_the_floor_allows() -> None:
     lost = evidence(7000, floor=-0.02)
     assert not weigh(lost).passed
