@@ -35,7 +35,7 @@ class Entry:
         who, why: in words, "" where nothing was said.
         report: hash of the report that spoke for it.
         time_utc: by the clock of whoever wrote it; nothing is decided by it.
-        forced: it was done against a gate or a quarantine.
+        forced: it was to be done whatever a gate or a quarantine said.
     """
 
     seq: int

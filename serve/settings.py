@@ -194,9 +194,9 @@ class ServeSettings(BaseModel):
         "to the embedded model, else none (every picture is read at the finest scale).",
     )
     registry: FolderPath | None = Field(
-        DEFAULT_REGISTRY, description="Registry whose pointer is followed while running."
+        DEFAULT_REGISTRY, description="Registry that is followed while running."
     )
-    registry_poll_s: float = Field(1.0, gt=0, description="Seconds between looks at the pointer.")
+    registry_poll_s: float = Field(1.0, gt=0, description="Seconds between looks at the registry.")
     text_encoder: FolderPath | None = Field(
         None, description="CLIP folder for routers that were fitted on CLIP relevance."
     )

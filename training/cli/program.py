@@ -22,6 +22,7 @@ from training.cli.model import model as train_model
 from training.cli.readout import readout
 from training.cli.replay import replay
 from training.cli.versions import (
+    ExpectOption,
     WhoOption,
     WhyOption,
     diff,
@@ -173,15 +174,12 @@ def promote(
     verdict: Annotated[
         Path | None, typer.Option(help="Folder to write the gate's verdict to.")
     ] = None,
-    expect: Annotated[
-        str | None,
-        typer.Option(help="Only while this is in force: folder name, router version, or start."),
-    ] = None,
+    expect: ExpectOption = None,
     report: Annotated[
         Path | None, typer.Option(help="Report that speaks for it, to keep: what evaluate wrote.")
     ] = None,
-    who: WhoOption = "",
-    why: WhyOption = "",
+    who: WhoOption = None,
+    why: WhyOption = None,
     force: Annotated[
         bool, typer.Option(help="Whatever the gate or a quarantine says; the journal keeps it.")
     ] = False,
@@ -205,7 +203,13 @@ def promote(
         expect = START if current is None else current.name
     why = "; ".join(filter(None, (why, said_of(found))))
     folder = put_in_force(
-        router, registry, expect=expect, who=who or user(), why=why, report=report, force=force
+        router,
+        registry,
+        expect=expect,
+        who=who or user(),
+        why=why or "",
+        report=report,
+        force=force,
     )
     tell_strangers(registry)
     say(f"in force: {folder}")
@@ -213,12 +217,15 @@ def promote(
 
 @app.command(rich_help_panel=IN_FORCE)
 def rollback(
-    registry: RegistryOption = DEFAULT_REGISTRY, who: WhoOption = "", why: WhyOption = ""
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    expect: ExpectOption = None,
+    who: WhoOption = None,
+    why: WhyOption = None,
 ) -> None:
     """Put back the router before; the one in force goes into quarantine."""
     from training.promotion.registry import rollback as go_back
 
-    folder = go_back(registry, who=who or user(), why=why)
+    folder = go_back(registry, expect=expect, who=who or user(), why=why or "")
     tell_strangers(registry)
     say(f"in force: {folder or 'the router that services start with, shipped or --router'}")
 

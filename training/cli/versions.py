@@ -16,8 +16,12 @@ import typer
 from m3model.terminal import say, table
 from router.registry import DEFAULT_REGISTRY, JOURNAL, strangers
 
-WhoOption = Annotated[str, typer.Option(help="For the journal; else user and host.")]
-WhyOption = Annotated[str, typer.Option(help="For the journal: the reason, in a sentence.")]
+WhoOption = Annotated[str | None, typer.Option(help="For the journal; else user and host.")]
+WhyOption = Annotated[str | None, typer.Option(help="For the journal: the reason, in a sentence.")]
+ExpectOption = Annotated[
+    str | None,
+    typer.Option(help="Only while this is in force: folder name, router version, or start."),
+]
 RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
 
 
@@ -49,7 +53,7 @@ def diff(
     other: Annotated[str, typer.Argument(help="The same.")],
     registry: RegistryOption = DEFAULT_REGISTRY,
 ) -> None:
-    """Show in what two routers differ: settings, data, price, promises, figures."""
+    """Show in what two routers differ: settings, data, price, figures."""
     from training.promotion.versions import differences
 
     rows = differences(registry, one, other)
@@ -63,7 +67,7 @@ def gc(
     registry: RegistryOption = DEFAULT_REGISTRY,
     keep: Annotated[int, typer.Option(min=0, help="Routers to keep, the last promoted.")] = 10,
 ) -> None:
-    """Remove old routers, never the one in force nor what a rollback needs.
+    """Remove old routers, never what is in force or a rollback needs.
 
     What is in quarantine stays there.
     """

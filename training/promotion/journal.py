@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,6 +103,7 @@ def append(registry: Path, state: State, entry: Entry) -> bool:
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync(registry)
+        sync(registry.resolve().parent)
     if entry.seq == 1 and state.entries:
         taken_over = replace(state.entries[0], seq=1, time_utc=entry.time_utc)
         if not _create(registry, taken_over):
@@ -109,8 +111,9 @@ def append(registry: Path, state: State, entry: Entry) -> bool:
         entry = replace(entry, seq=2)
     if not _create(registry, entry):
         return False
-    for name in _POINTERS:  # nobody shall believe them any more
-        (registry / name).unlink(missing_ok=True)
+    for name in _POINTERS:  # nobody reads them any more
+        with suppress(OSError):
+            (registry / name).unlink()
     return True
 
 

@@ -24,6 +24,7 @@ from training.promotion.names import START, is_called, named, same_router
 
 __all__ = [
     "current_router_path", "hash_folder", "history", "promote", "quarantine", "rollback",
+    "rollback_target",
 ]  # fmt: skip
 
 
@@ -62,14 +63,14 @@ def promote(
     spoke = None if report is None else read_report(report, loaded)
     while True:
         state = read_state(registry)
-        if expect is not None and not is_called(registry, state.current, expect):
-            raise NotInForce(
-                f"not promoted: {state.current or START} is in force, not {expect} as expected"
-            )
+        _check_expected("promoted", registry, state, expect)
         if state.is_quarantined(name) and not force:
             raise Quarantined(f"not promoted: {_why_quarantined(state, name)}")
         if state.current == name:
+            _put(router, registry / name, digest, None, None)
             return registry / name
+        if state.current is not None and _holds(registry / state.current, digest):
+            return registry / state.current  # under a name of before
         _put(router, registry / name, digest, state.current, spoke)
         report_hash = None if spoke is None else spoke.hash
         entry = state.next("promote", state.current, name, who, why, report_hash, forced=force)
@@ -79,29 +80,43 @@ def promote(
             return registry / name
 
 
-def rollback(registry: Path = DEFAULT_REGISTRY, *, who: str = "", why: str = "") -> Path | None:
+def rollback(
+    registry: Path = DEFAULT_REGISTRY, *, expect: str | None = None, who: str = "", why: str = ""
+) -> Path | None:
     """Put back in force what was before, and the router in force in quarantine; return the folder.
 
     None is the router that services start with, shipped or given by ``--router``, which was live
-    before the first promotion. What is in quarantine, cleared away or damaged is passed over.
+    before the first promotion. What is in quarantine, cleared away or damaged is passed over. Of
+    two that go back from one router at once, one does it and the other is refused.
+
+    Args:
+        registry: its folder.
+        expect: folder name or version that must be in force until then.
+        who: for the journal.
+        why: for the journal.
 
     Raises:
+        NotInForce: something else than expected is in force, or another was quicker.
         TrainingError: there is no registry, or nothing of it is in force.
     """
     if not registry.is_dir():
         raise TrainingError(f"{registry} is not a registry; promote a router first")
     while True:
         state = read_state(registry)
+        _check_expected("rolled back", registry, state, expect)
         if state.current is None:
             raise TrainingError(
                 f"{registry} has no router to go back from: the one that services start with is "
                 "in force"
             )
-        target, passed_over = _usable(registry, state)
+        expect = state.current
+        target, passed_over = rollback_target(registry, state)
         told = "; ".join(filter(None, (why, *passed_over)))
         entry = state.next("rollback", state.current, target, who, told)
-        if append(registry, state, entry) and (target is None or (registry / target).is_dir()):
-            return None if target is None else registry / target
+        if append(registry, state, entry):
+            if target is None or (registry / target).is_dir():
+                return None if target is None else registry / target
+            expect = target  # it was cleared away meanwhile
 
 
 def quarantine(
@@ -142,7 +157,7 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _usable(registry: Path, state: State) -> tuple[str | None, list[str]]:
+def rollback_target(registry: Path, state: State) -> tuple[str | None, list[str]]:
     """Return the nearest router behind the one in force that loads, and what was passed over."""
     passed_over = []
     for name in state.behind():
@@ -155,6 +170,17 @@ def _usable(registry: Path, state: State) -> tuple[str | None, list[str]]:
         else:
             return name, passed_over
     return None, passed_over
+
+
+def _check_expected(done: str, registry: Path, state: State, expect: str | None) -> None:
+    if expect is not None and not is_called(registry, state.current, expect):
+        raise NotInForce(
+            f"not {done}: {state.current or START} is in force, not {expect} as expected"
+        )
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    return folder.is_dir() and hash_folder(folder) == digest
 
 
 def _why_quarantined(state: State, name: str) -> str:

@@ -20,6 +20,7 @@ from training.errors import TrainingError
 from training.promotion.journal import State, read_state
 from training.promotion.lineage import read_lineage, reported
 from training.promotion.names import START, folders, named
+from training.promotion.registry import rollback_target
 
 ABANDONED_S = 86_400.0  # a copy that is not finished after a day never will be
 CURRENT = "current"
@@ -82,8 +83,8 @@ def differences(registry: Path, one: str, other: str) -> list[tuple[str, str, st
         RouterFileError: one of them, or the journal, cannot be read.
     """
     entries = history(registry)
-    found = [_facts(_folder(registry, word), entries) for word in (one, other)]
-    rows = [(key, *(each.get(key, "") for each in found)) for key in found[0] | found[1]]
+    first, second = (_facts(_folder(registry, word), entries) for word in (one, other))
+    rows = [(key, first.get(key, ""), second.get(key, "")) for key in first | second]
     return [row for row in rows if row[1] != row[2]]
 
 
@@ -129,10 +130,9 @@ def _bury(registry: Path, grave: Path, keep: int) -> list[str]:
 
 def _kept(registry: Path, keep: int) -> set[str]:
     state = read_state(registry)
-    behind = [name for name in state.behind() if name is not None]
-    back = [name for name in behind if (registry / name).is_dir()][:1] or behind[:1]
-    there = folders(registry, state.entries)
-    return {*back, *there[:keep], *filter(None, [state.current])}
+    # The nearest may lie aside just now, or be damaged and be passed over.
+    needed = [state.current, next(state.behind(), None), rollback_target(registry, state)[0]]
+    return {*filter(None, needed), *folders(registry, state.entries)[:keep]}
 
 
 def _clear_leftovers(registry: Path, state: State) -> None:
@@ -157,7 +157,8 @@ def _marks(registry: Path, state: State, name: str) -> tuple[str, ...]:
     place = None if name == START else name
     marks = {
         "in force": place == state.current,
-        "rollback goes here": state.current is not None and place == next(state.behind(), None),
+        "rollback goes here": state.current is not None
+        and place == rollback_target(registry, state)[0],
         "quarantined": place is not None and state.is_quarantined(name),
         "cleared away": place is not None and not (registry / name).is_dir(),
     }

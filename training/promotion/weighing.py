@@ -56,8 +56,8 @@ class Evidence:
     """All that a verdict rests on.
 
     Attributes:
-        incumbent: what is live. Where that is always the finest scale, the floor alone says how much
-            may be lost against it: the target, which every router is priced for, allows it.
+        incumbent: what is live. Where that is always the finest scale, the floor alone says how
+            much may be lost against it, as every router is priced to lose what its target allows.
         units: (n,) integers 0..P-1, the picture (or group of them) of each question, numbered in
             an order that does not depend on what was answered: the order of the bets.
         finest: (n,) scores of the finest scale.
