@@ -203,13 +203,7 @@ def promote(
         expect = START if current is None else current.name
     why = "; ".join(filter(None, (why, said_of(found))))
     folder = put_in_force(
-        router,
-        registry,
-        expect=expect,
-        who=who or user(),
-        why=why or "",
-        report=report,
-        force=force,
+        router, registry, expect=expect, who=who or user(), why=why, report=report, force=force
     )
     tell_strangers(registry)
     say(f"in force: {folder}")
@@ -267,7 +261,7 @@ def retrain(
             help="Whether to look finer after an answer; else as the live router.",
         ),
     ] = None,
-    who: WhoOption = "",
+    who: WhoOption = None,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
 ) -> None:
     """Collect from a log, fit, evaluate and promote in one go.
