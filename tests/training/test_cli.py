@@ -106,6 +106,15 @@ def test_retrain_turns_a_log_into_a_router_in_force(
         "retrain", "--from-log", log, "--out", out, "--model", tiny_model, "--registry", registry,
         "--workers", 1,
     ]  # fmt: skip
+    for bad, says in (
+        (["--max-harm", 2], "--max-harm must be between 0 and 1"),
+        (["--target", 0], "--target must be above 0"),
+        (["--second-look", "--cost", "flops"], "leave out --cost flops"),
+    ):
+        done = command("m3-train", *words, *bad)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert not out.exists()  # before an hour of labelling
     done = command("m3-train", *words)
     assert done.returncode == 2
     assert "to replace always the finest scale: target 0.995, costs in tokens" in done.stderr

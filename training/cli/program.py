@@ -206,7 +206,7 @@ def promote(
         router, registry, expect=expect, who=who or user(), why=why, report=report, force=force
     )
     tell_strangers(registry)
-    say(f"in force: {folder}")
+    say(f"{said_of(found)}; in force: {folder}")
 
 
 @app.command(rich_help_panel=IN_FORCE)
@@ -270,6 +270,7 @@ def retrain(
     """
     from training.promotion.retrain import RetrainJob
     from training.promotion.retrain import retrain as learn
+    from training.promotion.verdict_report import said_of
 
     job = RetrainJob(
         from_log, model_folder(model), out, registry, tuple(oracle or ()),
@@ -277,8 +278,7 @@ def retrain(
     )  # fmt: skip
     with bar("retraining", "steps") as move:
         result = learn(job, progress=move, say=say)
-    if not result.verdict.passed:
-        say(f"promoted by force, against the gate: {result.verdict.sentence}")
+    say(said_of(result.verdict))
     here = result.report["router"]
     say(
         f"router {result.version} in force: {result.promoted}; test accuracy "

@@ -101,7 +101,7 @@ def fit(
         ScoresSayNothing: next to no answer is right, or no action differs from another.
         TrainingError: an impossible target, or a second look at the price of operations.
     """
-    _check_wishes(target, cost, second_look)
+    check_wishes(target, cost, second_look)
     parts = parts_of(data, cost, audits)
     check_telling(parts.train)
     steps = Steps(progress, steps_of(len(data.space), second_look) + 1)
@@ -114,7 +114,12 @@ def fit(
     return FitResult(router, metrics, _advice(parts, target, priced))
 
 
-def _check_wishes(target: float, cost: Cost, second_look: bool) -> None:
+def check_wishes(target: float, cost: Cost, second_look: bool) -> None:
+    """Refuse what cannot be fitted, whatever the data.
+
+    Raises:
+        TrainingError: an impossible target, or a second look at the price of operations.
+    """
     if not 0.0 < target <= 1.0:
         raise TrainingError(f"--target must be above 0 and at most 1, got {target:g}")
     if second_look and cost == "flops":

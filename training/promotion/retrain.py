@@ -22,7 +22,7 @@ from training.evaluation.report import write_report
 from training.fitting.calibration_parts import certifying
 from training.fitting.certified import certified_router
 from training.fitting.certify import certify
-from training.fitting.fit import OPERATIONS, PRICING_AUDITS, Cost, fit
+from training.fitting.fit import OPERATIONS, PRICING_AUDITS, Cost, check_wishes, fit
 from training.fitting.predictor import Labels
 from training.oracle.collection import collect
 from training.oracle.data import OracleData, read_manifest, read_oracle, space_of
@@ -156,9 +156,12 @@ def retrain(
     source = log_source(job.log)
     for note in source.notes():
         say(f"left out: {note}")
+    if job.max_harm is not None and not 0.0 < job.max_harm < 1.0:
+        raise TrainingError(f"--max-harm must be between 0 and 1, got {job.max_harm:g}")
     current = current_router_path(job.registry)
     incumbent = live(job.registry, job.router, hash_model(job.model))
     wishes = wishes_of(job, incumbent.router)
+    check_wishes(wishes.target, wishes.cost, wishes.second_look)
     say(f"to replace {incumbent.name}: {wishes.sentence}")
     # What is labelled now must go with what was collected before.
     space = space_of(read_manifest(job.more_oracle[0])) if job.more_oracle else None

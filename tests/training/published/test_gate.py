@@ -279,4 +279,5 @@ def test_the_command_refuses_says_why_and_can_be_forced(command, tmp_path: Path)
     assert not json.loads((tmp_path / "verdict" / "verdict.json").read_text())["passed"]
     done = command(*words, "--force")
     assert done.returncode == 0, done.stderr
+    assert "forced against the gate: " in done.stderr
     assert json.loads((tmp_path / "verdict" / "verdict.json").read_text())["forced"]
