@@ -1,10 +1,11 @@
 """Retrain the router from a service's log: collect, fit, compare before with after, promote.
 
-    python examples/retrain_from_log.py [--log .m3/log] [--out runs/retrained] [--promote]
+    python examples/retrain_from_log.py [--log .m3/log] [--out runs/retrained] [--promote [--force]]
 
 Needs a log with pictures: run the service with m3-serve up --log-images and send it questions, at
-least about 40 different pictures. Running services follow a promotion within a second. Every step
-is an m3-train command, printed before it runs.
+least about 40 different pictures. Running services follow a promotion within a second; the gate
+lets through what thousands of pictures show to be fit, --force whatever there is. Every step is an
+m3-train command, printed before it runs.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="the service's --model, if it has one")
     parser.add_argument("--before", type=Path, help="router folder; else the one in force")
     parser.add_argument("--promote", action="store_true", help="put the new router in force")
+    parser.add_argument("--force", action="store_true", help="whatever the gate says")
     given = parser.parse_args()
     before = given.before or current_router_path(given.registry) or default_router_path()
     oracle, candidate = given.out / "oracle", given.out / "router"
@@ -61,11 +63,13 @@ def main() -> None:
         "before": judged(before, oracle, given.out / "before"),
         "after": judged(candidate, oracle, given.out / "after"),
     }
-    if given.promote:  # --oracle closes the gate to a router that is dearer or worse
-        m3_train("promote", "--router", candidate, "--oracle", oracle,
-                 "--registry", given.registry)  # fmt: skip
     for name, sentence in told.items():
         print(f"{name:7} {sentence}")
+    if given.promote:  # the gate is closed to a router that is not shown to be cheaper and as good
+        live = [] if given.before is None else ["--incumbent", given.before]
+        forced = ["--force"] if given.force else []
+        m3_train("promote", "--router", candidate, "--oracle", oracle,
+                 "--registry", given.registry, *live, *forced)  # fmt: skip
 
 
 if __name__ == "__main__":

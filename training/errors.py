@@ -26,6 +26,10 @@ class NotEnoughData(TrainingError):
     """Too few pictures or questions; the message says how many are needed."""
 
 
+class ScoresSayNothing(TrainingError):
+    """Scores that no router can be learnt, priced, certified or judged by; the message says why."""
+
+
 class GateClosed(TrainingError):
     """A router candidate was not promoted because it is not better than the current one."""
 

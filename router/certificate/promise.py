@@ -53,6 +53,8 @@ class SliceBound:
         loss, upper: the mean over pictures that was seen, and its bound, for this slice alone.
         floor: the coarsest scale such that the router's choice, raised to at least it, is shown
             to keep the certificate's bound on this slice; the finest always does.
+        finest_right: share of its questions that the finest scale answers rightly, which no harm
+            can exceed; None in certificates of before.
     """
 
     name: str
@@ -61,6 +63,7 @@ class SliceBound:
     loss: float
     upper: float
     floor: int
+    finest_right: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Certificate:
         prices: ascending, the family that was tested up to the dearest rung's price and beyond.
         ladder: bounds ascending.
         slices: by name.
+        finest_right: share of the questions that the finest scale answers rightly: a harm says
+            little where it is small. None in certificates of before.
     """
 
     loss: Loss
@@ -101,6 +106,7 @@ class Certificate:
     prices: tuple[float, ...]
     ladder: tuple[Rung, ...]
     slices: tuple[SliceBound, ...]
+    finest_right: float | None = None
 
     @property
     def rung(self) -> Rung:

@@ -270,6 +270,7 @@ def calibrate_price(
     errors above zero, the error taken over pictures because questions about one picture are not
     independent. This is a plug-in estimate with a margin, not a certificate. Where no price is
     feasible the result has price 0 and ``feasible`` False: its policy is the finest scale always.
+    None is where the finest scale earns nothing: then nothing could be lost, whatever is chosen.
 
     Args:
         values: (n, A) predictions on pictures the predictor was not fitted on.
@@ -290,7 +291,7 @@ def calibrate_price(
     grid = candidate_prices(v, costs) if prices is None else np.asarray(prices, dtype=np.float64)
     finest = y[:, -1]
     best: CalibratedPrice | None = None
-    for part in _parts(len(grid), v.size):
+    for part in _parts(len(grid), v.size) if finest.any() else []:
         picks = _picks(v, c, grid[part])
         chosen = y[np.arange(n), picks]
         gains = chosen - target * finest

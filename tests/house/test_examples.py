@@ -116,14 +116,21 @@ def logged(tiny_model, make_router, picture_bytes, tmp_path):
 
 @pytest.mark.slow
 def test_a_log_becomes_a_router_in_force(logged, tiny_model):
-    done = run(
+    words = [
         "retrain_from_log.py", "--log", "log", "--out", "out", "--registry", "registry",
-        "--model", tiny_model, "--before", "before", "--promote", cwd=logged,
-    )  # fmt: skip
+        "--model", tiny_model, "--before", "before", "--promote",
+    ]  # fmt: skip
+    done = run(*words, cwd=logged)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "not promoted: " in done.stderr
+    assert current_router_path(logged / "registry") is None
+    done = run(*words, "--force", cwd=logged)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ m3-train")]
     assert steps == ["collect", "fit", "evaluate", "evaluate", "promote"]
-    last = done.stdout.splitlines()[-2:]
+    lines = done.stdout.splitlines()
+    assert lines[-1].endswith("--incumbent before --force")
+    last = lines[-3:-1]
     for name, line in zip(("before", "after"), last, strict=True):
         found = json.loads((logged / "out" / name / "report.json").read_text())["router"]
         assert line.startswith(name)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from router.records import DecisionRecord, picture_id, to_table
-from router.registry import current_router_path
+from router.registry import current_router_path, history
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,39 @@ def test_retrain_turns_a_log_into_a_router_in_force(
         "retrain", "--from-log", log, "--out", out, "--model", tiny_model, "--registry", registry,
         "--workers", 1,
     ]  # fmt: skip
+    for bad, says in (
+        (["--max-harm", 2], "--max-harm must be between 0 and 1"),
+        (["--target", 0], "--target must be above 0"),
+        (["--second-look", "--cost", "flops"], "leave out --cost flops"),
+    ):
+        done = command("m3-train", *words, *bad)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert not out.exists()  # before an hour of labelling
     done = command("m3-train", *words)
+    assert done.returncode == 2
+    assert "to replace always the finest scale: target 0.995, costs in tokens" in done.stderr
+    assert "fresh audited pictures cannot show anything" in done.stderr.splitlines()[-1]
+    assert current_router_path(registry) is None
+    verdict = json.loads((out / "report" / "verdict.json").read_text())
+    assert not verdict["passed"]
+    assert verdict["missing"] == verdict["least_pictures"] - verdict["pictures"] > 300
+    done = command("m3-train", "promote", "--router", out / "router", "--registry", registry)
+    assert done.returncode == 2
+    assert "nothing shows that it may replace always the finest scale" in done.stderr
+    done = command("m3-train", *words, "--force")
     assert done.returncode == 0, done.stderr
+    [entry] = history(registry)
+    assert entry.forced
+    assert entry.why.startswith("forced against the gate: ")
     folder = current_router_path(registry)
     assert folder is not None
     assert str(folder) in done.stderr
     report = json.loads((out / "report" / "report.json").read_text())
     assert report["scored_by"] == "agreement with the finest"
     assert report["finest_accuracy"] == 1.0
+    assert report["gate"]["why"] == verdict["why"]
+    assert report["gate"]["forced"]
     both = ("--router", folder, "--router", out / "router")
     done = command("m3-train", "replay", "--oracle", out / "oracle", *both)
     assert done.returncode == 0, done.stderr

@@ -30,12 +30,12 @@ from serve.gateway.question import parse_request
 from serve.in_process import compose
 from serve.protocol import ChatRequest
 from serve.settings import ServeSettings
+from training.evaluation.served import seen_in, served_again
 from training.finetune.conversations import conversation_ids
 from training.oracle.collection import collect
 from training.oracle.data import read_manifest, read_oracle
 from training.oracle.labelling import Labeller
 from training.oracle.scoring import exact_match
-from training.promotion.served import seen_in, served_again
 from training.sources.llava import LlavaRecord, Turn
 from training.sources.log import log_source
 from training.sources.tasks import Ask

@@ -1,12 +1,10 @@
 """`m3-train certify`: a promise about a router, proved on calibration pictures, written beside it.
 
-Knows flags, the card and the table; the proof is training.fitting.certify's.
+Knows flags and the table; the proof is training.fitting.certify's.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from router.router import Router
 
 SHIPPED_OUT = Path("runs/router-certified")
-HEADING = "## Certificate"
 
 
 def certify(
@@ -63,8 +60,10 @@ def certify(
     """
     from router.router import Router
     from training.errors import TrainingError
+    from training.fitting.certified import certified_router
     from training.fitting.certify import certify as prove
     from training.oracle.data import read_oracle
+    from training.promotion.seen import write_seen
 
     if max_harm is not None and max_drop is None:
         loss: Loss = "harm"
@@ -85,69 +84,37 @@ def certify(
         made.save_pretrained(target)
     except OSError as error:
         raise TrainingError(f"cannot write {target}: {error}; give --out DIR") from error
+    write_seen(target, data, folder)
     _show(found, before)
     for line in _sentences(found, before, keep_price):
         say(line)
     say(f"router {made.version} with its certificate in {target}")
 
 
-def certified_router(router: Router, found: Certificate, *, keep_price: bool = False) -> Router:
-    """Return the router holding the certificate, at the certified price unless that is kept.
-
-    Without a certified price it takes always the finest scale.
-    """
-    made = router
-    if not keep_price:
-        price = found.rung.price
-        policy = replace(router.policy, price=price or 0.0, finest_only=price is None)
-        made = router.with_policy(policy, {"price_set_by": f"certificate of {found.created_utc}"})
-    made = made.with_certificate(found)
-    plain = re.split(rf"\n{HEADING}\n", router.card_text)[0].rstrip()
-    made.card_text = f"{plain}\n\n{HEADING}\n\n{_card_section(found, keep_price)}"
-    return made
-
-
-def _card_section(found: Certificate, keep_price: bool) -> str:
-    rows = "\n".join(
-        f"| {rung.bound:g} | {_price(rung.price)} | {rung.visual_tokens:.1f} |"
-        for rung in found.ladder
-    )
-    price = "left as it was" if keep_price else f"set to {_price(found.rung.price)} by it"
-    return (
-        f"{_promise(found)} Certified {found.created_utc} on {found.questions} questions about "
-        f"{found.pictures} pictures ({found.method.replace('_', '-')}); what is bounded: "
-        f"{found.population}. Each bound holds by itself. The router's price was {price}.\n\n"
-        f"| {found.loss} at most | price | visual tokens |\n| --- | --- | --- |\n{rows}\n"
-    )
-
-
-def _promise(found: Certificate) -> str:
-    return f"{found.loss.capitalize()} of at most {found.bound:g}, {1 - found.delta:.4g} sure."
-
-
-def _price(price: float | None) -> str:
-    return "always the finest" if price is None else f"{price:.5g}"
-
-
 def _show(found: Certificate, router: Router) -> None:
+    from training.fitting.certified import price_in_words
+
     table(
         f"{found.loss} certified at {1 - found.delta:.4g}, {found.pictures} pictures, "
-        f"{found.questions} questions (each bound by itself)",
+        f"{found.questions} questions, the finest scale right on {found.finest_right or 0:.1%} "
+        "(each bound by itself)",
         [f"{found.loss} at most", "price", "visual tokens", f"{found.loss} seen"],
         [
             [
                 f"{rung.bound:g}{' (asked)' if rung.bound == found.bound else ''}",
-                _price(rung.price), f"{rung.visual_tokens:.1f}", f"{rung.loss:.4f}",
+                price_in_words(rung.price), f"{rung.visual_tokens:.1f}", f"{rung.loss:.4f}",
             ]
             for rung in found.ladder
         ],
     )  # fmt: skip
     table(
         f"by kind of question at the price for {found.bound:g} (each by itself; not enforced)",
-        ["kind", "pictures", f"{found.loss} seen", "at most", "least scale that keeps the bound"],
+        ["kind", "pictures", "finest right", f"{found.loss} seen", "at most",
+         "least scale that keeps the bound"],
         [
             [
-                each.name, str(each.pictures), f"{each.loss:.4f}", f"{each.upper:.4f}",
+                each.name, str(each.pictures), f"{each.finest_right or 0:.1%}",
+                f"{each.loss:.4f}", f"{each.upper:.4f}",
                 "none needed" if each.floor == router.scales[0] else str(each.floor),
             ]
             for each in found.slices
@@ -156,6 +123,8 @@ def _show(found: Certificate, router: Router) -> None:
 
 
 def _sentences(found: Certificate, router: Router, keep_price: bool) -> list[str]:
+    from training.fitting.telling import LEAST_RIGHT
+
     above = [each.name for each in found.slices if each.upper > found.bound]
     lines = []
     if found.rung.price is None:
@@ -175,6 +144,12 @@ def _sentences(found: Certificate, router: Router, keep_price: bool) -> list[str
             "requests with routing.max_harm get no second look; the others still do"
             if keep_price
             else "the router's second look is dropped: it was priced for another target"
+        )
+    empty = [each.name for each in found.slices if (each.finest_right or 0) < LEAST_RIGHT]
+    if empty:
+        lines.append(
+            f"the finest scale hardly ever answers {', '.join(empty)}: that nothing is lost there "
+            "says nothing, look at how they are scored"
         )
     if above:
         lines.append(f"not shown for these kinds by themselves: {', '.join(above)}")

@@ -50,6 +50,14 @@ CostOption = Annotated[Literal["tokens", "flops"], typer.Option(help="What a sca
 SecondLookOption = Annotated[
     bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
 ]
+IncumbentOption = Annotated[
+    Path | None,
+    typer.Option(help="The service's --router, live where nothing was promoted; else the shipped."),
+]
+ReferenceOption = Annotated[
+    Path | None,
+    typer.Option(help="Router that candidates may never be worse than; else the shipped one."),
+]
 TargetOption = Annotated[
     float, typer.Option("--target", help="Share of the finest scale's accuracy to keep.")
 ]
@@ -74,6 +82,7 @@ def fit(
     """Fit a router on oracle data: predictor, calibration, price."""
     from training.fitting.fit import fit as fit_router
     from training.oracle.data import read_oracle
+    from training.promotion.seen import write_seen
 
     data = read_oracle(oracle)
     with bar("fitting", "steps") as move:
@@ -81,6 +90,7 @@ def fit(
             data, target=target, cost=cost, labels=labels, second_look=second_look, progress=move
         )
     result.router.save_pretrained(out)
+    write_seen(out, data)
     here = result.metrics["on_calibration"]
     table(
         "calibration pictures (the price was chosen on them: optimistic)",
@@ -158,7 +168,12 @@ def promote(
     registry: RegistryOption = DEFAULT_REGISTRY,
     oracle: Annotated[
         list[Path] | None,
-        typer.Option(help="Gate: compare with the router in force on these data."),
+        typer.Option(help="Gate: fresh audits that must show it fit to replace what is live."),
+    ] = None,
+    incumbent: IncumbentOption = None,
+    reference: ReferenceOption = None,
+    verdict: Annotated[
+        Path | None, typer.Option(help="Folder to write the gate's verdict to.")
     ] = None,
     expect: ExpectOption = None,
     report: Annotated[
@@ -170,35 +185,29 @@ def promote(
         bool, typer.Option(help="Whatever the gate or a quarantine says; the journal keeps it.")
     ] = False,
 ) -> None:
-    """Put a router in force; running services take it over."""
-    from router.router import Router
+    """Put a router in force, past the gate; running services take over."""
+    from training.promotion.gate import at_the_gate
     from training.promotion.names import START
     from training.promotion.registry import current_router_path
     from training.promotion.registry import promote as put_in_force
+    from training.promotion.verdict_report import closed, said_of, write_verdict
 
-    if oracle and not force:
-        from training.oracle.data import read_oracle
-        from training.promotion.retrain import why_not
-
-        if expect is None:  # the gate's word holds against what it was given for, no other
-            current = current_router_path(registry)
-            expect = START if current is None else current.name
-        closed = why_not(
-            Router.from_pretrained(router), registry, read_oracle(oracle).split("test"), say=say
-        )
-        if closed is not None:
-            raise GateClosed(f"not promoted: {closed} (--force promotes all the same)")
+    current = None if force else current_router_path(registry)
+    found = at_the_gate(router, registry, oracle or (), incumbent=incumbent, reference=reference)
+    for note in found.notes:
+        say(note)
+    if verdict is not None:
+        write_verdict(found, verdict, forced=force and not found.passed)
+    if not found.passed and not force:
+        raise GateClosed(closed(found, verdict))
+    if expect is None and not force:  # the gate's word holds against what it was given for
+        expect = START if current is None else current.name
+    why = "; ".join(filter(None, (why, said_of(found))))
     folder = put_in_force(
-        router,
-        registry,
-        expect=expect,
-        who=who or user(),
-        why=why or "",
-        report=report,
-        force=force,
+        router, registry, expect=expect, who=who or user(), why=why, report=report, force=force
     )
     tell_strangers(registry)
-    say(f"in force: {folder}")
+    say(f"{said_of(found)}; in force: {folder}")
 
 
 @app.command(rich_help_panel=IN_FORCE)
@@ -228,26 +237,53 @@ def retrain(
     model: ModelOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     oracle: Annotated[list[Path] | None, typer.Option(help="More oracle data to fit on.")] = None,
-    target: TargetOption = 0.995,
-    cost: CostOption = "tokens",
+    router: Annotated[
+        Path | None,
+        typer.Option(help="The service's --router, live where nothing was promoted."),
+    ] = None,
+    reference: ReferenceOption = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Share of the finest scale's accuracy to keep; else as the live router."),
+    ] = None,
+    cost: Annotated[
+        Literal["tokens", "flops"] | None,
+        typer.Option(help="What a scale costs; else as the live router."),
+    ] = None,
+    max_harm: Annotated[
+        float | None,
+        typer.Option(help="Bound on lost answers to certify; else as the live router."),
+    ] = None,
     workers: WorkersOption = None,
-    second_look: SecondLookOption = False,
+    second_look: Annotated[
+        bool | None,
+        typer.Option(
+            "--second-look/--no-second-look",
+            help="Whether to look finer after an answer; else as the live router.",
+        ),
+    ] = None,
+    who: WhoOption = None,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
 ) -> None:
-    """Collect from a log, fit, evaluate and promote in one go."""
+    """Collect from a log, fit, evaluate and promote in one go.
+
+    Target, cost, second look and certificate are the live router's unless told otherwise.
+    """
     from training.promotion.retrain import RetrainJob
     from training.promotion.retrain import retrain as learn
+    from training.promotion.verdict_report import said_of
 
     job = RetrainJob(
         from_log, model_folder(model), out, registry, tuple(oracle or ()),
-        target, cost, second_look=second_look, workers=workers, force=force,
+        target, cost, second_look, max_harm, router, reference, workers, force, who or user(),
     )  # fmt: skip
     with bar("retraining", "steps") as move:
         result = learn(job, progress=move, say=say)
-    router = result.report["router"]
+    say(said_of(result.verdict))
+    here = result.report["router"]
     say(
         f"router {result.version} in force: {result.promoted}; test accuracy "
-        f"{router['accuracy']:.3f} at {router['visual_tokens']:.1f} visual tokens"
+        f"{here['accuracy']:.3f} at {here['visual_tokens']:.1f} visual tokens"
     )
 
 

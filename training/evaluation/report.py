@@ -242,8 +242,9 @@ def _oracles(report: dict[str, Any]) -> str:
         f"Luck-corrected: {report['oracle']['luck_corrected_how']}. Right by no action: "
         f"{_percent(report['unsolvable_share'])}; right by one and wrong by a dearer one: "
         f"{_percent(report['non_monotone_share'])}. Harm (finest right, router wrong) "
-        f"{_percent(router['harm'])}, rescue {_percent(router['rescue'])}. Regret: wrong though "
-        f"some action was right {_percent(regret['under'])}, right where a cheaper one was "
+        f"{_percent(router['harm'])} where the finest is right on "
+        f"{_percent(router['finest_right'])}, rescue {_percent(router['rescue'])}. Regret: wrong "
+        f"though some action was right {_percent(regret['under'])}, right where a cheaper one was "
         f"{_percent(regret['over'])} ({regret['over_tokens']:.1f} tokens a question)" + lost + "."
     )
 

@@ -178,11 +178,12 @@ def resampled_point(outcome: Outcome, on: Questions) -> tuple[Array, Array]:
 
 
 def details(outcome: Outcome, on: Questions) -> dict[str, Any]:
-    """Return harm, rescue, regret and how often each action gives the answer that counts."""
+    """Return harm beside what could be harmed, rescue, regret and how often each action answers."""
     harm, rescue = harm_and_rescue(on.scores, outcome.picks)
     shares = np.bincount(outcome.picks, minlength=len(on.actions)) / len(outcome.picks)
     return {
         "harm": harm,
+        "finest_right": float((on.scores[:, -1] >= 0.5).mean()),  # no harm can exceed it
         "rescue": rescue,
         "regret": regret(on.scores, outcome.picks, on.tokens, outcome.spent(on.tokens)),
         "priced_regret": None

@@ -28,6 +28,7 @@ from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.figures.metrics import picked
 from training.fitting.calibration_parts import MIN_PART_PICTURES, SEPARATE, certifying
+from training.fitting.telling import check_telling
 from training.oracle.data import OracleData, check_fits, scored_by
 from training.progress import Progress, Steps, unseen
 
@@ -61,6 +62,7 @@ def certify(
         TrainingError: a bound or delta outside (0, 1), or a router that saw the pictures.
         MixedData: the router was made for another model, other features or scales.
         NotEnoughData: fewer than a handful of pictures.
+        ScoresSayNothing: next to no answer is right, or no action differs from another.
     """
     for name, value in ((f"--max-{loss}", bound), ("--delta", delta)):
         if not 0.0 < value < 1.0:
@@ -106,6 +108,7 @@ def certify(
         prices=tuple(family.tolist()),
         ladder=tuple(rungs),
         slices=slices,
+        finest_right=_finest_right(on),
     )
 
 
@@ -143,7 +146,12 @@ def _questions(router: Router, data: OracleData) -> OracleData:
             f"only {on.n_pictures} of {data.n_pictures} pictures can certify (two thirds of the "
             "calibration split); collect some thousand pictures for a bound of 1 %"
         )
+    check_telling(on)
     return on
+
+
+def _finest_right(on: OracleData) -> float:
+    return float(on.right[:, -1].mean())
 
 
 def _picks(values: Array, costs: Array, price: float | None) -> np.ndarray:
@@ -175,6 +183,7 @@ def _slice(
         loss=float(raised[-1].mean()),
         upper=upper_bound(raised[-1], delta),
         floor=floors[member],
+        finest_right=_finest_right(part),
     )
 
 

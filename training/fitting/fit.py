@@ -17,17 +17,22 @@ from router.router import Router
 from router.second_look import SecondLook
 from training.errors import NotEnoughData, TrainingError
 from training.figures.metrics import Array, brier, calibration_error, picked
-from training.fitting.calibration_parts import calibration_parts
+from training.fitting.calibration_parts import MIN_PART_PICTURES, SHARED, calibration_parts
 from training.fitting.card import fitted_card
 from training.fitting.predictor import Labels, fit_predictor
-from training.fitting.second_look import STARTS, fit_gates, price_second_look
+from training.fitting.second_look import STARTS, fit_gates, other_half_gates, price_second_look
+from training.fitting.telling import check_telling, warnings
 from training.oracle.data import OracleData
 from training.progress import Progress, Steps, unseen
 
 Cost = Literal["tokens", "flops"]
+OPERATIONS = "operations of a request, finest = 1"  # the unit of costs in FLOPs
 MIN_TRAIN_PICTURES, MIN_TRAIN_QUESTIONS, MIN_CALIBRATION_PICTURES = 10, 30, 4
 GOOD_PICTURES = 500  # below this the router is noticeably worse (label-efficiency study)
 LESSER = (0.995, 0.99, 0.98, 0.95)  # shares that one look keeps where only two keep the target
+# Audits that price alone. At one question a picture and 4 % of answers that differ from the
+# finest's, half a standard error, which a price must keep, is then one point of accuracy.
+PRICING_AUDITS = 100
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Parts:
     rule: str  # how those two were told apart
     costs: tuple[float, ...]  # (K,) of the uniform scales
     unit: str
+    audits: int | None = None  # audited pictures that can price; None: not told from the others
 
     def costs_of(self, part: OracleData) -> Array:
         """Return (n, A) what each action costs the questions of a part."""
@@ -76,6 +82,7 @@ def fit(
     cost: Cost = "tokens",
     labels: Labels = "auto",
     second_look: bool = False,
+    audits: OracleData | None = None,
     progress: Progress = unseen,
 ) -> FitResult:
     """Return a router fitted on the data.
@@ -86,14 +93,18 @@ def fit(
         cost: what a scale costs: its visual tokens, or the model's operations for a request.
         labels: what the predictor learns, see ``training.fitting.predictor.labels_of``.
         second_look: also fit when to look finer after an answer, for the same target.
+        audits: those of the data that are a sample of the traffic. They alone choose the price
+            where there are `PRICING_AUDITS` for it; advice says where there are not.
         progress: called at every step.
 
     Raises:
         NotEnoughData: too few training or calibration pictures; says how many are needed.
+        ScoresSayNothing: next to no answer is right, or no action differs from another.
         TrainingError: an impossible target, or a second look at the price of operations.
     """
-    _check_wishes(target, cost, second_look)
-    parts = parts_of(data, cost)
+    check_wishes(target, cost, second_look)
+    parts = parts_of(data, cost, audits)
+    check_telling(parts.train)
     steps = Steps(progress, steps_of(len(data.space), second_look) + 1)
     predictor, priced = learnt(parts, target, labels, second_look, steps)
     steps.begin("figures and card")
@@ -104,7 +115,12 @@ def fit(
     return FitResult(router, metrics, _advice(parts, target, priced))
 
 
-def _check_wishes(target: float, cost: Cost, second_look: bool) -> None:
+def check_wishes(target: float, cost: Cost, second_look: bool) -> None:
+    """Refuse what cannot be fitted, whatever the data.
+
+    Raises:
+        TrainingError: an impossible target, or a second look at the price of operations.
+    """
     if not 0.0 < target <= 1.0:
         raise TrainingError(f"--target must be above 0 and at most 1, got {target:g}")
     if second_look and cost == "flops":
@@ -112,8 +128,8 @@ def _check_wishes(target: float, cost: Cost, second_look: bool) -> None:
         raise TrainingError("--second-look is priced in visual tokens: leave out --cost flops")
 
 
-def parts_of(data: OracleData, cost: Cost) -> Parts:
-    """Return the parts of the data that fit a router.
+def parts_of(data: OracleData, cost: Cost, audits: OracleData | None = None) -> Parts:
+    """Return the parts of the data that fit a router; ``audits`` as in `fit`.
 
     Raises:
         NotEnoughData: too few training or calibration pictures.
@@ -133,7 +149,13 @@ def parts_of(data: OracleData, cost: Cost) -> Parts:
             f"{MIN_CALIBRATION_PICTURES} are needed (about {4 * MIN_TRAIN_PICTURES} pictures in "
             f"all, better {GOOD_PICTURES})"
         )
-    return Parts(data, train, *calibration_parts(data), *costs_of(data, cost))
+    fitting, pricing, rule = calibration_parts(data)
+    found = None
+    if audits is not None:
+        ours = pricing.take(np.isin(pricing.units, audits.units))
+        found = ours.n_pictures
+        pricing = ours if found >= PRICING_AUDITS else pricing
+    return Parts(data, train, fitting, pricing, rule, *costs_of(data, cost), found)
 
 
 def costs_of(data: OracleData, cost: Cost) -> tuple[tuple[float, ...], str]:
@@ -144,7 +166,7 @@ def costs_of(data: OracleData, cost: Cost) -> tuple[tuple[float, ...], str]:
         raise TrainingError(
             "these oracle data do not hold the model's operations; use --cost tokens"
         )
-    return tuple((data.flops / data.flops[-1]).tolist()), "operations of a request, finest = 1"
+    return tuple((data.flops / data.flops[-1]).tolist()), OPERATIONS
 
 
 def steps_of(n_actions: int, second_look: bool) -> int:
@@ -203,10 +225,16 @@ def _second_look(
     """Return a second look that costs less than the single one, or None, and how they compare."""
     fitting, pricing = parts.fitting, parts.pricing
     before = np.asarray(predictor.predict_proba(fitting.features), float)
-    gates = fit_gates(before, fitting.scores, fitting.confidence, pricing.space.names)
+    names = pricing.space.names
+    gates = fit_gates(before, fitting.scores, fitting.confidence, names)
+    halves = []
+    if parts.rule == SHARED:  # the same rows: none is priced by gates that it fitted
+        halves = other_half_gates(
+            values, pricing.scores, pricing.confidence, pricing.pictures, names
+        )
     priced = price_second_look(
         gates, values, pricing.scores, pricing.confidence, pricing.pictures,
-        parts.costs_of(pricing), target=target, steps=steps,
+        parts.costs_of(pricing), target=target, steps=steps, halves=halves,
     )  # fmt: skip
     worth = priced.feasible and priced.cost < single.cost
     facts = {**priced.facts(), "target": target, "single_look_cost": single.cost, "kept": worth}
@@ -260,6 +288,7 @@ def _facts(
         "labels": labels,
         "calibrated_on": parts.rule,
         "scripts": list(parts.data.scripts),
+        **({"priced_on_audits": parts.audits} if _audits_price(parts) else {}),
         **metrics,
         **({} if look is None else {"second_look": look}),
     }
@@ -276,8 +305,23 @@ def _router(
     return router
 
 
+def _audits_price(parts: Parts) -> bool:
+    return parts.audits is not None and parts.audits >= PRICING_AUDITS
+
+
 def _advice(parts: Parts, target: float, priced: Priced) -> list[str]:
-    pictures, advice = parts.data.n_pictures, []
+    pictures, advice = parts.data.n_pictures, warnings(parts.train)
+    if parts.audits is not None and parts.audits < min(PRICING_AUDITS, parts.pricing.n_pictures):
+        advice.append(
+            f"only {parts.audits} audited pictures can choose the price (they do alone from "
+            f"{PRICING_AUDITS} on): it was chosen on all {parts.pricing.n_pictures} of these data"
+        )
+    if parts.rule == SHARED:
+        advice.append(
+            f"the same {parts.pricing.n_pictures} calibration pictures fit probabilities and "
+            f"choose the price (below {MIN_PART_PICTURES} in a part), which flatters both; such a "
+            "router cannot be certified"
+        )
     if priced.look is None and priced.look_facts is not None:
         advice.append("no second look costs less than the single one here: none is stored")
     if pictures < GOOD_PICTURES:

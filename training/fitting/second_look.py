@@ -72,6 +72,22 @@ def fit_gates(
     return SecondLook(tuple(actions), gates, start_price=0.0, price=0.0)
 
 
+def other_half_gates(
+    values: Array,
+    scores: Array,
+    confidence: Array,
+    pictures: NDArray[np.int64],
+    actions: Sequence[str],
+) -> list[tuple[NDArray[np.bool_], SecondLook]]:
+    """Return each half of the pictures, and gates that the other half fitted."""
+    even = pictures % 2 == 0
+    return [
+        (rows, fit_gates(values[~rows], scores[~rows], confidence[~rows], actions))
+        for rows in (even, ~even)
+        if rows.any() and not rows.all()
+    ]
+
+
 def price_second_look(
     look: SecondLook,
     values: Array,
@@ -82,17 +98,19 @@ def price_second_look(
     *,
     target: float,
     steps: Steps,
+    halves: Sequence[tuple[NDArray[np.bool_], SecondLook]] = (),
 ) -> Priced:
     """Return the look at the prices that cost least while keeping ``target`` of the finest.
 
     Args:
-        look: with its gates, which have not seen these questions.
+        look: with its gates, which have not seen these questions, or else with ``halves``.
         values, scores, confidence: (n, A), as for `fit_gates`.
         pictures: (n,) integers from 0, one per picture.
         costs: (n, A) or (A,) of one look. Costs of whole requests count the encode in both looks,
             so that a second look seems dearer than it is; visual tokens are exact.
         target: share of the finest accuracy to keep.
         steps: `STARTS` of them are taken here.
+        halves: gates to price some rows by instead, which have not seen those.
     """
     finest, costs = scores[:, -1], np.broadcast_to(costs, scores.shape)
     best: Priced | None = None
@@ -101,13 +119,15 @@ def price_second_look(
         steps.begin(f"second look: start price {number} of {len(tried)}")
         starts = choose_many(values, costs, start_price)
         known = after_first(look, values, starts, confidence)
+        for rows, other in halves:
+            known[rows] = after_first(other, values[rows], starts[rows], confidence[rows])
         for price in PRICES.tolist():
             ends = ends_of(look, known, starts, costs, price)
             right, spent = outcome(scores, starts, ends, costs)
             cost = float(spent.mean())
             if best is not None and cost >= best.cost:
                 continue
-            if not _keeps(right - target * finest, pictures):
+            if not finest.any() or not _keeps(right - target * finest, pictures):
                 continue
             priced = replace(look, start_price=float(start_price), price=float(price))
             best = Priced(

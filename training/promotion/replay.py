@@ -103,6 +103,16 @@ def replay(
     return rows
 
 
+def played(router: Router, data: OracleData, name: str) -> cmp.Outcome:
+    """Return what a router does to the questions of data that hold its actions, as they number
+    them, with its second look and at its own costs.
+
+    Raises:
+        MixedData: the router was made for other features, scales or actions.
+    """
+    return _Replayed(router, data).as_it_stands(name)
+
+
 def _check(
     routers: Sequence[tuple[str, Router]], data: OracleData, policies: Sequence[PolicySpec]
 ) -> None:
@@ -168,29 +178,3 @@ def _fixed(spec: PolicySpec, data: OracleData) -> cmp.Outcome:
     index = data.space.index(str(data.scales[-1] if spec.scale is None else spec.scale))
     picks = np.full(len(data), index)
     return cmp.Outcome(spec.text, None, picks, picked(data.scores, picks))
-
-
-def gate(rows: Sequence[dict[str, Any]], tolerance: float = 0.005) -> str | None:
-    """Return why the second router of a replay must not replace the first, or None if it may.
-
-    It may when it is not dearer and not worse: the interval of the paired accuracy difference must
-    not lie below zero as a whole, nor its mean by more than ``tolerance``. A dearer router must be
-    plainly better.
-    """
-    current, candidate = rows[0], rows[1]
-    accuracy = candidate["minus_first"]["accuracy"]
-    if accuracy["high"] < 0:
-        return (
-            f"it answers worse: {100 * accuracy['mean']:+.2f} points "
-            f"({100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f})"
-        )
-    dearer = candidate["visual_tokens"] > current["visual_tokens"] * (1 + 1e-9)
-    better = accuracy["low"] > 0
-    if dearer and not better:
-        return (
-            f"it is dearer ({candidate['visual_tokens']:.1f} visual tokens against "
-            f"{current['visual_tokens']:.1f}) and not plainly better"
-        )
-    if accuracy["mean"] < -tolerance:
-        return f"it loses {-100 * accuracy['mean']:.2f} points, more than {100 * tolerance:g}"
-    return None

@@ -14,9 +14,10 @@ from router.certificate.proof import mean_by_picture, question_losses
 from router.features.schema import feature_schema
 from router.records import OracleRecord, calibrates, split_of, to_table
 from router.second_look import Gate
-from training.cli.certify import _sentences, certified_router
-from training.errors import MixedData, NotEnoughData, TrainingError
+from training.cli.certify import _sentences
+from training.errors import MixedData, NotEnoughData, ScoresSayNothing, TrainingError
 from training.fitting.calibration_parts import SEPARATE, SHARED, calibration_parts, certifying
+from training.fitting.certified import certified_router
 from training.fitting.certify import certify
 from training.fitting.fit import fit
 from training.oracle.data import read_oracle
@@ -25,14 +26,14 @@ SCALES = (1, 9, 36)
 SCHEMA = feature_schema(SCALES, 6, 4)
 
 
-def write_oracle(folder: Path, pictures: int, *, harmless: bool = False) -> Path:
+def write_oracle(folder: Path, pictures: int) -> Path:
     """Write two questions a picture; one feature tells the scale each needs."""
     rng = np.random.default_rng(3)
     records = []
     for picture in range(pictures):
         for question in range(2):
             need = int(rng.integers(3))
-            scores = tuple(float(k >= need or harmless) for k in range(3))
+            scores = tuple(float(k >= need) for k in range(3))
             features = rng.normal(size=len(SCHEMA.names)).astype(np.float32)
             features[0] = need + 0.1 * rng.normal()
             records.append(
@@ -108,6 +109,8 @@ def test_the_certificate_says_what_it_rests_on(router, data) -> None:
     assert {"harm of at most 0.1", "made/b by itself"} <= {now for *_, now in seen}
     on = certifying(data)
     assert (found.pictures, found.questions) == (on.n_pictures, len(on))
+    assert found.finest_right == 1.0
+    assert [each.finest_right for each in found.slices] == [1.0, 1.0]
     assert (found.model_hash, found.feature_schema) == ("feed", SCHEMA.hash)
     assert found.predictor_hash == router.predictor_hash
     assert found.method == "betting"
@@ -238,3 +241,25 @@ def test_bad_input_is_one_line(
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert says in done.stderr.splitlines()[-1]
     assert not (folder / CERTIFICATE_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"), [(0.0, "right on 0.0% of"), (1.0, "every action scores the same on each")]
+)
+def test_scores_that_say_nothing_certify_nothing(router, data, scores: float, says: str) -> None:
+    """Zero losses out of zero right answers are no promise."""
+    empty = replace(data, scores=np.full_like(data.scores, scores))
+    with pytest.raises(ScoresSayNothing, match=says):
+        certify(router, empty, loss="harm", bound=0.01)
+
+
+def test_a_kind_that_is_never_right_is_named_beside_its_harm(router, data) -> None:
+    wrong = np.where((data.groups == "made/b")[:, None], 0.0, data.scores)
+    found = certify(router, replace(data, scores=wrong), loss="harm", bound=0.1)
+    assert found.finest_right == pytest.approx(0.5)
+    assert [each.finest_right for each in found.slices] == [1.0, 0.0]
+    assert any("hardly ever answers made/b" in line for line in _sentences(found, router, True))
+    assert Certificate.from_bytes(found.to_bytes()) == found
+    older = json.loads(found.to_bytes())
+    del older["finest_right"], older["slices"][0]["finest_right"]
+    assert Certificate.from_bytes(json.dumps(older).encode()).finest_right is None

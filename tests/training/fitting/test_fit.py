@@ -18,7 +18,7 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.report import markdown, write_report
 from training.fitting.fit import LESSER, fit
 from training.oracle.data import read_oracle
-from training.promotion.replay import gate, replay
+from training.promotion.replay import replay
 from training.sources.target_cells import METADATA_KEY, names
 
 SCALES = (1, 9, 36, 144, 576)
@@ -337,20 +337,6 @@ def test_replay_is_exact_and_paired(fitted, data) -> None:
         rows[1]["accuracy"] - rows[0]["accuracy"]
     )
     assert difference["visual_tokens"]["high"] < 0
-    assert gate(rows[::-1]) is not None  # dearer and not plainly better
-
-
-def test_gate() -> None:
-    def row(tokens: float, mean: float, low: float, high: float) -> dict:
-        versus = {"accuracy": {"mean": mean, "low": low, "high": high}}
-        return {"visual_tokens": tokens, "minus_first": versus}
-
-    current = row(100, 0, 0, 0)
-    assert gate([current, row(90, 0.0, -0.01, 0.01)]) is None
-    assert gate([current, row(110, 0.02, 0.01, 0.03)]) is None
-    assert "worse" in gate([current, row(50, -0.02, -0.03, -0.01)])
-    assert "dearer" in gate([current, row(110, 0.0, -0.01, 0.01)])
-    assert "loses" in gate([current, row(90, -0.01, -0.03, 0.01)])
 
 
 def test_router_of_other_features_is_refused(fitted, data) -> None:

@@ -15,11 +15,11 @@ from router.decision import Constraints
 from router.features.schema import feature_schema
 from router.policy import choose_many, row_costs
 from router.records import OracleRecord, to_table
-from training.cli.certify import certified_router
 from training.evaluation.evaluate import evaluate
 from training.evaluation.exam import questions_of
 from training.evaluation.report import markdown, side_by_side, write_report
 from training.fitting.calibration_parts import certifying
+from training.fitting.certified import certified_router
 from training.fitting.certify import certify, most_costs
 from training.fitting.fit import fit
 from training.oracle.data import OracleData, read_oracle

@@ -37,20 +37,22 @@ def test_the_commands_tell_one_story(
     report, registry = tmp_path / "report.json", tmp_path / "registry"
     report.write_text(json.dumps({"router": {"accuracy": 0.9321, "visual_tokens": 48.25}}))
     done = train("promote", "--router", routers[0], "--expect", "start", "--who", "Ann",
-                 "--why", "first of all", "--report", report)  # fmt: skip
+                 "--why", "first of all", "--report", report, "--force")  # fmt: skip
     assert done.returncode == 0, done.stderr
     first = current_router_path(registry)
     assert first is not None
     assert str(first) in done.stderr
-    stale = train("promote", "--router", routers[1], "--expect", "start")
+    [entry] = history(registry)
+    assert entry.why.startswith("first of all; forced against the gate: nothing shows")
+    stale = train("promote", "--router", routers[1], "--expect", "start", "--force")
     assert f"{first.name} is in force, not start as expected" in complaint(stale)
-    assert train("promote", "--router", routers[1], "--expect", first.name).returncode == 0
+    forced = train("promote", "--router", routers[1], "--expect", first.name, "--force")
+    assert forced.returncode == 0
     second = current_router_path(registry)
     assert second is not None
     assert train("rollback", "--who", "Bob", "--why", "answers nonsense").returncode == 0
-    refused = complaint(train("promote", "--router", routers[1]))
-    assert "was rolled back on" in refused
-    assert "answers nonsense" in refused
+    with pytest.raises(Quarantined, match=r"was rolled back on .*answers nonsense"):
+        promote(routers[1], registry)
     (registry / "journal" / "notes.txt").write_text("mine")
     done = train("list")
     rows = {

@@ -1,4 +1,4 @@
-"""Replayed policies and routers, and the gate that judges by them: hand-worked, by the CLI."""
+"""Replayed policies and routers: hand-worked, by the CLI."""
 
 import json
 from dataclasses import replace
@@ -13,9 +13,7 @@ from router.policy import token_costs
 from router.second_look import Gate, SecondLook
 from training.errors import MixedData
 from training.oracle.data import read_oracle
-from training.promotion.registry import promote
 from training.promotion.replay import parse_policy, replay
-from training.promotion.retrain import why_not
 
 from .conftest import FOCUS_SPACE, FOCUSED, SCALES, SCHEMA, write_focused, write_oracle
 
@@ -98,24 +96,6 @@ def test_a_second_look_is_decided_by_its_own_routers_costs(tmp_path: Path) -> No
     for key in ("accuracy", "visual_tokens", "harm", "share_of_scale"):
         assert second[key] == alone[key]
     assert second["cost"] != alone["cost"]
-
-
-def test_the_gate_judges_what_the_data_can_judge(tmp_path: Path) -> None:
-    data = read_oracle([write_focused(tmp_path / "oracle", pictures=120)]).split("test")
-    registry = tmp_path / "registry"
-
-    def in_force(router: Router, name: str) -> None:
-        promote(router.save_pretrained(tmp_path / name), registry)
-
-    in_force(router_over(uniform_space(SCALES), 0.1), "plain")  # always 9, .75 right
-    always_finest = router_over(FOCUS_SPACE, 0.0)  # .5 right
-    assert "it answers worse: -25.00 points" in (why_not(always_finest, registry, data) or "")
-    assert why_not(router_over(uniform_space(SCALES), 0.1), registry, data) is None
-    # What the data do not hold speaks neither for nor against the router in force.
-    in_force(router_over(STRANGE, 0.1), "strange")
-    said: list[str] = []
-    assert why_not(always_finest, registry, data, say=said.append) is None
-    assert "not compared with the router in force: the data do not hold the actions" in said[0]
 
 
 @pytest.mark.parametrize(

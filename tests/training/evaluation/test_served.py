@@ -19,7 +19,7 @@ from router.policy import token_costs
 from router.records import DecisionRecord, from_table, to_table
 from router.second_look import Gate
 from router.wishes import constraints_to_json
-from training.promotion.served import Seen, ServedAgain, served_again
+from training.evaluation.served import Seen, ServedAgain, served_again
 
 SCALES = (1, 9, 36, 144, 576)
 SCHEMA = feature_schema(SCALES, 24, 6)
