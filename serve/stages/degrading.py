@@ -19,9 +19,9 @@ def under_pressure(
 ) -> Constraints:
     """Return the constraints with the floor of the price that the pressure asks for.
 
-    A request that might look twice looks once from the first pressure on, at a price between the
-    middle of the certified ones and the one its first look would have started at: at the router's
-    usual price one look reads more than two. The price of others rises from the usual one.
+    A request that might look twice looks once from the first pressure on, at first at the certified
+    price next below the one its first look would have started at: at the router's usual price one
+    look reads more than two. The price of others rises from the usual one.
 
     Args:
         constraints: of a request about one picture; with wishes about tokens or harm they are kept,
@@ -38,8 +38,8 @@ def under_pressure(
     prices = router.held.dearer_prices(router.policy, max_harm)
     look = router.second_look if constraints.second_look else None
     if look is not None:
-        prices = tuple(price for price in prices if price <= look.start_price)
-        pressure = (1.0 + pressure) / 2.0
+        begun = sum(price <= look.start_price for price in prices)
+        prices = prices[max(begun - 1, 0) :]
     if not prices:
         return constraints
     step = math.ceil(min(pressure, 1.0) * len(prices))

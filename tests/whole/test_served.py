@@ -35,7 +35,7 @@ from training.finetune.conversations import conversation_ids
 from training.oracle.collection import collect
 from training.oracle.data import read_manifest, read_oracle
 from training.oracle.labelling import Labeller
-from training.oracle.scoring import exact_match
+from training.scoring import exact_match
 from training.sources.llava import LlavaRecord, Turn
 from training.sources.log import log_source
 from training.sources.tasks import Ask

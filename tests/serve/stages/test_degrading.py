@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router import Router, default_router_path
-from router.actions import default_space
+from router.actions import uniform_space
 from router.decision import Constraints, Reason
 from serve.stages.degrading import under_pressure
 
@@ -25,19 +25,20 @@ def router() -> Router:
 
 @pytest.mark.parametrize(
     ("constraints", "pressure", "max_harm", "floor"),
-    [  # prices to four digits, from router/pretrained/m3-mini/certificate.json; its own is 0.0382
+    [  # prices to four digits, from router/pretrained/m3-mini/certificate.json; its own is 0.0122
         (ONCE, 0.0, 0.1, 0.0),
-        (ONCE, 0.01, 0.1, 0.0388),
-        (ONCE, 1.0, 0.1, 0.9516),
-        (ONCE, 1.0, 0.05, 0.1780),
-        (ONCE, 1.0, 0.02, 0.0526),
-        (ONCE, 1.0, 0.01, 0.0),  # below its own
+        (ONCE, 0.01, 0.1, 0.0123),
+        (ONCE, 1.0, 0.1, 5.4049),
+        (ONCE, 1.0, 0.05, 1.0787),
+        (ONCE, 1.0, 0.02, 0.0),  # below its own
+        (ONCE, 1.0, 0.01, 0.0),
         (ONCE, 1.0, 0.001, 0.0),
         (ONCE, 1.0, None, 0.0),
         (TWICE, 0.0, 0.1, 0.0),
-        (TWICE, 0.01, 0.1, 0.1780),  # 116 tokens, where two looks read 171
-        (TWICE, 1.0, 0.1, 0.8171),  # the last below 0.8314, where its first look starts
-        (TWICE, 1.0, 0.05, 0.1780),
+        (TWICE, 0.01, 0.1, 0.1505),  # the last below 0.1775, where its first look starts
+        (TWICE, 0.5, 0.1, 0.9018),  # the eleventh of 21
+        (TWICE, 1.0, 0.1, 5.4049),
+        (TWICE, 1.0, 0.05, 1.0787),
         (Constraints(pinned=9, reason=Reason.pinned), 1.0, 0.1, 0.0),
         (Constraints(max_visual_tokens=144), 1.0, 0.1, 0.0),
         (Constraints(max_harm=0.02), 1.0, 0.1, 0.0),
@@ -52,11 +53,11 @@ def test_the_floor_of_the_price(
 
 def test_who_declines_foci_that_were_certified_along_pays_the_usual_price(router: Router) -> None:
     declined = replace(ONCE, focus=False)
-    assert under_pressure(declined, router, 1.0, 0.1).price_floor > 0.9  # of scales alone
-    with_foci = copy.copy(router)
-    with_foci.space = default_space(router.scales)
-    assert under_pressure(declined, with_foci, 1.0, 0.1) == declined
-    assert under_pressure(ONCE, with_foci, 1.0, 0.1).price_floor > 0.9
+    assert under_pressure(declined, router, 1.0, 0.1) == declined
+    assert under_pressure(ONCE, router, 1.0, 0.1).price_floor > 5.0
+    of_scales = copy.copy(router)
+    of_scales.space = uniform_space(router.scales)
+    assert under_pressure(declined, of_scales, 1.0, 0.1).price_floor > 5.0
 
 
 @given(
