@@ -49,6 +49,8 @@ class LiveRouter:
         self.current: Router | None = None
         self.ok = True
         self._wanted: Path | None = None  # in force, or tried in vain
+        self._serves: Path | None = None  # what is in force
+        self._heard = 0  # the number of the registry's last word
         self._first: Path | None = None  # to go back to when the registry's are rolled back
         self._chosen: Path | None = None
         self._complaint = self._overruled = self._unread = ""
@@ -79,21 +81,22 @@ class LiveRouter:
         Raises:
             ServeSetupError: the explicit one cannot be used.
         """
-        promoted = self._promoted(self._last_word())
+        entry = self._last_word()
+        promoted, self._heard = self._promoted(entry), 0 if entry is None else entry.seq
         shipped = default if default is not None and default.is_dir() else None
         self._first = shipped if explicit is None else explicit
         # Only a later promotion replaces what was asked for.
         self._wanted = self._first if promoted is None else promoted
         if explicit is not None:
             try:
-                self.current = self._load(explicit)
+                self.current, self._serves = self._load(explicit), explicit
             except (OSError, ValueError) as error:
                 raise ServeSetupError(f"router {explicit} cannot be used: {error}") from error
         elif promoted is not None:
             self.swap_to(promoted)
         if self.current is None and shipped is not None:
             try:
-                self.current = self._load(shipped)
+                self.current, self._serves = self._load(shipped), shipped
             except (OSError, ValueError) as error:
                 LOG.error("the shipped router %s cannot be used: %s", shipped, error)
         if self.current is None:
@@ -132,7 +135,7 @@ class LiveRouter:
             before = self.version
             # Last of all the router itself: who sees the new one must not read the old complaint.
             self._complaint, self.ok, self._polls_since_failure = "", not self._overruled, 0
-            self.current = loaded
+            self.current, self._serves = loaded, folder
             self._metrics.count("m3_router_swaps", outcome="ok")
             self._metrics.gauge("m3_router_stale", int(not self.ok))
             LOG.info("router %s replaces %s", self.version or "none", before or "none")
@@ -183,7 +186,9 @@ class LiveRouter:
                 wanted = self._first if self._chosen is None else self._chosen
             elif self._chosen is not None:  # the promotion came later
                 self._overrule(self._chosen)
-            if wanted != self._wanted:
+            # Rolled back and promoted again between two looks: a later word about the same one.
+            later, self._heard = entry.seq != self._heard, entry.seq
+            if wanted != self._wanted or (later and wanted != self._serves):
                 self.swap_to(wanted)
             elif self._complaint:
                 self._polls_since_failure += 1
