@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from m3model.pictures import decode_picture
 from router.records import look_of
 from training.scenes import generate_scene
 
@@ -31,7 +32,7 @@ def copies(rgb: np.ndarray, random: np.random.Generator) -> Iterator[tuple[str, 
     for quality in (95, 75):
         buffer = io.BytesIO()
         Image.fromarray(rgb).save(buffer, "JPEG", quality=quality)
-        yield f"jpeg {quality}", np.asarray(Image.open(buffer).convert("RGB"))
+        yield f"jpeg {quality}", decode_picture(buffer.getvalue())
     half = Image.fromarray(rgb).resize((width // 2, height // 2), Image.Resampling.BILINEAR)
     yield "half size", np.asarray(half)
     yield "brighter 10 %", np.clip(rgb * 1.1, 0, 255).astype(np.uint8)

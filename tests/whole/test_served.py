@@ -24,6 +24,7 @@ from PIL import Image
 from m3model import M3Processor
 from m3model.engine.recipe import label_recipe_hash
 from router import Router, SecondLook, constraints_from_json
+from router.log import read_log
 from router.records import DecisionRecord, OracleRecord, from_table
 from router.second_look import Gate
 from serve.gateway.question import parse_request
@@ -64,8 +65,7 @@ class Served:
     router: Router
 
     def records(self) -> list[DecisionRecord]:
-        files = sorted((self.log / "decisions").glob("*.parquet"))
-        rows = [row for path in files for row in from_table(pq.read_table(path), DecisionRecord)]
+        rows = from_table(read_log(self.log).decisions, DecisionRecord)
         order = [f"r{number}" for number in range(len(self.bodies))]
         return sorted(rows, key=lambda row: order.index(row.request_id))
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import httpx2
 import openai
-import pyarrow.parquet as pq
 import pytest
+
+from router.log import read_log
 
 Body = Callable[..., dict[str, Any]]
 
@@ -311,8 +312,7 @@ def test_one_request_id_for_many_requests(running: Any, ask_body: Body) -> None:
     running.service.gateway.log._log.flush()
 
     def logged(kind: str) -> list[dict[str, Any]]:
-        files = sorted((running.log_dir / kind).glob("*.parquet"))
-        rows = [row for path in files for row in pq.read_table(path).to_pylist()]
+        rows = getattr(read_log(running.log_dir), kind).to_pylist()
         return [row for row in rows if row["request_id"].startswith("trace-1")]
 
     names = {row["question"]: row["request_id"] for row in logged("decisions")}

@@ -367,7 +367,7 @@ def test_a_second_look_is_fitted_where_asked_for_and_pays(
         == pytest.approx(fitted.router.metadata["on_calibration"]["cost"])
     )
     assert facts["accuracy"] >= 0.98 * facts["finest_accuracy"]
-    assert "Second look: starts at" in made.card_text
+    assert "Second look, to keep 98.0%: starts at" in made.card_text
     judged = evaluate(made, telling, target=0.98, resamples=100)
     found, both = judged["second_look"], judged["router"]
     assert found["single_look"]["visual_tokens"] == report["router"]["visual_tokens"]

@@ -118,10 +118,10 @@ def test_a_conversation_is_asked_as_it_was(tmp_path: Path) -> None:
     system, user = ("system", "Say yes."), ("user", None)
     last = ("user", "What?")
     decisions = [
-        decided("plain", messages=asked(user, last), max_tokens=6),
+        decided("plain", messages=asked(user, last), max_tokens=6, group_id="doc"),
         decided("again", messages=asked(user, last), max_tokens=6),
         decided("longer", messages=asked(user, last), max_tokens=7),
-        decided("ends", messages=asked(user, last, stop=["."]), max_tokens=6, group_id="doc"),
+        decided("ends", messages=asked(user, last, stop=["."]), max_tokens=6),
         decided("told", messages=asked(system, user, last), max_tokens=6),
     ]
     source = log_of(tmp_path, decisions)
@@ -132,7 +132,7 @@ def test_a_conversation_is_asked_as_it_was(tmp_path: Path) -> None:
     assert told.messages is not None
     assert [message["role"] for message in told.messages] == ["system", "user", "user"]
     assert (ends.stop, ends.max_tokens, ends.group_id) == ((".",), 6, "doc")
-    assert (told.stop, told.group_id) == (None, None)
+    assert (told.stop, told.group_id) == (None, "doc")  # the picture's, by its first question
     assert ends.messages == asks["plain"].messages
     assert len({ask.metadata["asked"] for ask in asks.values()}) == 4
     assert {ask.question for ask in asks.values()} == {"What?"}
