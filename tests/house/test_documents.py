@@ -101,6 +101,8 @@ def test_readme_explains_a_term_where_it_first_says_it():
 def test_readmes_rows_are_the_committed_result():
     found = json.loads((ROOT / "benchmarks/results/routing_quality.json").read_text("utf-8"))
     points = {f"always {point['scale']}": point for point in found["fixed"]}
+    points["best scale for each kind of question"] = found["baselines"]["type_table"]
+    points["our router without focus"] = found["baselines"]["uniform_router"]
     points["router"] = found["router"]
     text = (ROOT / "README.md").read_text("utf-8").replace("**", "")
     rows = {
@@ -108,7 +110,7 @@ def test_readmes_rows_are_the_committed_result():
         for line in text.splitlines()
         if (cells := [cell.strip() for cell in line.split("|")])[1:2] and cells[1] in points
     }
-    assert list(rows) == ["always 36", "always 144", "always 576", "router"]
+    assert list(rows) == ["always 36", "always 144", *list(points)[-4:]]
     for name, cells in rows.items():
         point = points[name]
         mean, low, high = (
@@ -123,6 +125,8 @@ def test_readmes_rows_are_the_committed_result():
     ratios = found["token_ratio_at_equal_accuracy"]
     assert f"{1 / ratios['fixed_mixture']['mean']:.1f} x the tokens" in text
     assert f"knows the kind of question {1 / ratios['type_table']['mean']:.1f} x" in text
+    told = " ".join(text.split())
+    assert f"our router without focus {1 / ratios['uniform_router']['mean']:.1f} x" in told
 
 
 def script(name):
