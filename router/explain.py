@@ -27,6 +27,11 @@ GROUP_NAMES = {
     "statistics": "image statistics",
 }
 
+_UNFAMILIAR = (
+    "the question is unlike those it was fitted on, so the finest scale allowed is taken, "
+    "whatever is predicted."
+)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -53,6 +58,7 @@ def explain_request(
     pins: Sequence[int | None],
     picks: Sequence[int],
     cap: int | None,
+    unfamiliar: bool = False,
 ) -> Explanation:
     """Return the explanation of a request's decision: of one picture, or of each of several.
 
@@ -65,6 +71,7 @@ def explain_request(
         pins: (n,) the scales that the caller fixed, None where nothing.
         picks: (n,) the actions that were decided on.
         cap: on the visual tokens of all pictures together.
+        unfamiliar: the policy takes the finest only because of the question.
     """
     spent = [offer.tokens[pick] for pick in picks]
     open_ = offer.places
@@ -79,7 +86,7 @@ def explain_request(
             explain(
                 schema, [values[number][k] for k in open_], policy,
                 [offer.tokens[k] <= left for k in open_], contributions[number][open_], pin,
-                open_.index(pick) if pin is None else None, options,
+                open_.index(pick) if pin is None else None, options, unfamiliar,
             )
         )  # fmt: skip
     return explain_together(told, spent)
@@ -94,6 +101,7 @@ def explain(
     pinned: int | None = None,
     chosen: int | None = None,
     options: Sequence[Option] | None = None,
+    unfamiliar: bool = False,
 ) -> Explanation:
     """Return the explanation of the decision about one picture.
 
@@ -106,6 +114,7 @@ def explain(
         pinned: the scale that the caller fixed, if any.
         chosen: index of the option that was decided on; None: what the policy chooses.
         options: (K,); None means the scales of the schema at the policy's costs.
+        unfamiliar: the policy takes the finest only because of the question.
 
     Raises:
         ValueError: contributions of another shape, or no option is allowed.
@@ -127,7 +136,8 @@ def explain(
         chose = f"{pinned} was asked for; the router would have chosen {words[keys[chosen]]}"
     if policy.finest_only:
         below, above = None, None
-        said = f"{chose}: it always takes the finest scale allowed."
+        always = "it always takes the finest scale allowed."
+        said = f"{chose}: {_UNFAMILIAR if unfamiliar else always}"
     else:
         turns = switches(values, costs, chosen, allowed)
         below, above = (turn and Switch(turn[0], keys[turn[1]]) for turn in turns)

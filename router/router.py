@@ -193,9 +193,12 @@ class Router:
                     picks, reason, look = cheaper, Reason.degraded, None
         explanation = None
         if limits.explain and rows is not None and values is not None:
+            distrusted = unfamiliar and reason is not Reason.degraded
+            weighed = replace(policy, finest_only=True) if distrusted else policy
             explanation = explain_request(
-                self.schema, self.space, policy, self._left_open(policy, offer), values,
+                self.schema, self.space, weighed, self._left_open(weighed, offer), values,
                 self.predictor.contributions(rows), pins, picks, cap,
+                unfamiliar=distrusted and not self.policy.finest_only,
             )  # fmt: skip
         mean = None if values is None else _mean(values)
         opened = None

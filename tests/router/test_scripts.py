@@ -87,3 +87,19 @@ def test_routers_say_which_scripts_they_know(coarse: Router) -> None:
     told = coarse.with_policy(coarse.policy, {"scripts": ["CYRILLIC"]})
     assert told.knows("что?")
     assert not told.knows("what?")
+
+
+def test_its_explanation_says_that_the_question_and_not_the_router_asks_for_the_finest(
+    coarse: Router,
+) -> None:
+    def said(constraints: Constraints, unfamiliar: bool = True) -> str:
+        why = coarse.route(FEATURES, constraints, unfamiliar=unfamiliar).explanation
+        assert why is not None
+        return why.sentence
+
+    because = "the question is unlike those it was fitted on"
+    assert said(Constraints(explain=True)).startswith(f"The router chose 16: {because}")
+    pinned = said(Constraints(explain=True, pinned=1))
+    assert pinned.startswith(f"1 was asked for; the router would have chosen 16: {because}")
+    assert because not in said(Constraints(explain=True, price_floor=0.9))
+    assert because not in said(Constraints(explain=True), unfamiliar=False)
