@@ -58,9 +58,13 @@ def erase(log: Path | str, picture_id: str, oracle: Sequence[Path] = ()) -> Eras
 
     Raises:
         LogBusy: the tombstone is written, but another compaction runs: try again.
+        FileNotFoundError: one of ``oracle`` is no folder; nothing is erased.
         OSError: a file cannot be written.
     """
     log, done = Path(log), Erasure()
+    for folder in oracle:
+        if not folder.is_dir():
+            raise FileNotFoundError(2, "no such folder, nothing is erased", str(folder))
     picture = hash_of_picture(picture_id)
     begin_tombstone(log, picture)
     for path in (log / IMAGES).glob(f"{picture_id}.*"):
@@ -106,8 +110,6 @@ def _keys(table: pa.Table) -> Iterator[tuple[str, str | None]]:
 
 def _erase_labels(folder: Path, picture_id: str, left: list[Skipped]) -> int:
     """Rewrite a folder's oracle files without a picture; return how many labels went."""
-    if not folder.is_dir():
-        raise FileNotFoundError(2, "no such folder", str(folder))
     gone, erased = 0, Erased({hash_of_picture(picture_id): frozenset()})
     for path in sorted(folder.glob("oracle-*.parquet")):
         try:

@@ -86,6 +86,20 @@ def test_old_days_and_pictures_go(said: Any, folder: Path) -> None:
     assert json.loads(said("stats", "--log-dir", str(folder), "--json")[1])["erased_pictures"] == 1
 
 
+def test_what_nothing_names_is_erased_and_said(said: Any, folder: Path) -> None:
+    code, _, err = said("erase", "e" * 64, "--log-dir", str(folder))
+    assert code == 0
+    assert f"nothing here names {'e' * 64}; should such a picture come, it is not kept" in err
+    assert "nothing here" not in said("erase", GONE, "--log-dir", str(folder))[2]
+
+
+def test_nothing_is_erased_where_labels_are_not_there(said: Any, folder: Path) -> None:
+    words = ("erase", GONE, "--log-dir", str(folder), "--oracle", str(folder / "none"))
+    code, _, err = said(*words)
+    assert (code, "nothing is erased" in err) == (2, True)
+    assert "r4" in read_log(folder).decisions["request_id"].to_pylist()
+
+
 def test_mistakes_are_one_line(said: Any, folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("router.log.erasing.WAIT_S", 0.0)
     none = str(folder / "none")
@@ -102,6 +116,7 @@ def test_mistakes_are_one_line(said: Any, folder: Path, monkeypatch: Any) -> Non
         code, _, err = said("compact", "--log-dir", str(folder))
     assert (code, err.count("\n"), "another compaction" in err) == (2, 1, True)
     # What cannot be read cannot be erased: whoever asks must know.
+    (folder / "decisions").mkdir(exist_ok=True)
     (folder / "decisions" / "bad.parquet").write_bytes(b"PAR1")
     code, _, err = said("erase", GONE, "--log-dir", str(folder))
     assert code == 2

@@ -151,6 +151,8 @@ def erase(
         f"erased: {done.pictures} pictures, {done.decisions} decisions, {done.feedback} feedback, "
         f"{done.oracle} labels"
     )
+    if not (done.pictures or done.decisions or done.feedback or done.oracle or done.growing):
+        say(f"nothing here names {picture_id}; should such a picture come, it is not kept")
     if done.growing:
         say(
             f"{done.growing} records are in files that running services write: no reader sees "
