@@ -214,6 +214,9 @@ def _claim(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         wanted = json.loads(json.dumps(parameters))
         if "label_recipe" not in found:  # a folder of before: it goes on without
             del wanted["label_recipe"]
+        # A run that stopped at a bad record goes on past it: what it wrote holds none.
+        goes_past = found.get("skip_bad") is False and wanted["skip_bad"]
+        found |= {"skip_bad": True} if goes_past else {}
         differing = sorted(key for key in wanted if found.get(key) != wanted[key])
         if differing:
             first = differing[0]
@@ -222,6 +225,8 @@ def _claim(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
                 f"({first}: {found.get(first)!s:.80} there, {wanted[first]!s:.80} here); "
                 "use another folder"
             )
+        if goes_past:
+            write_json(path, found)
         return {key: found[key] for key in wanted}
     if any(file.name != ".lock" for file in out.iterdir()):
         raise ParametersDiffer(f"{out} is not empty and holds no oracle data; use another folder")

@@ -206,7 +206,14 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     digest = hashlib.sha256()
     for folder in folders:
         manifests.append(read_manifest(folder))
-        for path in sorted(folder.glob("oracle-*.parquet")):
+        paths = sorted(folder.glob("oracle-*.parquet"))
+        written = manifests[-1].get("shards", 0)  # told when a run has finished
+        if len(paths) < written:
+            raise TrainingError(
+                f"{folder} has {len(paths)} of the {written} oracle-*.parquet that were written: "
+                "bring the others back, or run the same `m3-train collect` again"
+            )
+        for path in paths:
             try:
                 tables.append(conform(pq.read_table(path), OracleRecord))
             except (OSError, pa.ArrowException, ValueError) as error:

@@ -149,7 +149,8 @@ def _write_shard(job: CollectJob, labeller: Labeller, index: int, pictures: rang
                 tasks.append(job.source.load(picture))
             except BadRecord as error:
                 if not job.skip_bad:
-                    raise
+                    erase = "; `m3-train log erase ID` takes it out" * (job.source.kind == "log")
+                    raise BadRecord(f"{error} (`collect --skip-bad` goes on{erase})") from error
                 bad.append(str(error))
         asked, tasks = sum(len(task.asks) for task in tasks), list(map(labeller.fitting, tasks))
         asks = [ask for task in tasks for ask in task.asks]

@@ -163,6 +163,16 @@ def test_rerun_does_nothing_and_other_parameters_are_refused(
         collect(SceneSource(6, 3), tiny_model, collected, workers=1, max_new_tokens=3)
 
 
+def test_data_that_lost_a_file_are_refused(collected: Path, tmp_path: Path) -> None:
+    whole = len(list(collected.glob("oracle-*.parquet")))
+    copy = tmp_path / "copy"
+    shutil.copytree(collected, copy)
+    assert len(read_oracle([copy]).scores) == len(list(records_in(collected)))
+    shard_path(copy, 1).unlink()
+    with pytest.raises(TrainingError, match=f"has {whole - 1} of the {whole} oracle-"):
+        read_oracle([copy])
+
+
 def test_foreign_folder_and_missing_model(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("mine")
     with pytest.raises(ParametersDiffer, match="not empty"):
@@ -230,7 +240,7 @@ def test_bad_pictures_stop_or_are_counted(tiny_model: Path, tmp_path: Path) -> N
     names = ["good.png", "bad.png"]
     data.write_text(json.dumps([{"id": n, "image": n, "conversations": talk} for n in names]))
     source = llava_source(data, tmp_path)
-    with pytest.raises(BadRecord, match=r"record bad\.png"):
+    with pytest.raises(BadRecord, match=r"record bad\.png.*--skip-bad` goes on\)"):
         collect(source, tiny_model, tmp_path / "stops", workers=1)
     result = collect(source, tiny_model, tmp_path / "counts", workers=1, skip_bad=True)
     assert (result.questions, len(result.bad)) == (1, 1)
@@ -238,6 +248,13 @@ def test_bad_pictures_stop_or_are_counted(tiny_model: Path, tmp_path: Path) -> N
     (record,) = records_in(tmp_path / "counts")
     assert (record.reference, record.metric, record.threshold) == ("gray", "exact_match", 0.5)
     assert record.group_id == look_of(np.full((20, 20, 3), 99, np.uint8))
+    # A run that stopped there goes on past it, and not back.
+    stopped = tmp_path / "stops"
+    result = collect(source, tiny_model, stopped, workers=1, skip_bad=True)
+    assert (result.questions, len(result.bad)) == (1, 1)
+    assert json.loads((stopped / "manifest.json").read_text())["skip_bad"] is True
+    with pytest.raises(ParametersDiffer, match="another skip_bad"):
+        collect(source, tiny_model, stopped, workers=1)
 
 
 def decision(request: str, pixels: np.ndarray, **changes: object) -> DecisionRecord:
