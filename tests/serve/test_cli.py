@@ -20,6 +20,8 @@ import httpx2
 import psutil
 import pytest
 
+from router.log import read_log
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "serve.cli"]
 
@@ -105,7 +107,7 @@ def test_in_process_serves_and_ends(
             assert "data: [DONE]" in list(lines)
         end(process, number)
     assert not (tmp_path / "of").exists()  # the folders of flags stand above the file's
-    assert list((tmp_path / "log" / "decisions").rglob("*.parquet"))
+    assert read_log(tmp_path / "log").decisions.num_rows > 0
 
 
 HASTY = """
@@ -184,7 +186,7 @@ def test_ray_serves_answers_the_cli_and_leaves_nothing(
         assert len(folders) == 1
         end(process, signal.SIGTERM)
     assert not folders.pop().exists()
-    assert list((tmp_path / "log" / "decisions").rglob("*.parquet"))
+    assert read_log(tmp_path / "log").decisions.num_rows > 0
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 

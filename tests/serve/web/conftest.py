@@ -229,10 +229,13 @@ def url(service: Service) -> Iterator[str]:
 def unsure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The shipped router made to start at 1 and to look again at 576, whatever the answer."""
     finest, other = Gate(0.0, 0.0, 0.0, 9.0), Gate(0.0, 0.0, 0.0, -9.0)
-    rows = tuple((*[other] * (4 - start), finest) for start in range(4))
     shipped = Router.from_pretrained(default_router_path())
-    look = SecondLook(tuple(map(str, SCALES)), rows, start_price=1e6, price=0.01)
-    router = Router(shipped.predictor, shipped.schema, shipped.policy, second_look=look)
+    last = len(shipped.space) - 1
+    rows = tuple((*[other] * (last - start), finest) for start in range(last))
+    look = SecondLook(shipped.space.names, rows, start_price=1e6, price=0.01)
+    router = Router(
+        shipped.predictor, shipped.schema, shipped.policy, second_look=look, space=shipped.space
+    )  # fmt: skip
     folder = router.save_pretrained(tmp_path_factory.mktemp("unsure") / "router")
     with composed(router=folder) as made, served(made.api) as address:
         yield address

@@ -224,7 +224,8 @@ def test_foci_stand_among_the_scales_by_what_they_cost(open_page: Any, url: str)
         json=chat_body(PICTURES / SAMPLES[0]["picture"], "q", {"explain": True}), timeout=60,
     ).json()["routing"]["explain"]  # fmt: skip
     for numbers in ("values", "costs", "base"):
-        sent[numbers][name] = 0.13 if numbers == "costs" else 0.5  # between 36 and 144
+        of_scales = {key: told for key, told in sent[numbers].items() if key.isdecimal()}
+        sent[numbers] = of_scales | {name: 0.13 if numbers == "costs" else 0.5}  # as 75 tokens
     sent |= {"scale": name, "contributions": sent["contributions"] | {name: {"question": 0.5}}}
     sent |= {"coarser": None, "finer": None}
     page.show(scale=36, focus=COARSE_FINE, action=name, p_suffices=p | {name: 0.5}, explain=sent)

@@ -210,7 +210,7 @@ def test_the_command_goes_on_to_cuts_in_four_stages(command, tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [event["stage"] for event in events] == ["cut", "point", "anneal"]
+    assert [event["stage"] for event in events] == ["cut", "point", "sharpen", "anneal"]
     assert all(event["answer_cut"] > 0 for event in events)
     assert list(M3ForConditionalGeneration.from_pretrained(tmp_path).config.scales) == mini_scales(
         24
