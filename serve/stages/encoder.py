@@ -44,13 +44,7 @@ from serve.stages.decoding import Decoder, SharedWork
 from serve.stages.degrading import under_pressure
 from serve.stages.in_time import in_time
 from serve.stages.live_router import LiveRouter
-from serve.stages.messages import (
-    Encoded,
-    EncodeRequest,
-    EncoderStatus,
-    PoolRequest,
-    focus_name,
-)  # fmt: skip
+from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest, focus_name
 from serve.stages.prompts import MOST_CHARACTERS_AT_ONCE, Prompts, context_tokens
 from serve.stages.vision import EncodedPicture, PreparedPicture, Vision, plan_of
 from serve.telemetry import logs, spans

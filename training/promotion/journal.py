@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from router.log.layout import sync_folder
 from router.registry import JOURNAL, Action, Entry, entry_path, history
 from training.errors import TrainingError
 from training.promotion.names import same_router
@@ -102,8 +103,8 @@ def append(registry: Path, state: State, entry: Entry) -> bool:
     folder = registry / JOURNAL
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        sync(registry)
-        sync(registry.resolve().parent)
+        sync_folder(registry)
+        sync_folder(registry.resolve().parent)
     if entry.seq == 1 and state.entries:
         taken_over = replace(state.entries[0], seq=1, time_utc=entry.time_utc)
         if not _create(registry, taken_over):
@@ -115,15 +116,6 @@ def append(registry: Path, state: State, entry: Entry) -> bool:
         with suppress(OSError):
             (registry / name).unlink()
     return True
-
-
-def sync(folder: Path) -> None:
-    """Bring a folder's names to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _create(registry: Path, entry: Entry) -> bool:
@@ -148,4 +140,4 @@ def _create(registry: Path, entry: Entry) -> bool:
         return True
     finally:
         aside.unlink(missing_ok=True)
-        sync(path.parent)
+        sync_folder(path.parent)

@@ -15,10 +15,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from router.errors import RouterFileError
+from router.log.layout import sync_folder
 from router.registry import DEFAULT_REGISTRY, current_router_path, history
 from router.router import Router
 from training.errors import NotInForce, Quarantined, TrainingError
-from training.promotion.journal import State, append, read_state, sync
+from training.promotion.journal import State, append, read_state
 from training.promotion.lineage import Report, is_beside, read_report, write_lineage
 from training.promotion.names import START, is_called, named, same_router
 
@@ -239,12 +240,12 @@ def _copy(
         for path in aside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        sync(aside)
+        sync_folder(aside)
         try:
             aside.rename(target)
         except OSError:
             if not target.is_dir():  # else another process was as far a moment before
                 raise
-        sync(registry)
+        sync_folder(registry)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
