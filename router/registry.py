@@ -7,9 +7,10 @@ or what a router contains; needs no clock and no lock.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -17,25 +18,57 @@ from router.errors import RouterFileError
 
 DEFAULT_REGISTRY = Path(".m3/registry")  # the service follows it, promotion writes it
 JOURNAL = "journal"
-Action = Literal["promote", "rollback", "quarantine"]
+Action = Literal["promote", "rollback", "quarantine", "try", "restrict"]
+TrialKind = Literal["canary", "shadow"]
 _ENTRY = re.compile(r"(\d{8,})\.json")
 _DATED = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")  # folders of before: when, and of which bytes
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A router on trial beside the one in force.
+
+    Attributes:
+        kind: a canary answers its share of the sessions, a shadow only decides.
+        router: its folder in the registry.
+        share: of the sessions that it answers, or of the requests that it decides, in (0, 1].
+    """
+
+    kind: TrialKind
+    router: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """What the router in force is held to until it is certified anew, or replaced.
+
+    Attributes:
+        price: the price that it decides with; None: it does not decide, the anchor is read.
+        why: the reason, in words.
+    """
+
+    price: float | None
+    why: str
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One line of the journal.
+    """One line of the journal, which tells the whole state: earlier ones need not be read for it.
 
     Attributes:
         seq: its number, from 1; 0 where pointers of before are read as an entry.
         action: what was done.
         before: ``from`` in the file. Of a promotion what was in force until then; of a rollback
-            what went, of a quarantine what was named: both are in quarantine from then on.
+            what went, of a quarantine what was named: both are in quarantine from then on; of
+            a trial the router that is tried or was, of a restriction the one that is restricted.
         to: what is in force afterwards; None: the router that a service starts with.
         who, why: in words, "" where nothing was said.
         report: hash of the report that spoke for it.
         time_utc: by the clock of whoever wrote it; nothing is decided by it.
         forced: it was to be done whatever a gate or a quarantine said.
+        trial: what is tried beside ``to`` from then on; None: nothing.
+        restriction: what ``to`` is held to from then on; None: nothing.
     """
 
     seq: int
@@ -47,14 +80,19 @@ class Entry:
     report: str | None = None
     time_utc: str = ""
     forced: bool = False
+    trial: Trial | None = None
+    restriction: Restriction | None = None
 
     def to_bytes(self) -> bytes:
         """Return the content of its file."""
-        content = {
+        content: dict[str, Any] = {
             "seq": self.seq, "action": self.action, "from": self.before, "to": self.to,
             "who": self.who, "why": self.why, "report": self.report, "time_utc": self.time_utc,
             "forced": self.forced,
         }  # fmt: skip
+        for name in ("trial", "restriction"):
+            if (told := getattr(self, name)) is not None:
+                content[name] = asdict(told)
         return (json.dumps(content, indent=1) + "\n").encode()
 
     @classmethod
@@ -74,6 +112,7 @@ class Entry:
         return cls(
             told["seq"], cast(Action, told["action"]), told["from"], told["to"], told["who"],
             told["why"], told["report"], told["time_utc"], bool(told.get("forced")),
+            *_trial_and_restriction(told),
         )  # fmt: skip
 
 
@@ -190,7 +229,29 @@ def _fault(told: Any, seq: int) -> str:
     for key in (*words, "report"):
         if not isinstance(told[key], str) and (key != "report" or told[key] is not None):
             return f"{key} is {told[key]!r}, not a text"
+    try:
+        _trial_and_restriction(told)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"its trial or restriction is damaged ({error})"
     return ""
+
+
+def _trial_and_restriction(told: Mapping[str, Any]) -> tuple[Trial | None, Restriction | None]:
+    """Return what an entry says of either; those of before say nothing."""
+    trial, held = told.get("trial"), told.get("restriction")
+    tried = None if trial is None else Trial(trial["kind"], trial["router"], float(trial["share"]))
+    if tried is not None and (
+        tried.kind not in get_args(TrialKind)
+        or not _is_folder_name(tried.router)
+        or not 0.0 < tried.share <= 1.0
+    ):
+        raise ValueError(f"no such trial: {trial!r}")
+    if held is None:
+        return tried, None
+    price = held["price"]
+    if price is not None and not 0.0 <= float(price) < math.inf:
+        raise ValueError(f"no price: {price!r}")
+    return tried, Restriction(None if price is None else float(price), str(held["why"]))
 
 
 def _is_folder_name(name: Any) -> bool:

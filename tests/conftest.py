@@ -191,7 +191,7 @@ def make_focus_router(tiny_model: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def promote() -> Callable[[Path, Path | None], None]:
     """Puts a router folder that lies in a registry in force, sound or not; None: rolls all back."""
-    from training.promotion.journal import append, read_state
+    from training.registry.journal import append, read_state
 
     def point(registry: Path, router: Path | None) -> None:
         state = read_state(registry)

@@ -33,7 +33,7 @@ from serve.on_ray.cluster import local_cluster
 from serve.on_ray.service import http_options, wait_until_running
 from serve.settings import DeploymentSettings, ServeSettings
 from serve.web.listening import bind
-from training.promotion.journal import append, read_state
+from training.registry.journal import append, read_state
 
 cloudpickle.register_pickle_by_value(inside)  # the replicas do not know this folder
 SCALES = (1, 9, 36, 144, 576)

@@ -187,10 +187,10 @@ def promote(
 ) -> None:
     """Put a router in force, past the gate; running services take over."""
     from training.promotion.gate import at_the_gate
-    from training.promotion.names import START
-    from training.promotion.registry import current_router_path
-    from training.promotion.registry import promote as put_in_force
     from training.promotion.verdict_report import closed, said_of, write_verdict
+    from training.registry.changes import current_router_path
+    from training.registry.changes import promote as put_in_force
+    from training.registry.names import START
 
     current = None if force else current_router_path(registry)
     found = at_the_gate(router, registry, oracle or (), incumbent=incumbent, reference=reference)
@@ -218,7 +218,7 @@ def rollback(
     why: WhyOption = None,
 ) -> None:
     """Put back the router before; the one in force goes into quarantine."""
-    from training.promotion.registry import rollback as go_back
+    from training.registry.changes import rollback as go_back
 
     folder = go_back(registry, expect=expect, who=who or user(), why=why or "")
     tell_strangers(registry)

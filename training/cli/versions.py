@@ -1,6 +1,6 @@
 """`m3-train list`, `diff` and `gc`: what a registry holds, how two routers differ, clearing away.
 
-Knows flags and tables; what they show is training.promotion.versions'.
+Knows flags and tables; what they show is training.registry.versions'.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of ro
 
 def list_versions(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
     """Show the registry's routers: which is in force, since when and why."""
-    from training.promotion.versions import versions
+    from training.registry.versions import versions
 
     rows = []
     for version in versions(registry):
@@ -54,7 +54,7 @@ def diff(
     registry: RegistryOption = DEFAULT_REGISTRY,
 ) -> None:
     """Show in what two routers differ: settings, data, price, figures."""
-    from training.promotion.versions import differences
+    from training.registry.versions import differences
 
     rows = differences(registry, one, other)
     if rows:
@@ -71,7 +71,7 @@ def gc(
 
     What is in quarantine stays there.
     """
-    from training.promotion.versions import clear_away
+    from training.registry.versions import clear_away
 
     removed = clear_away(registry, keep)
     say(f"removed: {', '.join(removed) or 'nothing'}")

@@ -1,1 +1,1 @@
-"""Replay on audited traffic, the gate, and which router is in force."""
+"""Replay on audited traffic, and the gate that a router must pass to be put in force."""

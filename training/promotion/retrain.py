@@ -28,11 +28,11 @@ from training.oracle.collection import collect
 from training.oracle.data import OracleData, read_manifest, read_oracle, space_of
 from training.progress import Progress, unseen
 from training.promotion.gate import TARGET, Contender, judge, live, pinned
-from training.promotion.names import START
-from training.promotion.registry import promote
 from training.promotion.seen import read_seen, write_seen
 from training.promotion.verdict_report import closed, said_of, write_verdict
 from training.promotion.weighing import Verdict
+from training.registry.changes import promote
+from training.registry.names import START
 from training.sources.log import log_source
 
 Say = Callable[[str], None]

@@ -22,10 +22,10 @@ from training.promotion.gate import (
     live,
     tightest_harm,
 )
-from training.promotion.registry import promote
 from training.promotion.seen import SEEN_FILE, marks, read_seen, write_seen
 from training.promotion.verdict_report import write_verdict
 from training.promotion.weighing import least_pictures
+from training.registry.changes import promote
 
 from .conftest import FOCUS_SPACE, SCALES, SCHEMA, write_oracle
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router import Router
-from router.registry import Entry
+from router.errors import RouterFileError
+from router.registry import Entry, Restriction, Trial, entry_path, last_entry
 from training.errors import NotInForce, Quarantined, TrainingError
-from training.promotion import journal as journal_module
-from training.promotion import registry as registry_module
-from training.promotion.journal import append, read_state
-from training.promotion.registry import (
+from training.registry import changes as registry_module
+from training.registry import journal as journal_module
+from training.registry.changes import (
     current_router_path,
     hash_folder,
     history,
@@ -27,6 +27,7 @@ from training.promotion.registry import (
     quarantine,
     rollback,
 )
+from training.registry.journal import append, read_state
 
 
 def told(registry: Path) -> list[tuple[str, str | None, str | None]]:
@@ -373,3 +374,40 @@ def test_no_rollback_ever_goes_to_a_quarantined_router(actions: list[str], rando
             else:
                 continue
             entries.append(entry)
+
+
+def test_an_entry_tells_what_is_tried_and_what_is_restricted(tmp_path: Path) -> None:
+    """Written and read again they are the same, a quarantine ends a trial of that router alone."""
+    trial, held = Trial("canary", "b" * 12, 0.25), Restriction(0.5, "harm above its certificate")
+    state = read_state(tmp_path)
+    entry = state.next("try", trial.router, None, "", "", trial=trial, restriction=held)
+    assert append(tmp_path, state, entry)
+    assert last_entry(tmp_path) == entry
+    state = read_state(tmp_path)
+    assert (state.trial, state.restriction, state.quarantined) == (trial, held, ())
+    quarantine("c" * 12, tmp_path)
+    assert read_state(tmp_path).trial == trial
+    quarantine(trial.router, tmp_path)
+    state = read_state(tmp_path)
+    assert (state.trial, state.restriction) == (None, held)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"trial": {"kind": "guess", "router": "b", "share": 0.5}},
+        {"trial": {"kind": "canary", "router": "../b", "share": 0.5}},
+        {"trial": {"kind": "canary", "router": "b", "share": 0.0}},
+        {"trial": 3},
+        {"restriction": {"price": -1.0, "why": ""}},
+        {"restriction": {"why": ""}},
+    ],
+)
+def test_a_damaged_trial_is_refused(tmp_path: Path, told: dict[str, object]) -> None:
+    """Rather than followed."""
+    state = read_state(tmp_path)
+    assert append(tmp_path, state, state.next("quarantine", "b" * 12, None, "", ""))
+    path = entry_path(tmp_path, 1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    with pytest.raises(RouterFileError, match="trial or restriction"):
+        last_entry(tmp_path)

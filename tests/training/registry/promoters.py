@@ -17,8 +17,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from training.promotion import journal
-from training.promotion.registry import promote
+from training.registry import journal
+from training.registry.changes import promote
 
 ENOUGH = "enough"  # is there as soon as the last one was killed
 

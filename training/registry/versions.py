@@ -17,10 +17,10 @@ from uuid import uuid4
 from router.registry import JOURNAL, Entry, history
 from router.router import Router
 from training.errors import TrainingError
-from training.promotion.journal import State, read_state
-from training.promotion.lineage import read_lineage, reported
-from training.promotion.names import START, folders, named
-from training.promotion.registry import rollback_target
+from training.registry.changes import rollback_target
+from training.registry.journal import State, read_state
+from training.registry.lineage import read_lineage, reported
+from training.registry.names import START, folders, named
 
 ABANDONED_S = 86_400.0  # a copy that is not finished after a day never will be
 CURRENT = "current"
@@ -56,7 +56,7 @@ def versions(registry: Path) -> list[Version]:
     for entry in state.entries:
         if entry.action != "promote" and entry.before is not None:
             about[entry.before] = entry
-        if entry.action != "quarantine":
+        if entry.action in ("promote", "rollback"):
             about[entry.to or START] = entry
     names = sorted(about.keys() - {START}, key=lambda name: about[name].seq, reverse=True)
     names += [name for name in folders(registry, state.entries) if name not in about]

@@ -17,9 +17,17 @@ from pathlib import Path
 from uuid import uuid4
 
 from router.log.layout import sync_folder
-from router.registry import JOURNAL, Action, Entry, entry_path, history
+from router.registry import (
+    JOURNAL,
+    Action,
+    Entry,
+    Restriction,
+    Trial,
+    entry_path,
+    history,
+)
 from training.errors import TrainingError
-from training.promotion.names import same_router
+from training.registry.names import same_router
 
 _POINTERS = ("current", "previous", ".lock")  # of registries of before
 
@@ -38,6 +46,16 @@ class State:
     entries: tuple[Entry, ...]
     line: tuple[str | None, ...]
     quarantined: tuple[str, ...]
+
+    @property
+    def trial(self) -> Trial | None:
+        """What is tried beside the router in force."""
+        return self.entries[-1].trial if self.entries else None
+
+    @property
+    def restriction(self) -> Restriction | None:
+        """What the router in force is held to."""
+        return self.entries[-1].restriction if self.entries else None
 
     @property
     def current(self) -> str | None:
@@ -59,11 +77,17 @@ class State:
     def next(
         self, action: Action, before: str | None, to: str | None, who: str, why: str,
         report: str | None = None, forced: bool = False,
+        trial: Trial | None = None, restriction: Restriction | None = None,
     ) -> Entry:  # fmt: skip
-        """Return the entry that would come next, dated now."""
+        """Return the entry that would come next, dated now.
+
+        What is tried and what is restricted must be said again, or ends.
+        """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         seq = self.entries[-1].seq + 1 if self.entries else 1
-        return Entry(seq, action, before, to, who, why, report, now, forced)
+        return Entry(
+            seq, action, before, to, who, why, report, now, forced, trial, restriction
+        )  # fmt: skip
 
 
 def read_state(registry: Path) -> State:
@@ -83,7 +107,7 @@ def read_state(registry: Path) -> State:
             if entry.forced and entry.to is not None:
                 released = entry.to
                 quarantined = [bad for bad in quarantined if not same_router(bad, released)]
-        elif entry.before is not None:
+        elif entry.action in ("rollback", "quarantine") and entry.before is not None:
             quarantined.append(entry.before)
         if entry.action == "rollback":
             while line and line[-1] != entry.to:

@@ -2,7 +2,7 @@
 
 A registry holds router folders named ``<router version>-<hash of all bytes>``, which are copied
 aside, brought to disk and renamed, and never changed again; and the journal that says which of
-them is in force. Beside a router lies where it comes from (training.promotion.lineage). Does not
+them is in force. Beside a router lies where it comes from (training.registry.lineage). Does not
 know how routers are fitted or judged.
 """
 
@@ -19,9 +19,9 @@ from router.log.layout import sync_folder
 from router.registry import DEFAULT_REGISTRY, current_router_path, history
 from router.router import Router
 from training.errors import NotInForce, Quarantined, TrainingError
-from training.promotion.journal import State, append, read_state
-from training.promotion.lineage import Report, is_beside, read_report, write_lineage
-from training.promotion.names import START, is_called, named, same_router
+from training.registry.journal import State, append, read_state
+from training.registry.lineage import Report, is_beside, read_report, write_lineage
+from training.registry.names import START, is_called, named, same_router
 
 __all__ = [
     "current_router_path", "hash_folder", "history", "promote", "quarantine", "rollback",
@@ -141,7 +141,12 @@ def quarantine(
             raise TrainingError(f"{name} is in force: roll back, which also quarantines it")
         if state.is_quarantined(name):
             return
-        entry = state.next("quarantine", name, state.current, who, why)
+        trial = state.trial
+        if trial is not None and same_router(name, trial.router):
+            trial = None
+        entry = state.next(
+            "quarantine", name, state.current, who, why, trial=trial, restriction=state.restriction
+        )
         if append(registry, state, entry):
             return
 
@@ -187,7 +192,7 @@ def _holds(folder: Path, digest: str) -> bool:
 def _why_quarantined(state: State, name: str) -> str:
     entry = next(
         each for each in reversed(state.entries)
-        if each.action != "promote" and same_router(each.before, name)
+        if each.action in ("rollback", "quarantine") and same_router(each.before, name)
     )  # fmt: skip
     done = "rolled back" if entry.action == "rollback" else "put in quarantine"
     told = f" ({entry.why})" if entry.why else ""

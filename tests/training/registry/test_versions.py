@@ -11,8 +11,8 @@ import pytest
 
 from router import Router
 from training.errors import Quarantined, TrainingError
-from training.promotion.registry import current_router_path, history, promote, rollback
-from training.promotion.versions import clear_away, differences, versions
+from training.registry.changes import current_router_path, history, promote, rollback
+from training.registry.versions import clear_away, differences, versions
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_router_cleared_away_while_it_is_promoted_is_put_back(
     routers: list[Path], tmp_path: Path
 ) -> None:
     """Either side looks again after its own step, so that one of the two puts it right."""
-    from training.promotion import registry as registry_module
+    from training.registry import changes as registry_module
 
     for router in routers[:3]:
         promote(router, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from router import Router
 from router.registry import current_router_path, history, last_entry, strangers
-from training.promotion.registry import hash_folder
+from training.registry.changes import hash_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 

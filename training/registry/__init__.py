@@ -1,0 +1,1 @@
+"""The router registry, written: its changes, its journal, lineage, names and versions."""
