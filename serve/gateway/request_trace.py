@@ -31,8 +31,6 @@ from serve.stages.messages import (
 )
 from serve.telemetry import spans
 
-LIVE = "live"  # the router that decides where no other is tried beside it
-
 
 @dataclass(frozen=True)
 class FirstLook:
@@ -178,6 +176,11 @@ class Trace:
         return self.signed_id or REPLY_ID_PREFIX + self.call.request_id
 
     @property
+    def group_id(self) -> str | None:
+        """What its caller says it belongs to."""
+        return None if self.body.routing is None else self.body.routing.group_id
+
+    @property
     def elapsed_ms(self) -> float:
         """Milliseconds since the request arrived."""
         return (time.perf_counter() - self.started) * 1000.0
@@ -241,7 +244,9 @@ class Trace:
             max_tokens=limit,
             messages=self._messages() if may_keep else None,
             certificate=None if encoded is None else encoded.certificate,
-            arm=None if decision is None else LIVE,
+            arm=None if encoded is None else encoded.arm,
+            group_id=self.group_id,
+            shadow=None if encoded is None else encoded.shadow,
             label_recipe=cut_after(encoded.label_recipe, limit) if encoded else None,
         )
 
