@@ -98,8 +98,8 @@ def traffic_of(log: Path, version: str, finest: int) -> Traffic:
     ours = [row["arm"] == "canary" and row["router_version"] == version for row in rows]
     first = ours.index(True) if True in ours else len(rows)
     before = [row["total_ms"] for row in rows[:first] if row["arm"] == "live"][-MOST_BEFORE:]
-    both = [(row, our) for row, our in zip(rows, ours, strict=True) if our or row["arm"] == "live"]
-    both = [(row, our) for row, our in both if row["time_utc"] >= rows[first]["time_utc"]]
+    since = list(zip(rows, ours, strict=True))[first:]
+    both = [(row, our) for row, our in since if our or row["arm"] == "live"]
     names: dict[Any, int] = {}
     told = [row for row, _ in both]
     slow = None

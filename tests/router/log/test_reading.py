@@ -15,8 +15,8 @@ from router.records import DecisionRecord, from_table, to_table
 from .conftest import decision, feedback, requests
 
 V3 = ("shadow",)
-V2 = (*V3, "constraints", "second_look", "temperature", "max_tokens", "messages", "certificate", "arm",
-      "group_id", "label_recipe")  # fmt: skip
+V2 = (*V3, "constraints", "second_look", "temperature", "max_tokens", "messages", "certificate",
+      "arm", "group_id", "label_recipe")  # fmt: skip
 V1 = (*V2, "actions", "action_space", "cells")
 
 

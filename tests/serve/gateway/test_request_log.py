@@ -118,7 +118,8 @@ def test_a_record_says_how_an_answer_was_asked_for(ask_body: Callable[..., dict[
         {"role": "assistant", "content": "a bar"},
         {"role": "user", "content": [{"type": "text", "text": "red?"}]},
     ]}  # fmt: skip
-    wishes = {"routing": {"max_visual_tokens": 99, "second_look": False, "group_id": "doc 7"}, "stop": "."}
+    routing = {"max_visual_tokens": 99, "second_look": False, "group_id": "doc 7"}
+    wishes = {"routing": routing, "stop": "."}
     body = ask_body(**asked, **wishes, max_tokens=7, temperature=0.5)
     (record,) = write(body, log_prompts=True, audit_rate=0.0).records
     assert json.loads(record.messages) == [
