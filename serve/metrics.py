@@ -74,15 +74,13 @@ METRICS: dict[str, Spec] = {
         "gauge", "1 while an encoder gives a canary no requests because its decisions fail."
     ),
     "m3_arm_requests": Spec(
-        "counter", "Requests that a router was chosen for, by which of two.", ("arm",), ARMS
+        "counter", "Answers by which of two routers was to decide.", ("arm",), ARMS
     ),
-    "m3_arm_visual_tokens": Spec("counter", "Visual tokens of those requests.", ("arm",), ARMS),
+    "m3_arm_visual_tokens": Spec("counter", "Visual tokens read for those.", ("arm",), ARMS),
     "m3_arm_failures": Spec(
         "counter", "Those that fell back to the finest scale, or failed.", ("arm",), ARMS
     ),
-    "m3_arm_latency_ms": Spec(
-        "counter", "Milliseconds that those requests took, together.", ("arm",), ARMS
-    ),
+    "m3_arm_latency_ms": Spec("counter", "Milliseconds that those took, together.", ("arm",), ARMS),
     "m3_shadow_decisions": Spec(
         "counter",
         "Requests that a shadow decided too, and what came of it.",

@@ -382,8 +382,8 @@ class Gateway:
             self._count_for_tenant(trace.call, trace.status, trace.charged, trace.completion_tokens)
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
-                self._count_for_arm(trace)
             if trace.endpoint == "chat":
+                self._count_for_arm(trace)
                 self.metrics.count("m3_pictures_not_logged", self.log.write(trace))
                 for name, count in self.log.news().items():
                     self.metrics.count(name, count)

@@ -9,19 +9,18 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m3model.terminal import say, table
-from router.registry import DEFAULT_REGISTRY, JOURNAL, last_entry, strangers
-from training.cli.log import DEFAULT_LOG, LogOption
+from router.registry import DEFAULT_REGISTRY, JOURNAL, TrialKind, strangers
+from training.cli.log import DEFAULT_LOG
 from training.errors import GateClosed, TrainingError
 
 if TYPE_CHECKING:
-    from training.trials.operations import Finding
+    from training.trials.judging import Judgement
 
 WhoOption = Annotated[str | None, typer.Option(help="For the journal; else user and host.")]
 WhyOption = Annotated[str | None, typer.Option(help="For the journal: the reason, in a sentence.")]
@@ -37,10 +36,15 @@ StopOption = Annotated[bool, typer.Option("--stop", help="End the trial.")]
 QuarantineOption = Annotated[
     bool, typer.Option("--quarantine", help="With --stop: keep the router from coming back.")
 ]
-TokensOption = Annotated[
-    float,
-    typer.Option(min=0.0, help="Times the live router's visual tokens that a canary may take."),
+TrialLogOption = Annotated[
+    Path | None,
+    typer.Option("--log-dir", help=f"Log folder of the service; {DEFAULT_LOG} if left out."),
 ]
+WHAT_APPLY_DOES = {
+    "fit": "would promote it",
+    "worse": "would end and quarantine it",
+    "open": "would let it go on",
+}
 
 
 def list_versions(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
@@ -97,7 +101,9 @@ def gc(
 
 def canary(
     router: RouterArgument = None,
-    share: Annotated[float, typer.Option(help="Of the sessions, at most half.")] = 0.1,
+    share: Annotated[
+        float | None, typer.Option(help="Of the sessions, at most half; 0.1 if left out.")
+    ] = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     oracle: Annotated[
         list[Path] | None, typer.Option(help="Audits to judge it by; repeat for several.")
@@ -112,7 +118,7 @@ def canary(
     stop: StopOption = False,
     quarantine: QuarantineOption = False,
     judge: Annotated[
-        bool, typer.Option("--judge", help="Say how it stands: log, and audits where given.")
+        bool, typer.Option("--judge", help="Say how it stands: by the log, and audits if given.")
     ] = False,
     apply: Annotated[
         bool,
@@ -120,173 +126,162 @@ def canary(
     ] = False,
     watch: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Judge by the log every so many seconds; ends it if bad."),
+        typer.Option(min=0.0, help="Judge by the log every so many seconds; end it if it is bad."),
     ] = None,
-    most_tokens: TokensOption = 1.1,
-    log_dir: LogOption = DEFAULT_LOG,
+    most_tokens: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Times the live router's tokens that it may take; else 1.1."),
+    ] = None,
+    log_dir: TrialLogOption = None,
     expect: ExpectOption = None,
     who: WhoOption = None,
     why: WhyOption = None,
     force: Annotated[
-        bool, typer.Option(help="Begin whatever model, recipe and audits say.")
+        bool, typer.Option("--force", help="Try it whatever model, recipe and audits say.")
     ] = False,
 ) -> None:
     """Let a router answer a share of the sessions, judge it, end it.
 
-    A canary is loaded by every running encoder; the gate is asked when it is promoted.
+    Every running encoder loads it; the whole gate is asked when it is promoted.
     """
-    from training.registry.changes import end_trial, on_trial, try_out
-    from training.trials.accuracy import standing, why_unservable
-
-    _one_of(router is not None, "ROUTER", stop=stop, judge=judge, watch=watch is not None)
-    if (quarantine and not stop) or (apply and not judge):
-        raise TrainingError("--quarantine goes with --stop, and --apply with --judge")
-    who = who or user()
-    if stop:
-        tried = end_trial("canary", registry, bad=quarantine, expect=expect, who=who, why=why or "")
-        say(f"ended: {tried}{', now in quarantine' if quarantine else ''}")
-        return
+    begins, judges, watches = router is not None, judge, watch is not None
+    _one_of(begins, stop=stop, judge=judge, watch=watches)
+    _refuse_idle(
+        share=(share, begins), force=(force, begins), quarantine=(quarantine, stop),
+        apply=(apply, judges), reference=(reference, judges), oracle=(oracle, begins or judges),
+        incumbent=(incumbent, begins or judges), log_dir=(log_dir, judges or watches),
+        most_tokens=(most_tokens, judges or watches), expect=(expect, begins or stop),
+        why=(why, not watches and not (judges and not apply)), who=(who, not judges or apply),
+    )  # fmt: skip
+    who, times = who or user(), 1.1 if most_tokens is None else most_tokens
     if router is not None:
+        from training.trials.accuracy import why_unservable
+
         fault = None if force else why_unservable(router, registry, oracle or (), incumbent)
         if fault is not None:
             raise GateClosed(f"not tried: {fault} (--force tries it all the same)")
-        folder = try_out(
-            router, "canary", share, registry,
-            expect=expect, who=who, why=why or "", forced=force,
-        )  # fmt: skip
-        tell_strangers(registry)
-        say(f"canary on {share:.3g} of the sessions: {folder}; the gate is asked at promotion")
-        return
-    tried = on_trial(registry, "canary").router
-    if watch is not None:
-        _watched(registry, tried, log_dir, most_tokens, watch, who)
-        return
-    from training.promotion.gate import at_the_gate
-    from training.promotion.verdict_report import said_of
-
-    found = _operations(registry, tried, log_dir, most_tokens) if log_dir.is_dir() else ()
-    verdict = None
-    if oracle:
-        verdict = at_the_gate(
-            registry / tried, registry, oracle, incumbent=incumbent, reference=reference
-        )
-        for note in verdict.notes:
-            say(note)
-        say(f"accuracy: {standing(verdict)}; {verdict.sentence}")
-    bad = [each.sentence for each in found if each.worse]
-    if verdict is not None and standing(verdict) == "worse":
-        bad.append(verdict.sentence)
-    if not apply:
-        say(
-            "apply would end and quarantine it"
-            if bad
-            else _would(verdict is not None and verdict.passed)
-        )
-    elif bad:
-        _end_bad(registry, tried, bad, who)
-    elif verdict is not None and verdict.passed:
-        from training.registry.changes import promote
-        from training.registry.names import START
-
-        entry = last_entry(registry)
-        current = START if entry is None or entry.to is None else entry.to
-        folder = promote(
-            registry / tried, registry, expect=expect or current, who=who,
-            why="; ".join(filter(None, (why, said_of(verdict)))),
-        )  # fmt: skip
-        say(f"{said_of(verdict)}; in force: {folder}")
+        _begin("canary", router, 0.1 if share is None else share, registry, expect, who, why, force)
+        say("the gate is asked when it is promoted")
+    elif stop:
+        _end("canary", registry, quarantine, expect, who, why)
+    elif watch is not None:
+        _watched(registry, log_dir or DEFAULT_LOG, times, watch, who)
     else:
-        say("neither shown fit nor shown worse: the trial goes on")
+        from training.trials.judging import act_on, judged
+
+        log = log_dir or (DEFAULT_LOG if DEFAULT_LOG.is_dir() else None)
+        found = judged(
+            registry, log, oracle or (),
+            most_tokens=times, incumbent=incumbent, reference=reference,
+        )  # fmt: skip
+        _tell(found)
+        say(
+            act_on(found, registry, who=who, why=why or "")
+            if apply
+            else f"{found.standing}: --apply {WHAT_APPLY_DOES[found.standing]}"
+        )
 
 
 def shadow(
     router: RouterArgument = None,
-    share: Annotated[float, typer.Option(help="Of the requests.")] = 1.0,
+    share: Annotated[
+        float | None, typer.Option(help="Of the requests; 1, all, if left out.")
+    ] = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     stop: StopOption = False,
     quarantine: QuarantineOption = False,
     report: Annotated[
         bool, typer.Option("--report", help="Say from the log where it would do otherwise.")
     ] = False,
-    log_dir: LogOption = DEFAULT_LOG,
+    log_dir: TrialLogOption = None,
     expect: ExpectOption = None,
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
     """Let a router decide beside the one in force, changing nothing."""
-    from training.registry.changes import end_trial, try_out
-
-    _one_of(router is not None, "ROUTER", stop=stop, report=report)
-    if quarantine and not stop:
-        raise TrainingError("--quarantine goes with --stop")
-    if report:
-        _tell_shadows(log_dir)
-    elif router is not None:
-        folder = try_out(
-            router, "shadow", share, registry, expect=expect, who=who or user(), why=why or ""
-        )
-        tell_strangers(registry)
-        say(f"shadow on {share:.3g} of the requests: {folder}")
+    begins = router is not None
+    _one_of(begins, stop=stop, report=report)
+    _refuse_idle(
+        share=(share, begins), quarantine=(quarantine, stop), log_dir=(log_dir, report),
+        expect=(expect, not report), who=(who, not report), why=(why, not report),
+    )  # fmt: skip
+    if router is not None:
+        whole = 1.0 if share is None else share
+        _begin("shadow", router, whole, registry, expect, who or user(), why)
+    elif stop:
+        _end("shadow", registry, quarantine, expect, who or user(), why)
     else:
-        tried = end_trial(
-            "shadow", registry, bad=quarantine, expect=expect, who=who or user(), why=why or ""
-        )
-        say(f"ended: {tried}{', now in quarantine' if quarantine else ''}")
+        _tell_shadows(log_dir or DEFAULT_LOG)
 
 
-def _one_of(given: bool, argument: str, **flags: bool) -> None:
+def _one_of(begins: bool, **flags: bool) -> None:
     """Raise unless one thing is to be done."""
-    if given + sum(flags.values()) != 1:
+    if begins + sum(flags.values()) != 1:
         told = ", ".join(f"--{name}" for name in flags)
-        raise TrainingError(f"give {argument}, or one of {told}")
+        raise TrainingError(f"give ROUTER, or one of {told}")
 
 
-def _operations(registry: Path, tried: str, log_dir: Path, most_tokens: float) -> Sequence[Finding]:
-    """Return how a canary compares in the log, told as a table."""
-    from router.router import Router
-    from training.trials.operations import findings, traffic_of
+def _refuse_idle(**options: tuple[object, bool]) -> None:
+    """Raise for an option that was given where it would do nothing."""
+    for name, (given, is_used) in options.items():
+        if given not in (None, False) and not is_used:
+            raise TrainingError(f"--{name.replace('_', '-')} does nothing here; leave it out")
 
-    router = Router.from_pretrained(registry / tried)
-    traffic = traffic_of(log_dir, router.version, router.scales[-1])
-    found = findings(traffic, most_tokens)
-    n_canary = int(traffic.canary.sum())
-    table(
-        f"{n_canary} requests of the canary beside {len(traffic.canary) - n_canary}",
-        ["", "canary", "live", "evidence (1 ends it)"],
-        [[f.name, f"{f.canary:.4g}", f"{f.live:.4g}", f"{f.evidence:.3g}"] for f in found],
+
+def _begin(
+    kind: TrialKind, router: Path, share: float, registry: Path, expect: str | None, who: str,
+    why: str | None, force: bool = False,
+) -> None:  # fmt: skip
+    from training.registry.changes import try_out
+
+    folder = try_out(
+        router, kind, share, registry, expect=expect, who=who, why=why or "", forced=force
     )
-    if traffic.slow is None:
-        say("time is not judged: too few requests came before the trial")
-    return found
+    tell_strangers(registry)
+    say(f"{kind} on {share:.3g} of the {'sessions' if kind == 'canary' else 'requests'}: {folder}")
 
 
-def _watched(
-    registry: Path, tried: str, log_dir: Path, most_tokens: float, every_s: float, who: str
+def _end(
+    kind: TrialKind, registry: Path, bad: bool, expect: str | None, who: str, why: str | None
 ) -> None:
+    from training.registry.changes import end_trial
+
+    tried = end_trial(kind, registry, bad=bad, expect=expect, who=who, why=why or "")
+    say(f"ended: {tried}{', now in quarantine' if bad else ''}")
+
+
+def _watched(registry: Path, log: Path, most_tokens: float, every_s: float, who: str) -> None:
     """Judge by the log until the trial has ended; end it, if it is bad."""
-    while True:
-        entry = last_entry(registry)
-        trial = None if entry is None else entry.trial
-        if trial is None or (trial.kind, trial.router) != ("canary", tried):
-            say("the trial has ended")
-            return
-        found = _operations(registry, tried, log_dir, most_tokens)
-        if bad := [each.sentence for each in found if each.worse]:
-            _end_bad(registry, tried, bad, who)
+    from training.registry.changes import on_trial
+    from training.trials.judging import act_on, goes_on, judged
+
+    tried = on_trial(registry, "canary").router
+    while goes_on(registry, tried):
+        found = judged(registry, log, most_tokens=most_tokens)
+        _tell(found)
+        if found.standing == "worse":
+            say(act_on(found, registry, who=who))
             return
         time.sleep(every_s)
+    say("the trial has ended")
 
 
-def _end_bad(registry: Path, tried: str, bad: Sequence[str], who: str) -> None:
-    from training.registry.changes import quarantine
-
-    why = f"as a canary: {'; '.join(bad)}"
-    quarantine(tried, registry, who=who, why=why)
-    say(f"ended and in quarantine: {tried}, {why}")
-
-
-def _would(fit: bool) -> str:
-    return "apply would promote it" if fit else "apply would let the trial go on"
+def _tell(found: Judgement) -> None:
+    if found.findings:
+        canary, live = found.requests
+        table(
+            f"{canary} requests of the canary beside {live} of the live router",
+            ["", "canary", "live", "evidence (1 ends it)"],
+            [
+                [f.name, f"{f.canary:.4g}", f"{f.live:.4g}", f"{f.evidence:.3g}"]
+                for f in found.findings
+            ],
+        )
+        if not found.knows_time:
+            say("time is not judged: too few requests came before the trial")
+    if found.verdict is not None:
+        for line in (*found.verdict.notes, f"by audits: {found.verdict.sentence}"):
+            say(line)
 
 
 def _tell_shadows(log_dir: Path) -> None:

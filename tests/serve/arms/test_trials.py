@@ -130,7 +130,7 @@ def test_a_canary_is_tried_stopped_and_promoted_without_a_failed_request(
                 "--why", "cheaper", "--expect", "start",
             )  # fmt: skip
             assert told.returncode == 0, told.stderr
-            assert "the gate is asked at promotion" in told.stderr
+            assert "the gate is asked when it is promoted" in told.stderr
             running.waits_for(lambda: running.trial.startswith("canary"))
             first = [of_group(ask_body, group) for group in GROUPS]
             again = [of_group(ask_body, group, 1) for group in GROUPS]
@@ -169,8 +169,9 @@ def test_a_canary_is_tried_stopped_and_promoted_without_a_failed_request(
     n_canary = sum(row.arm == "canary" for row in rows)
     told_of = {line.split()[0]: float(line.split()[1]) for line in metrics.splitlines()
                if line.startswith("m3_arm_requests_total")}  # fmt: skip
-    # /v1/route leaves no record.
-    assert told_of['m3_arm_requests_total{arm="canary"}'] > n_canary > 0
+    assert told_of['m3_arm_requests_total{arm="canary"}'] == n_canary > 0
+    n_tokens = sum(row.visual_tokens for row in rows if row.arm == "live")
+    assert f'm3_arm_visual_tokens_total{{arm="live"}} {float(n_tokens)}' in metrics
     assert 'm3_arm_failures_total{arm="canary"} 0.0' in metrics
 
 
@@ -208,6 +209,10 @@ def test_a_bad_canary_changes_nothing_but_a_gauge(
         bodies = [of_group(ask_body, group) for group in GROUPS]
         assert set(running.versions(bodies)) == {live}
         assert running.trial.endswith("cannot be loaded")
+        health = asyncio.run_coroutine_threadsafe(running.service.gateway.health(), running.loop)
+        told = health.result(20)
+        assert (told["status"], told["router_ok"]) == ("ok", True)
+        assert told["encoder"]["trial"] == running.trial
         assert "m3_trial_stale 1.0" in running.metrics()
         assert running.service.encoder._router.ok
         assert command("m3-train", "canary", "--stop", *registry).returncode == 0

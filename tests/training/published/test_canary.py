@@ -14,11 +14,13 @@ import pytest
 
 from router.records import DecisionRecord, to_table
 from router.registry import last_entry
+from training.errors import NotInForce, TrainingError
 from training.promotion.seen import SEEN_FILE
 from training.promotion.weighing import Bound, Check, Verdict
 from training.registry.changes import promote
 from training.registry.journal import read_state
 from training.trials.accuracy import standing
+from training.trials.judging import act_on, judged
 
 from .conftest import write_oracle
 from .test_gate import CHEAP, DEAR, MIDDLE, NOTHING_SEEN, router
@@ -50,10 +52,11 @@ class Tried:
         self.version = router(price).version
 
     def canary(self, *words: object) -> Any:
-        return self.command(
-            "m3-train", "canary", "--registry", self.registry, "--log-dir", self.folder / "log",
-            *words,
-        )  # fmt: skip
+        return self.command("m3-train", "canary", "--registry", self.registry, *words)
+
+    @property
+    def log(self) -> tuple[str, Path]:
+        return "--log-dir", self.folder / "log"
 
     def told(self) -> tuple[str, str | None, bool]:
         """The last action, what is in force, and whether anything is on trial."""
@@ -97,8 +100,8 @@ def test_one_that_is_fit_is_promoted_by_audits(
     trial = tried(MIDDLE)
     done = trial.canary("--judge", "--oracle", oracle)
     assert done.returncode == 0, done.stderr
-    assert "accuracy: fit" in done.stderr
-    assert "apply would promote it" in done.stderr
+    assert "by audits: it answers as well as the router in force" in done.stderr
+    assert "fit: --apply would promote it" in done.stderr
     assert trial.told() == ("try", trial.live, True)
     assert trial.canary("--judge", "--apply", "--oracle", oracle).returncode == 0
     action, current, going_on = trial.told()
@@ -114,7 +117,7 @@ def test_one_that_answers_worse_is_ended_by_audits(
     tried: Callable[[float], Tried], oracle: Path
 ) -> None:
     trial = tried(CHEAP)
-    assert "apply would end" in trial.canary("--judge", "--oracle", oracle).stderr
+    assert "worse: --apply would end" in trial.canary("--judge", "--oracle", oracle).stderr
     assert trial.canary("--judge", "--apply", "--oracle", oracle).returncode == 0
     assert trial.told() == ("quarantine", trial.live, False)
     again = trial.canary(trial.candidate)
@@ -143,24 +146,24 @@ def test_the_watch_ends_what_costs_too_much(
 ) -> None:
     trial = tried(MIDDLE)
     trial.serve(**of_canary)
-    done = trial.canary("--watch", "60")  # it ends by itself at the first look
+    done = trial.canary("--watch", "60", *trial.log)  # it ends by itself at the first look
     assert done.returncode == 0, done.stderr
     assert trial.told() == ("quarantine", trial.live, False)
     entry = last_entry(trial.registry)
     assert entry is not None
     assert why in entry.why
     assert read_state(trial.registry).is_quarantined(str(entry.before))
-    assert "no canary is on trial" in trial.canary("--watch", "60").stderr
+    assert "no canary is on trial" in trial.canary("--watch", "60", *trial.log).stderr
 
 
 def test_one_that_costs_no_more_is_let_go_on(tried: Callable[[float], Tried]) -> None:
     trial = tried(MIDDLE)
     trial.serve()
-    done = trial.canary("--judge", "--apply")
+    done = trial.canary("--judge", "--apply", *trial.log)
     assert (done.returncode, trial.told()[2]) == (0, True)
     assert "200 requests of the canary beside 1791" in done.stdout + done.stderr
     trial.serve(visual_tokens=36)
-    assert trial.canary("--judge", "--apply", "--most-tokens", "4.5").returncode == 0
+    assert trial.canary("--judge", "--apply", "--most-tokens", "4.5", *trial.log).returncode == 0
     assert trial.told() == ("try", trial.live, True)
 
 
@@ -189,8 +192,12 @@ def test_what_cannot_be_served_is_not_tried(tmp_path: Path, command: Command, or
     [
         ([], "give ROUTER, or one of --stop, --judge, --watch"),
         (["--stop", "--judge"], "give ROUTER, or one of"),
-        (["--judge", "--quarantine"], "--quarantine goes with --stop"),
-        (["--stop", "--apply"], "--apply with --judge"),
+        (["--judge", "--quarantine"], "--quarantine does nothing here; leave it out"),
+        (["--stop", "--apply"], "--apply does nothing here"),
+        (["--stop", "--share", "0.2"], "--share does nothing here"),
+        (["--judge", "--why", "so"], "--why does nothing here"),
+        (["--watch", "9", "--oracle", "x"], "--oracle does nothing here"),
+        (["nowhere", "--most-tokens", "2"], "--most-tokens does nothing here"),
         (["--stop"], "no canary is on trial"),
         (["nowhere"], "nowhere is not a usable router"),
     ],
@@ -208,11 +215,26 @@ def test_a_shadow_needs_one_thing_to_do(tmp_path: Path, command: Command) -> Non
         ([], "give ROUTER, or one of --stop, --report"),
         (["--report", "--log-dir", tmp_path / "none"], "does not exist; give --log-dir"),
         (["--report", "--log-dir", tmp_path], "tells of no shadow"),
-        (["--report", "--quarantine"], "--quarantine goes with --stop"),
+        (["--report", "--quarantine"], "--quarantine does nothing here"),
     ):
         done = command("m3-train", "shadow", "--registry", tmp_path / "r", *words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert says in done.stderr
+
+
+def test_a_judgement_is_of_what_it_was_given_for(
+    tried: Callable[[float], Tried], oracle: Path, tmp_path: Path
+) -> None:
+    """Whatever came into force, or ended the trial, between judging and acting."""
+    trial = tried(MIDDLE)
+    found = judged(trial.registry, None, [oracle], most_tokens=1.1)
+    assert found.standing == "fit"
+    promote(saved(tmp_path / "third", MIDDLE + 0.01), trial.registry)
+    with pytest.raises(TrainingError, match="has ended meanwhile"):
+        act_on(found, trial.registry, who="me")
+    assert trial.canary(trial.candidate).returncode == 0
+    with pytest.raises(NotInForce):
+        act_on(found, trial.registry, who="me")
 
 
 def check(name: str, low: float, high: float, needs: float = -0.01) -> Check:
