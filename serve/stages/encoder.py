@@ -333,26 +333,26 @@ class Encoder:
         A wish that a canary cannot keep is the live router's to keep or to refuse.
         """
         trial, ids = self._router.trial, [picture.picture_id for picture in pictures]
+        arm, router = LIVE, self._router.current
         canary = trial.canary_for(
             lambda: session_of(request.tenant, request.group_id, request.prompt, ids)
         )
+        made: Made | None = None
         if canary is not None:
             with suppress(BadRequest):
                 made = await self._decided(request, pictures, canary)
-                trial.saw(CANARY, failed=made[0].reason is Reason.fallback)
-                return CANARY, canary, made
-        router = self._router.current
-        made = await self._decided(request, pictures, router)
-        trial.saw(LIVE, failed=made[0].reason is Reason.fallback)
-        return LIVE, router, made
+                arm, router = CANARY, canary
+        if made is None:
+            made = await self._decided(request, pictures, router)
+        if self._asks_router(request):
+            trial.saw(arm, failed=made[0].reason is Reason.fallback)
+        return arm, router, made
 
     async def _shadow(
         self, request: EncodeRequest, pictures: list[EncodedPicture], served: RoutingDecision
     ) -> str | None:
         """Return what a shadow would have done, for the log; None where none is asked."""
-        if not pictures or request.constraints.fixed(len(pictures)) is not None:
-            return None
-        router = self._router.trial.shadow()
+        router = self._router.trial.shadow() if self._asks_router(request) else None
         if router is None:
             return None
         started, plainly = time.perf_counter(), replace(request.constraints, explain=False)
@@ -367,6 +367,11 @@ class Encoder:
         outcome = "differs" if differs(decision, served) else "same"
         self._metrics.count("m3_shadow_decisions", outcome=outcome)
         return told
+
+    def _asks_router(self, request: EncodeRequest) -> bool:
+        """Return whether the request leaves anything to decide."""
+        n_pictures = len(request.pictures)
+        return n_pictures > 0 and request.constraints.fixed(n_pictures) is None
 
     async def _decided(
         self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None

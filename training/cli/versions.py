@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m3model.terminal import say, table
+from router.errors import RouterFileError
 from router.registry import DEFAULT_REGISTRY, JOURNAL, TrialKind, strangers
 from training.cli.log import DEFAULT_LOG
 from training.errors import GateClosed, TrainingError
@@ -256,12 +257,17 @@ def _watched(registry: Path, log: Path, most_tokens: float, every_s: float, who:
     from training.trials.judging import act_on, goes_on, judged
 
     tried = on_trial(registry, "canary").router
-    while goes_on(registry, tried):
-        found = judged(registry, log, most_tokens=most_tokens)
-        _tell(found)
-        if found.standing == "worse":
-            say(act_on(found, registry, who=who))
-            return
+    while True:
+        try:
+            if not goes_on(registry, tried):
+                break
+            found = judged(registry, log, most_tokens=most_tokens)
+            _tell(found)
+            if found.standing == "worse":
+                say(act_on(found, registry, who=who))
+                return
+        except (OSError, RouterFileError) as error:  # a disk's bad minute must not end the watch
+            say(f"looked in vain: {error}")
         time.sleep(every_s)
     say("the trial has ended")
 

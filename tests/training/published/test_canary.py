@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +29,7 @@ from .conftest import write_oracle
 from .test_gate import CHEAP, DEAR, MIDDLE, NOTHING_SEEN, router
 
 Command = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[3]
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
 
@@ -254,3 +258,25 @@ def check(name: str, low: float, high: float, needs: float = -0.01) -> Check:
 def test_worse_is_what_is_shown_to_be(checks: tuple[Check, ...], found: str) -> None:
     assert standing(Verdict(False, ("no",), checks)) == found
     assert standing(Verdict(True, ("yes",), checks)) == "fit"
+
+
+@pytest.mark.slow
+def test_a_watch_of_its_own_process_ends_what_becomes_bad(
+    tried: Callable[[float], Tried],
+) -> None:
+    trial = tried(MIDDLE)
+    trial.serve()
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", "canary", "--watch", "0.2", *map(str, trial.log),
+         "--registry", str(trial.registry), "--who", "the watch"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert watch.stderr is not None
+    told = watch.stderr.readline()  # once it has looked, and found nothing
+    assert trial.told() == ("try", trial.live, True), told
+    trial.serve(reason="fallback", visual_tokens=36)
+    assert watch.wait(120) == 0, watch.stderr.read()
+    watch.stderr.close()
+    entry = last_entry(trial.registry)
+    assert entry is not None
+    assert (entry.action, entry.who, entry.trial) == ("quarantine", "the watch", None)
