@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from router.actions import Reading
 from router.decision import Reason
-from router.records.rows import SERVICE_FAULTS
 from serve.errors import DiedAgain, NotReady, QueueFull, ReplicaDied, ServiceError, TimedOut
 from serve.gateway import replies
 from serve.gateway.admission import Admission
@@ -224,9 +223,8 @@ class Gateway:
             parsed = trace.parsed = parse() if small else await asyncio.to_thread(parse)
         request = EncodeRequest(
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
-            needs_second_look=needs_second_look(trace.body), tenant=trace.call.tenant or "",
-            group_id=trace.group_id,
-            prompt=parsed.messages, traceparent=trace.span.traceparent,
+            needs_second_look=needs_second_look(trace.body), tenant=trace.call.tenant,
+            group_id=trace.group_id, prompt=parsed.messages, traceparent=trace.span.traceparent,
             pressure=self.admission.pressure, time_left_s=self._left_s(trace),
         )  # fmt: skip
         encoded = trace.encoded = await self._of_encoder(
@@ -383,22 +381,11 @@ class Gateway:
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
-                self._count_for_arm(trace)
+                trace.count_for_arm(self.metrics)
                 self.metrics.count("m3_pictures_not_logged", self.log.write(trace))
                 for name, count in self.log.news().items():
                     self.metrics.count(name, count)
             trace.tell_span()
-
-    def _count_for_arm(self, trace: Trace) -> None:
-        encoded = trace.encoded
-        if encoded is None:
-            return
-        arm, decision = encoded.arm, encoded.decision
-        self.metrics.count("m3_arm_requests", arm=arm)
-        self.metrics.count("m3_arm_visual_tokens", decision.visual_tokens, arm=arm)
-        if decision.reason is Reason.fallback or trace.status in SERVICE_FAULTS:
-            self.metrics.count("m3_arm_failures", arm=arm)
-        self.metrics.count("m3_arm_latency_ms", trace.elapsed_ms, arm=arm)
 
     def _count_for_tenant(
         self, call: Call, status: str, visual_tokens: int = 0, completion_tokens: int = 0

@@ -16,10 +16,13 @@ from typing import Any, cast
 
 from m3model.engine.recipe import cut_after
 from router.actions import Reading
+from router.decision import Reason
 from router.records import DecisionRecord
+from router.records.rows import SERVICE_FAULTS
 from router.wishes import constraints_to_json
 from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
+from serve.metrics import Metrics
 from serve.protocol import REPLY_ID_PREFIX, ChatRequest
 from serve.settings import ServeSettings
 from serve.stages.messages import (
@@ -169,6 +172,17 @@ class Trace:
                 first_scale=None if self.first is None else self.first.reading.scale,
                 first_focus=None if self.first is None else focus_name((self.first.reading,)),
             )  # fmt: skip
+
+    def count_for_arm(self, metrics: Metrics) -> None:
+        """Count the answer for the router that was to decide, one of two where one is tried."""
+        if self.encoded is None:
+            return
+        arm, decision = self.encoded.arm, self.encoded.decision
+        metrics.count("m3_arm_requests", arm=arm)
+        metrics.count("m3_arm_visual_tokens", decision.visual_tokens, arm=arm)
+        if decision.reason is Reason.fallback or self.status in SERVICE_FAULTS:
+            metrics.count("m3_arm_failures", arm=arm)
+        metrics.count("m3_arm_latency_ms", self.elapsed_ms, arm=arm)
 
     @property
     def reply_id(self) -> str:

@@ -76,9 +76,12 @@ def judged(
         incumbent, reference: as for the gate.
 
     Raises:
-        TrainingError: no canary is on trial, or log or audits cannot be read.
+        TrainingError: no canary is on trial, there is neither log nor audits, or they cannot be
+            read.
     """
     tried, entry = on_trial(registry, "canary").router, last_entry(registry)
+    if log is None and not oracle:
+        raise TrainingError("nothing to judge it by: give --log-dir of the service, or --oracle")
     current = START if entry is None or entry.to is None else entry.to
     found: tuple[Finding, ...] = ()
     requests, knows_time = (0, 0), True

@@ -207,6 +207,10 @@ def test_a_bad_canary_changes_nothing_but_a_gauge(
     (bad / "scale_0009.txt").write_text("tree\n")
     with served(tmp_path, tiny_model) as running:
         bodies = [of_group(ask_body, group) for group in GROUPS]
+        (nameless,) = running.ask([of_group(ask_body, "")])
+        assert (nameless.status_code, nameless.json()["error"]["param"]) == (
+            400, "routing.group_id",
+        )  # fmt: skip
         assert set(running.versions(bodies)) == {live}
         assert running.trial.endswith("cannot be loaded")
         health = asyncio.run_coroutine_threadsafe(running.service.gateway.health(), running.loop)

@@ -231,6 +231,8 @@ def test_a_judgement_is_of_what_it_was_given_for(
 ) -> None:
     """Whatever came into force, or ended the trial, between judging and acting."""
     trial = tried(MIDDLE)
+    with pytest.raises(TrainingError, match="nothing to judge it by"):
+        judged(trial.registry, None, most_tokens=1.1)
     found = judged(trial.registry, None, [oracle], most_tokens=1.1)
     assert found.standing == "fit"
     promote(saved(tmp_path / "third", MIDDLE + 0.01), trial.registry)
