@@ -13,9 +13,11 @@ Knows the decision log; knows nothing of oracles, of the registry or of what is 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +26,16 @@ from router.records import DecisionRecord
 from router.records.rows import SERVICE_FAULTS
 from training.errors import BadRecord, TrainingError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Array = NDArray[np.float64]
 DELTA = 0.01  # most chance of each comparison to call a canary worse that is not
 FAILURES, SLOW = 0.01, 0.05  # more of the requests than with the live router, that are allowed
 TOKENS = 1.1  # times the live router's visual tokens, that are allowed
 QUICK = 0.95  # a request is slow that takes longer than this share of those before the trial
 FEWEST_BEFORE, MOST_BEFORE = 100, 1000  # of those, the last before the trial
+BEFORE = timedelta(days=7)  # older ones tell nothing of now
 LARGEST_BET = 0.5  # of what one block can lose
 DECIDED = ("predicted", "budget_cap", "unfamiliar", "degraded", "fallback")
 _COLUMNS = (
@@ -94,27 +100,40 @@ def traffic_of(log: Path, version: str, finest: int) -> Traffic:
     Raises:
         TrainingError: the log is not there, or was written by a newer program.
     """
-    rows = sorted(_rows(log), key=lambda row: row["time_utc"])
-    ours = [row["arm"] == "canary" and row["router_version"] == version for row in rows]
-    first = ours.index(True) if True in ours else len(rows)
-    before = [row["total_ms"] for row in rows[:first] if row["arm"] == "live"][-MOST_BEFORE:]
-    since = list(zip(rows, ours, strict=True))[first:]
-    both = [(row, our) for row, our in since if our or row["arm"] == "live"]
-    names: dict[Any, int] = {}
-    told = [row for row, _ in both]
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not log.is_dir():
+        raise TrainingError(f"the log folder {log} does not exist; give --log-dir")
+    # The first pass reads little of all days, the second all of a few.
+    begins = [
+        pc.min(table.filter(_is_of(table, version))["time_utc"]).as_py()
+        for table in _read(log, ("time_utc", "arm", "router_version"))
+    ]
+    first = min((each for each in begins if each is not None), default=None)
+    read = [] if first is None else list(_read(log, _COLUMNS, first - BEFORE))
+    if first is None or not read:
+        nothing = np.zeros(0)
+        return Traffic(nothing > 0, nothing.astype(np.int64), nothing, nothing, None)
+    rows = pa.concat_tables(read).sort_by("time_utc")
+    rows = rows.filter(pc.greater(pc.list_value_length(rows["picture_ids"]), 0))
+    is_live = _bools(pc.equal(rows["arm"], "live"))
+    began = _bools(pc.greater_equal(rows["time_utc"], pa.scalar(first, rows["time_utc"].type)))
+    before = _floats(rows["total_ms"])[is_live & ~began][-MOST_BEFORE:]
+    ours = _bools(_is_of(rows, version))
+    rows, ours = rows.filter(pa.array(began & (ours | is_live))), ours[began & (ours | is_live)]
+    failed = pc.or_(pc.equal(rows["reason"], "fallback"), pc.not_equal(rows["status"], "ok"))
+    most = 2.0 * finest * _floats(pc.list_value_length(rows["picture_ids"]))  # of two looks
     slow = None
     if len(before) >= FEWEST_BEFORE:
-        limit = float(np.quantile(before, QUICK))
-        slow = np.array([float(row["total_ms"] > limit) for row in told])
+        slow = (_floats(rows["total_ms"]) > np.quantile(before, QUICK)).astype(np.float64)
     return Traffic(
-        np.array([our for _, our in both], dtype=bool),
-        np.array([names.setdefault(_session(row), len(names)) for row in told], dtype=np.int64),
-        np.array(
-            [float(row["reason"] == "fallback" or row["status"] != "ok") for row in told]
-        ),
-        np.array([_share(row, finest) for row in told]),
+        ours,
+        _sessions(rows),
+        _bools(failed).astype(np.float64),
+        np.minimum(_floats(rows["visual_tokens"]) / most, 1.0),
         slow,
-    )  # fmt: skip
+    )
 
 
 def findings(traffic: Traffic, most_tokens: float = TOKENS) -> tuple[Finding, ...]:
@@ -184,30 +203,53 @@ def _differences(traffic: Traffic, values: Array, times: float) -> Array:
     return np.array(differences)
 
 
-def _rows(log: Path) -> list[dict[str, Any]]:
+def _read(log: Path, columns: Sequence[str], since: datetime | None = None) -> Iterator[pa.Table]:
+    """Yield the requests of a log that a router decided, and that no caller's fault ended."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from router.log import NewerLog, Notes, tables
 
-    if not log.is_dir():
-        raise TrainingError(f"the log folder {log} does not exist; give --log-dir")
+    wanted = dict.fromkeys((*columns, "time_utc", "arm", "reason", "status"))
+    kept = pa.array(("ok", *SERVICE_FAULTS))
     try:
-        found = [table.to_pylist() for table in tables(log, DecisionRecord, Notes(), _COLUMNS)]
+        for table in tables(log, DecisionRecord, Notes(), wanted):
+            if since is not None:
+                begin = pa.scalar(since, table["time_utc"].type)
+                table = table.filter(pc.greater_equal(table["time_utc"], begin))
+            decided = pc.is_in(table["reason"], value_set=pa.array(DECIDED))
+            fair = pc.is_in(table["status"], value_set=kept)
+            known = pc.is_valid(table["arm"])
+            yield table.filter(pc.and_(pc.and_(decided, fair), known)).select(list(columns))
     except NewerLog as error:
         raise BadRecord(str(error)) from error
-    kept = ("ok", *SERVICE_FAULTS)
-    return [
-        row
-        for rows in found
-        for row in rows
-        if row["reason"] in DECIDED and row["status"] in kept and row["arm"] is not None
-    ]
 
 
-def _session(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what tells requests apart that do not belong together; the first words of their
-    conversation are not in every log, its first picture is."""
-    return row["arm"], row["tenant"], row["group_id"], row["group_id"] or row["picture_ids"][0]
+def _is_of(rows: pa.Table, version: str) -> pa.ChunkedArray:
+    """Return (n,): whether the canary decided, not one of an earlier trial."""
+    import pyarrow.compute as pc
+
+    return pc.and_(pc.equal(rows["arm"], "canary"), pc.equal(rows["router_version"], version))
 
 
-def _share(row: dict[str, Any], finest: int) -> float:
-    """Two looks at the finest scale are the most."""
-    return min(float(row["visual_tokens"]) / (2 * finest * len(row["picture_ids"])), 1.0)
+def _sessions(rows: pa.Table) -> NDArray[np.int64]:
+    """Return (n,) a number for what belongs together, in the order of the first request.
+
+    The first words of a conversation are not in every log; its first picture is.
+    """
+    import pyarrow.compute as pc
+
+    picture = pc.list_element(rows["picture_ids"], 0)
+    kind = pc.if_else(pc.is_valid(rows["group_id"]), "group", "picture")
+    name = pc.coalesce(rows["group_id"], picture)
+    parts = (rows["arm"], pc.coalesce(rows["tenant"], ""), kind, name)
+    texts = pc.binary_join_element_wise(*parts, "\x1f").combine_chunks()
+    return np.asarray(texts.dictionary_encode().indices, dtype=np.int64)
+
+
+def _bools(column: Any) -> NDArray[np.bool_]:
+    return np.asarray(column, dtype=bool)
+
+
+def _floats(column: Any) -> Array:
+    return np.asarray(column, dtype=np.float64)

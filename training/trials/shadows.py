@@ -70,25 +70,36 @@ def report(log: Path) -> list[ShadowReport]:
     Raises:
         TrainingError: the log is not there, holds no shadow, or is damaged.
     """
+    import pyarrow.compute as pc
+
     from router.log import NewerLog, Notes, tables
 
     if not log.is_dir():
         raise TrainingError(f"the log folder {log} does not exist; give --log-dir")
-    rows: list[dict[str, Any]] = []
+    found: dict[str, ShadowReport] = {}
+    latest: dict[str, Any] = {}
     try:
         for table in tables(log, DecisionRecord, Notes(), ("time_utc", "request_id", "shadow")):
-            rows += (row for row in table.to_pylist() if row["shadow"] is not None)
+            for row in table.filter(pc.is_valid(table["shadow"])).to_pylist():
+                told = _told(row)
+                version = told["version"]
+                found.setdefault(version, ShadowReport(version)).add(told)
+                latest[version] = max(latest.get(version, row["time_utc"]), row["time_utc"])
     except NewerLog as error:
         raise BadRecord(str(error)) from error
-    found: dict[str, ShadowReport] = {}
-    for row in sorted(rows, key=lambda row: row["time_utc"], reverse=True):
-        try:
-            told = json.loads(row["shadow"])
-            found.setdefault(told["version"], ShadowReport(told["version"])).add(told)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadRecord(
-                f"request {row['request_id']}: what a shadow did is damaged ({error!r})"
-            ) from error
+    except (KeyError, TypeError) as error:
+        raise BadRecord(f"what a shadow did is damaged in {log}: {error!r}") from error
     if not found:
         raise TrainingError(f"{log} tells of no shadow; m3-train shadow ROUTER begins one")
-    return list(found.values())
+    return sorted(found.values(), key=lambda each: latest[each.version], reverse=True)
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        told = dict(json.loads(row["shadow"]))
+        told["version"] = str(told["version"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecord(
+            f"request {row['request_id']}: what a shadow did is damaged ({error!r})"
+        ) from error
+    return told

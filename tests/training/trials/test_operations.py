@@ -114,6 +114,7 @@ def written(log: Path, records: list[DecisionRecord]) -> Path:
 
 def test_a_log_tells_the_traffic(tmp_path: Path) -> None:
     before = [record(n, "live", "a", total_ms=float(n)) for n in range(200)]
+    before += [record(n, "live", "a", total_ms=9e9) for n in range(-8 * 86_400, -8 * 86_400 + 99)]
     rows = [
         record(200, "canary", "b", visual_tokens=576),
         record(201, "live", "a", total_ms=500.0),
@@ -126,6 +127,7 @@ def test_a_log_tells_the_traffic(tmp_path: Path) -> None:
         record(208, "canary", "b", reason="fallback", group_id="g", picture_ids=("x", "y"),
                visual_tokens=1152),
         record(209, "live", "a", group_id="g", total_ms=20.0),
+        record(210, "live", "a", picture_ids=()),  # from elsewhere
     ]  # fmt: skip
     found = traffic_of(written(tmp_path / "log", before[::-1] + rows), "b", 576)
     assert found.canary.tolist() == [True, False, True, True, False]
