@@ -113,17 +113,6 @@ def test_null_means_not_given_within_objects(ask_body: Body) -> None:
     assert protocol.FeedbackRequest.model_validate(told).reference is None
 
 
-@pytest.mark.parametrize("name", ["d", "session 7/b", "\u66f8\u985e", "x" * 200])
-def test_a_group_has_any_printable_name(name: str) -> None:
-    assert RoutingRequest.model_validate({"group_id": name}).group_id == name
-
-
-@pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", "\x00", "\ud800", 7, ["a"]])
-def test_a_group_without_a_name_is_refused(name: Any) -> None:
-    with pytest.raises(ValidationError, match="group_id"):
-        RoutingRequest.model_validate({"group_id": name})
-
-
 @pytest.mark.parametrize(
     "more",
     [

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from serve.arms.assignment import is_drawn, session_of
+from serve.protocol import RoutingRequest
 
 NAMES = [f"session {number}" for number in range(2000)]
 Python = Callable[..., Any]
@@ -46,9 +50,7 @@ def test_other_processes_draw_the_same(python: Python) -> None:
     )
     told = [json.loads(python("-c", code).stdout) for _ in range(2)]
     assert told[0] == told[1] == [is_drawn(name, "abc", 0.3) for name in NAMES[:200]]
-    # By hand: sha256("m3-router arms 1:abc:session 0") begins with these bytes.
-    import hashlib
-
+    # What the draw is, said another way.
     first = hashlib.sha256(b"m3-router arms 1:abc:session 0").hexdigest()[:16]
     assert told[0][0] == (int(first, 16) / 2**64 < 0.3)
 
@@ -79,3 +81,14 @@ def test_a_group_is_one_session_whatever_is_asked() -> None:
         "t", None, [turn("user", "a")], ["p"]
     )
     assert session_of("a", "b", [], []) != session_of("a,b", "", [], [])
+
+
+@pytest.mark.parametrize("name", ["d", "session 7/b", "\u66f8\u985e", "x" * 200])
+def test_a_group_has_any_printable_name(name: str) -> None:
+    assert RoutingRequest.model_validate({"group_id": name}).group_id == name
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", "\x00", "\ud800", 7, ["a"]])
+def test_a_group_without_a_name_is_refused(name: Any) -> None:
+    with pytest.raises(ValidationError, match="group_id"):
+        RoutingRequest.model_validate({"group_id": name})
