@@ -24,6 +24,9 @@ _RAY_LABELS = ("Component", "NodeAddress", "SessionName", "Version", "WorkerId",
 _MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000)
 
 
+ARMS = ("live", "canary")
+
+
 class Spec(NamedTuple):
     """One metric; ``values`` are all that its one label can have, where that is known."""
 
@@ -65,6 +68,24 @@ METRICS: dict[str, Spec] = {
     ),
     "m3_router_stale": Spec(
         "gauge", "1 while the router that should be loaded cannot be, or two are named."
+    ),
+    "m3_trial_stale": Spec("gauge", "1 while a router that should be tried cannot be loaded."),
+    "m3_canary_stopped": Spec(
+        "gauge", "1 while an encoder gives a canary no requests because its decisions fail."
+    ),
+    "m3_arm_requests": Spec(
+        "counter", "Answers by which of two routers was to decide.", ("arm",), ARMS
+    ),
+    "m3_arm_visual_tokens": Spec("counter", "Visual tokens read for those.", ("arm",), ARMS),
+    "m3_arm_failures": Spec(
+        "counter", "Those that fell back to the finest scale, or failed.", ("arm",), ARMS
+    ),
+    "m3_arm_latency_ms": Spec("counter", "Milliseconds that those took, together.", ("arm",), ARMS),
+    "m3_shadow_decisions": Spec(
+        "counter",
+        "Requests that a shadow decided too, and what came of it.",
+        ("outcome",),
+        ("same", "differs", "failed"),
     ),
     "m3_tenant_requests": Spec(
         "counter", "Requests by the name of their key and outcome.", ("tenant", "status")

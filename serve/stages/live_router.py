@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from router.errors import RouterFileError
-from router.registry import Entry, last_entry, router_folder
+from router.registry import Entry, history, last_entry, router_folder
 from router.router import Router
+from serve.arms.on_trial import OnTrial
 from serve.errors import ServeSetupError
 from serve.metrics import Metrics
 
@@ -55,6 +56,7 @@ class LiveRouter:
         self._chosen: Path | None = None
         self._complaint = self._overruled = self._unread = ""
         self._polls_since_failure = 0
+        self.trial = OnTrial(self._load, metrics, registry)
         self._swapping = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="m3-registry", daemon=True)
@@ -83,6 +85,8 @@ class LiveRouter:
         """
         entry = self._last_word()
         promoted, self._heard = self._promoted(entry), 0 if entry is None else entry.seq
+        if entry is not None:
+            self.trial.follow(entry)
         shipped = default if default is not None and default.is_dir() else None
         self._first = shipped if explicit is None else explicit
         # Only a later promotion replaces what was asked for.
@@ -179,6 +183,8 @@ class LiveRouter:
         while not self._stop.wait(self._poll_s):
             entry = self._last_word()
             wanted = self._promoted(entry)
+            if entry is not None:
+                self.trial.follow(entry)
             if entry is None or (wanted is None and entry.to is not None):
                 continue
             if wanted is None:  # all is rolled back
@@ -187,13 +193,23 @@ class LiveRouter:
             elif self._chosen is not None:  # the promotion came later
                 self._overrule(self._chosen)
             # Rolled back and promoted again between two looks: a later word about the same one.
-            later, self._heard = entry.seq != self._heard, entry.seq
+            later, self._heard = self._is_moved(entry), entry.seq
             if wanted != self._wanted or (later and wanted != self._serves):
                 self.swap_to(wanted)
             elif self._complaint:
                 self._polls_since_failure += 1
                 if self._polls_since_failure % RETRY_POLLS == 0:
                     self.swap_to(wanted)
+
+    def _is_moved(self, entry: Entry) -> bool:
+        """Return whether something was put in force since the last look, the same or another."""
+        if self._registry is None or entry.seq == self._heard:
+            return False
+        try:
+            said = [each for each in history(self._registry) if each.seq > self._heard]
+        except RouterFileError:  # the last word is all that must be read
+            said = [entry]
+        return any(each.action in ("promote", "rollback") for each in said)
 
     def _agreed(self) -> None:
         if self._overruled:

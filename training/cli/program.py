@@ -26,9 +26,11 @@ from training.cli.versions import (
     ExpectOption,
     WhoOption,
     WhyOption,
+    canary,
     diff,
     gc,
     list_versions,
+    shadow,
     tell_strangers,
     user,
 )
@@ -225,6 +227,8 @@ def rollback(
     say(f"in force: {folder or 'the router that services start with, shipped or --router'}")
 
 
+app.command("canary", rich_help_panel=IN_FORCE)(canary)
+app.command("shadow", rich_help_panel=IN_FORCE)(shadow)
 app.command("list", rich_help_panel=IN_FORCE)(list_versions)
 app.command("diff", rich_help_panel=IN_FORCE)(diff)
 app.command("gc", rich_help_panel=IN_FORCE)(gc)
