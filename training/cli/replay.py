@@ -6,7 +6,7 @@ Knows flags and tables; the replay itself is in training.promotion.replay.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -70,9 +70,12 @@ def replay(
             say(f"left out: {line}")
     if json_out is not None:
         json_out.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"split": split, "n_questions": len(asked), "n_pictures": asked.n_pictures}
-        told = {"served_again": {name: each.as_dict() for name, each in again.items()}}
-        facts |= {"data_hash": data.data_hash, **(told if again else {})}
+        facts: dict[str, Any] = {
+            "split": split, "n_questions": len(asked), "n_pictures": asked.n_pictures,
+            "data_hash": data.data_hash,
+        }  # fmt: skip
+        if again:
+            facts["served_again"] = {name: each.as_dict() for name, each in again.items()}
         write_json(json_out, {**facts, "rows": rows})
     table(
         f"{len(asked)} questions about {asked.n_pictures} pictures ({split}), each against the "
