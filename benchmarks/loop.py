@@ -18,6 +18,7 @@ poisoned; `worse_passes` and `equal_cheaper_passes` are shares of the simulated 
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import tempfile
@@ -31,10 +32,10 @@ from _loop.story import QUICK, Sizes, Told, seen_in, tell, told_in
 from _loop.traffic import Seen
 from _result import arguments, write
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 TALKS = ("shipped_mix", "shifted_mix", "before", "labelled", "retrained", "after")
+ROOT = Path(__file__).resolve().parents[1]
 SMOOTH = 300  # answers in a point of the plot
 
 
@@ -66,6 +67,14 @@ def report_of(found: dict[str, Told], sizes: Sizes) -> dict[str, Any]:
         "sizes": asdict(sizes),
         "seconds": {name: told["seconds"] for name, told in found.items()},
     }
+
+
+def without_paths(report: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Return the report without this machine's folders, which commands name."""
+    text = json.dumps(report)
+    for folder, name in ((work.resolve(), "WORK"), (work, "WORK"), (ROOT, ".")):
+        text = text.replace(str(folder), name)
+    return dict(json.loads(text))
 
 
 def _means(seen: Seen) -> dict[str, float]:
@@ -161,13 +170,9 @@ def main() -> None:
             f"{sizes.shipped + sizes.shifted} pictures: fewer than a gate needs, so it will refuse"
         )
     temporary = nullcontext(given.work) if given.work else tempfile.TemporaryDirectory()
-    with (
-        temporary as work,
-        Progress(console=console) as progress,
-        told_in(Path(work), sizes, progress) as story,
-    ):
+    with temporary as work, told_in(Path(work), sizes) as story:
         found = tell(story)
-    report = report_of(found, sizes)
+    report = without_paths(report_of(found, sizes), Path(work))
     show(report, console)
     if given.plot is not None:
         draw(found, given.plot)

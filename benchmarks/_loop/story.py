@@ -22,8 +22,8 @@ from _loop.gates import simulated
 from _loop.log_kills import kill_writers
 from _loop.poison import offered, offers, refused_by_fit
 from _loop.traffic import HELD_OUT, SHIFTED, SHIPPED, Callers, Mix, Ongoing, Seen
-from rich.progress import Progress
 
+from m3model.terminal import bar, say
 from router import Router, default_router_path
 from router.registry import current_router_path
 
@@ -37,9 +37,9 @@ Told = dict[str, Any]
 class Sizes:
     """How much of everything: pictures of each mix, simulated gates, killed writers."""
 
-    shipped: int = 800
-    shifted: int = 4000
-    held_out: int = 1000
+    shipped: int = 600
+    shifted: int = 3600
+    held_out: int = 800
     gates: int = 200
     kills: int = 80
 
@@ -54,7 +54,6 @@ class Story:
     work: Path
     sizes: Sizes
     url: str
-    progress: Progress
 
     @property
     def log(self) -> Path:
@@ -75,7 +74,7 @@ class Story:
 
 
 @contextmanager
-def told_in(work: Path, sizes: Sizes, progress: Progress) -> Iterator[Story]:
+def told_in(work: Path, sizes: Sizes) -> Iterator[Story]:
     """Run the service of a story that is told in a folder, anew or from where it stopped.
 
     Raises:
@@ -87,14 +86,14 @@ def told_in(work: Path, sizes: Sizes, progress: Progress) -> Iterator[Story]:
         raise SystemExit(f"{work} holds a story of other sizes; use another folder")
     file.write_text(json.dumps(asdict(sizes)), encoding="utf-8")
     with _service(work / "service") as url:
-        yield Story(work, sizes, url, progress)
+        yield Story(work, sizes, url)
 
 
 def tell(story: Story) -> dict[str, Told]:
     """Return what every stage found; what is in its file already is not done again."""
     stages: dict[str, Callable[[Story, dict[str, Told]], Told]] = {
-        "shipped_mix": lambda s, _: _asked(s, s.url, SHIPPED, s.sizes.shipped, teach=True),
-        "shifted_mix": lambda s, _: _asked(s, s.url, SHIFTED, s.sizes.shifted, teach=True),
+        "shipped_mix": lambda s, _: _asked(s.url, SHIPPED, s.sizes.shipped, teach=True),
+        "shifted_mix": lambda s, _: _asked(s.url, SHIFTED, s.sizes.shifted, teach=True),
         "noticed": _noticed,
         "before": _before,
         "labelled": _labelled,
@@ -110,7 +109,7 @@ def tell(story: Story) -> dict[str, Told]:
         if file.exists():
             found[name] = json.loads(file.read_text("utf-8"))
             continue
-        story.progress.console.print(f"[bold]{name.replace('_', ' ')}")
+        say(f"stage {len(found) + 1} of {len(stages)}: {name.replace('_', ' ')}")
         began = time.monotonic()
         told = stage(story, found)
         told["seconds"] = round(time.monotonic() - began, 1)
@@ -176,12 +175,9 @@ def _service(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def _asked(story: Story, url: str, mix: Mix, pictures: int, *, teach: bool) -> Told:
-    task = story.progress.add_task(mix.name, total=pictures)
-    seen = Callers(url, mix, teach=teach).ask(
-        range(pictures), lambda done: story.progress.update(task, completed=done)
-    )
-    story.progress.update(task, completed=pictures)
+def _asked(url: str, mix: Mix, pictures: int, *, teach: bool) -> Told:
+    with bar(mix.name, "pictures") as move:
+        seen = Callers(url, mix, teach=teach).ask(range(pictures), lambda n: move(n, pictures))
     return {"seen": seen.as_dict(), "pictures": pictures}
 
 
@@ -193,7 +189,7 @@ def _noticed(story: Story, found: dict[str, Told]) -> Told:
 def _before(story: Story, found: dict[str, Told]) -> Told:
     """Ask the held-out questions of the router that is live, in a log that nobody learns from."""
     with _service(story.work / "held-out") as url:
-        return _asked(story, url, HELD_OUT, story.sizes.held_out, teach=False)
+        return _asked(url, HELD_OUT, story.sizes.held_out, teach=False)
 
 
 def _labelled(story: Story, found: dict[str, Told]) -> Told:
@@ -255,7 +251,7 @@ def _in_force(story: Story) -> str:
 
 
 def _after(story: Story, found: dict[str, Told]) -> Told:
-    told = _asked(story, story.url, HELD_OUT, story.sizes.held_out, teach=False)
+    told = _asked(story.url, HELD_OUT, story.sizes.held_out, teach=False)
     version, others = _in_force(story), set(told["seen"]["router"])
     if others != {version}:
         raise SystemExit(f"{version} is in force, but answers are by {', '.join(sorted(others))}")

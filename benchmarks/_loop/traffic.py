@@ -143,15 +143,14 @@ class Callers:
         """Ask every question about the pictures, several callers at a time; return what was seen.
 
         Args:
-            progress: called with the pictures that are done, now and then.
+            progress: called with the number of pictures that are done.
         """
         done = itertools.count(1)
 
         def one(number: int) -> None:
             for position in range(len(picture_of(self.mix, number)[1])):
                 self.question(number, position)
-            if (so_far := next(done)) % 50 == 0:
-                progress(so_far)
+            progress(next(done))
 
         with ThreadPoolExecutor(CALLERS) as pool:
             list(pool.map(one, pictures))
