@@ -36,7 +36,7 @@ from rich.table import Table
 
 TALKS = ("shipped_mix", "shifted_mix", "before", "labelled", "retrained", "after")
 ROOT = Path(__file__).resolve().parents[1]
-SMOOTH = 300  # answers in a point of the plot
+SMOOTH = 300  # answers in a point of the plot, fewer where there are few
 
 
 def report_of(found: dict[str, Told], sizes: Sizes) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def draw(found: dict[str, Told], path: Path) -> None:
         above.text(middle, 1.02, names[name], color=colors[name], ha="center", va="bottom",
                    transform=above.get_xaxis_transform())  # fmt: skip
         start += len(seen)
-    above.set_ylabel(f"right, mean of {SMOOTH}")
-    below.set_ylabel(f"visual tokens, mean of {SMOOTH}")
+    above.set_ylabel("right (moving mean)")
+    below.set_ylabel("visual tokens (moving mean)")
     below.set_ylim(bottom=0)
     below.set_xlabel("answers")
     for axes in (above, below):

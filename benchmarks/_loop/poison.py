@@ -1,9 +1,10 @@
 """Candidates that must not go live, built and offered to `m3-train promote` like any other.
 
 Each is what an error of the trade makes of honest data: labels of other questions, a scoring that
-says no to everything, columns that changed places, a router of another model. Where such a router
-would price itself dear it is priced like the honest one: the gate must hold whatever it costs.
-Knows fitting and commands; knows nothing of the story.
+says no to everything, columns that changed places, a router of another model. A router that knows
+nothing of questions may still be a good one where it is dear: one action for all may well beat what
+a shift of the traffic has made wasteful. So they are priced to read half of what the honest one
+does, which is where a wrong choice hurts. Knows fitting and commands; knows nothing of the story.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from router import Policy, Router
+from router.policy import choose_many, row_costs
 from router.registry import current_router_path
+from training.figures.metrics import picked
 from training.fitting.fit import fit
 from training.oracle.data import OracleData, read_oracle
+from training.promotion.replay import played
 
 MOST_PICTURES = 1000  # that a poisoned router is fitted on: more do not make it better
 CHEAPEST = 1e6  # a price at which nothing but the cheapest action is taken
@@ -52,7 +56,8 @@ def offers(audits: Path, honest: Path, registry: Path, folder: Path) -> Iterator
     data, live = read_oracle([audits]), Router.from_pretrained(honest)
     some = data.take(data.pictures < MOST_PICTURES)
     order = np.random.default_rng(0).permutation(len(some))
-    shuffled = _fitted(_changed(some, order), live, folder / "shuffled")
+    half = float(played(live, some, "honest").spent(some.visual_tokens).mean()) / 2
+    shuffled = _fitted(_changed(some, order), half, folder / "shuffled")
     yield Offer("shuffled_labels_at_cold_start", shuffled, folder / "empty", audits)
     yield Offer("shuffled_labels_later", shuffled, registry, audits)
     zero = _zero(audits, folder / "zero-audits")
@@ -61,7 +66,7 @@ def offers(audits: Path, honest: Path, registry: Path, folder: Path) -> Iterator
         metadata=live.metadata,
     ).save_pretrained(folder / "cheapest")  # fmt: skip
     yield Offer("all_zero_scores", cheap, registry, zero)
-    swapped = _fitted(_changed(some, np.s_[:, ::-1]), live, folder / "swapped")
+    swapped = _fitted(_changed(some, np.s_[:, ::-1]), half, folder / "swapped")
     yield Offer("swapped_columns", swapped, registry, audits)
     stranger = Router(
         live.predictor, live.schema, live.policy, space=live.space,
@@ -89,13 +94,18 @@ def refused_by_fit(audits: Path, train: Train, folder: Path) -> dict[str, Any]:
     return {"refused": done.returncode == 2, "why": done.stderr.strip().splitlines()[-1]}
 
 
-def _fitted(data: OracleData, live: Router, out: Path) -> Path:
+def _fitted(data: OracleData, tokens: float, out: Path) -> Path:
+    """Return the folder of the router that these data make, at a price at which it reads so many
+    visual tokens a question at most."""
     made = fit(data).router
-    if made.policy.price < live.policy.price or made.policy.finest_only:
-        made = Router(
-            made.predictor, made.schema, live.policy, space=made.space, metadata=made.metadata
-        )
-    return made.save_pretrained(out)
+    costs = row_costs(data.visual_tokens, made.scales, made.policy.costs)
+    values = np.asarray(made.predict_values(data.features), float)
+    for price in np.geomspace(1e-3, CHEAPEST, 60):
+        if picked(data.visual_tokens, choose_many(values, costs, float(price))).mean() <= tokens:
+            break
+    policy = Policy(made.policy.costs, float(price))
+    cheap = Router(made.predictor, made.schema, policy, space=made.space, metadata=made.metadata)
+    return cheap.save_pretrained(out)
 
 
 def _changed(data: OracleData, index: Any) -> OracleData:

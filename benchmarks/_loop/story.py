@@ -176,8 +176,8 @@ def _service(folder: Path) -> Iterator[str]:
 
 
 def _asked(url: str, mix: Mix, pictures: int, *, teach: bool) -> Told:
-    with bar(mix.name, "pictures") as move:
-        seen = Callers(url, mix, teach=teach).ask(range(pictures), lambda n: move(n, pictures))
+    with bar(mix.name, "pictures") as move, Callers(url, mix, teach=teach) as callers:
+        seen = callers.ask(range(pictures), lambda done: move(done, pictures))
     return {"seen": seen.as_dict(), "pictures": pictures}
 
 

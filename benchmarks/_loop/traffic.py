@@ -139,6 +139,12 @@ class Callers:
         self._client = M3Client(url, timeout=120, max_retries=0)  # what fails is seen to fail
         self._lock = threading.Lock()
 
+    def __enter__(self) -> Callers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
     def ask(self, pictures: Sequence[int], progress: Callable[[int], None]) -> Seen:
         """Ask every question about the pictures, several callers at a time; return what was seen.
 
@@ -200,6 +206,7 @@ class Ongoing:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._callers.__exit__()
 
     def until_answered_by(self, version: str, seconds: float) -> float | None:
         """Return after how many seconds a router decides, None if it does not in so many."""
