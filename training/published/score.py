@@ -1,5 +1,4 @@
-"""Scores somebody's choice of actions on a published table: exact, with intervals by what
-belongs together.
+"""Scores somebody's choice of actions on a published table: exact, with intervals by group.
 
 Needs nothing but the table and the picks. Knows published tables and picks; does not know routers.
 """
