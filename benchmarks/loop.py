@@ -159,7 +159,7 @@ def draw(found: dict[str, Told], path: Path) -> None:
 
 def main() -> None:
     """Tell the story from the command line."""
-    parser = arguments(__doc__, "200 pictures: too few for the gate, which is shown to refuse")
+    parser = arguments(__doc__, "160 pictures: too few for the gate, which is shown to refuse")
     parser.add_argument("--work", type=Path, help="folder that the story goes on in")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the story's time there")
     given = parser.parse_args()

@@ -44,7 +44,7 @@ class Sizes:
     kills: int = 80
 
 
-QUICK = Sizes(shipped=50, shifted=150, held_out=50, gates=20, kills=60)
+QUICK = Sizes(shipped=40, shifted=120, held_out=40, gates=20, kills=60)
 
 
 @dataclass(frozen=True)
@@ -145,24 +145,26 @@ def noticed(usual: Seen, now: Seen) -> Told:
     return told
 
 
-def doctors_word(story: Story) -> Told | None:
-    """Return what `m3-train doctor` says of the log, None where there is no such command yet."""
+def doctors_word(story: Story, *labels: object) -> Told | None:
+    """Return what `m3-train doctor` finds, None where it finds out nothing.
+
+    Args:
+        labels: flags that name the labels, once there are any.
+    """
     out = story.work / "doctor.json"
-    done = m3_train(
-        "doctor", "--log", story.log, "--registry", story.registry, "--json", out, quiet=True
-    )
-    return json.loads(out.read_text("utf-8")) if out.exists() else {"said": done.stderr[-500:]}
+    out.unlink(missing_ok=True)
+    m3_train("doctor", "--log", story.log, "--registry", story.registry, "--json", out, *labels)
+    return json.loads(out.read_text("utf-8")) if out.exists() else None
 
 
-def m3_train(*words: object, quiet: bool = False) -> subprocess.CompletedProcess[str]:
+def m3_train(*words: object) -> subprocess.CompletedProcess[str]:
     """Run a command as a user does, and print how it ended."""
-    if not quiet:
-        print(f"$ m3-train {' '.join(map(str, words))}", flush=True)
+    print(f"$ m3-train {' '.join(map(str, words))}", flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "training.cli", *map(str, words)], text=True, capture_output=True
     )
     lines = done.stderr.strip().splitlines()
-    if not quiet and lines:
+    if lines:
         print(f"  {lines[-1]}", flush=True)
     return done
 
@@ -213,6 +215,7 @@ def _labelled(story: Story, found: dict[str, Told]) -> Told:
         "against_the_anchor": ours["difference_from_finest"],
         "visual_tokens": ours["visual_tokens"],
         "served_again": next(iter(told["served_again"].values())),
+        "doctor": doctors_word(story, "--oracle", story.audits),
     }
 
 
