@@ -206,7 +206,6 @@ class Ongoing:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._callers.__exit__()
 
     def until_answered_by(self, version: str, seconds: float) -> float | None:
         """Return after how many seconds a router decides, None if it does not in so many."""
@@ -218,7 +217,8 @@ class Ongoing:
         return None
 
     def _ask_on(self) -> None:
-        for turn in itertools.count():
-            self._callers.question(turn % self._pictures, 0)
-            if self._stop.wait(PAUSE_S):
-                return
+        with self._callers:
+            for turn in itertools.count():
+                self._callers.question(turn % self._pictures, 0)
+                if self._stop.wait(PAUSE_S):
+                    return
