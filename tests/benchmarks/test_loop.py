@@ -1,6 +1,6 @@
 """The story of the loop: what callers saw is told rightly, what must not pass is what it is said.
 
-The story itself runs for half an hour on a real service; here are its figures and its poison.
+The story itself runs on a real service for long; here are its figures and its poison.
 """
 
 from __future__ import annotations
