@@ -8,7 +8,7 @@ oracle data and logs; does not know the service.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from router.log import NewerLog, read_log
 from router.policy import Policy, token_costs
 from router.records import DecisionRecord, OracleRecord, from_table
+from router.records.rows import Record
 from router.router import Router
 from training.errors import BadRecord, NotEnoughData, TrainingError
 from training.evaluation.exam import questions_of
@@ -132,16 +133,21 @@ def logged_again(
         BadRecord: records of a newer version.
         TrainingError, FileNotFoundError: no oracle data, or no log.
     """
-    rows = from_table(oracle_table(oracle)[0], OracleRecord)
-    found = {}
+    table, found = oracle_table(oracle)[0], {}
     try:
         logged = read_log(log)
-        records = from_table(logged.decisions, DecisionRecord)
         for name, router in routers:
-            found[name] = served_again(router, records, seen_in(rows, router))
+            seen = seen_in(_records(table, OracleRecord), router)
+            found[name] = served_again(router, _records(logged.decisions, DecisionRecord), seen)
     except (NewerLog, ValueError) as error:
         raise BadRecord(f"the log {log} cannot be decided again: {error}") from error
     return found, [str(skipped) for skipped in logged.notes.skipped]
+
+
+def _records(table: Any, kind: type[Record]) -> Iterator[Record]:
+    """Yield a table's rows as records, a thousand in memory at a time."""
+    for start in range(0, len(table), 1000):
+        yield from from_table(table.slice(start, 1000), kind)
 
 
 def _check(
