@@ -16,6 +16,7 @@ from router.certificate.proof import (
     Array,
     Loss,
     Method,
+    betting_order,
     certified_member,
     mean_by_picture,
     picture_losses,
@@ -77,7 +78,7 @@ def certify(
     costs = row_costs(on.visual_tokens, router.scales, router.policy.costs)
     values = np.asarray(router.predict_values(on.features), dtype=np.float64)
     family = price_family(most_costs(router))
-    losses = picture_losses(values, on.scores, costs, on.pictures, family, loss)
+    losses = picture_losses(values, on.scores, costs, betting_order(on.units), family, loss)
     rungs = []
     for level in levels:
         steps.begin(f"{loss} of at most {level:g}")
@@ -169,10 +170,9 @@ def _slice(
     part, chosen = on.take(on.groups == kind), picks[on.groups == kind]
     # From the finest down, each tested at the full delta until one fails: as in the family.
     floors = on.scales[::-1]
+    units = betting_order(part.units)
     raised = [
-        mean_by_picture(
-            question_losses(part.scores, _raised(part, chosen, floor), loss), part.pictures
-        )
+        mean_by_picture(question_losses(part.scores, _raised(part, chosen, floor), loss), units)
         for floor in floors
     ]
     member = certified_member(np.stack(raised), bound, delta)

@@ -9,7 +9,6 @@ through. Knows routers, folders and oracle data; what figures are worth is train
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from m3model.engine.recipe import model_of
 from router import default_router_path
+from router.certificate.proof import betting_order
 from router.errors import RouterFileError
 from router.registry import current_router_path
 from router.router import Router
@@ -246,7 +246,7 @@ def _evidence(
     most = float(fresh.scales[-1])
     looks = any(each.router and each.router.second_look for each in (candidate, incumbent))
     return Evidence(
-        units=in_betting_order(fresh.units),
+        units=betting_order(fresh.units),
         candidate=_played(candidate, fresh),
         incumbent=_played(incumbent, fresh),
         reference=None if reference is None else _played(reference, fresh),
@@ -255,15 +255,6 @@ def _evidence(
         most_tokens=2.0 * most if looks else most,
         stronger=_stronger(candidate.router, incumbent.router),
     )
-
-
-def in_betting_order(units: NDArray[np.str_]) -> NDArray[np.int64]:
-    """Return (n,): the number of each question's unit, in the order of a hash of their names."""
-    names, inverse = np.unique(units, return_inverse=True)
-    digests = [hashlib.sha256(b"m3-router bets 1:" + n.encode()).digest() for n in names.tolist()]
-    places = np.empty(len(names), dtype=np.int64)
-    places[sorted(range(len(names)), key=digests.__getitem__)] = np.arange(len(names))
-    return places[inverse]
 
 
 def _played(contender: Contender, fresh: OracleData) -> Played:

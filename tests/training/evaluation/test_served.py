@@ -195,3 +195,11 @@ def test_what_was_not_decided_by_the_router_is_left_out(
     lied = replace(one, actions=("1",) if one.actions != ("1",) else ("9",))
     found = replayed(router, [lied], seen)
     assert found.differing == [(one.request_id, lied.actions, one.actions)]
+    assert found.sentence == (
+        "warning: only 0 of 1 logged decisions are taken again, so what is replayed is not what "
+        f"was served; request {one.request_id} was read by {lied.actions[0]}, "
+        f"now by {one.actions[0]}"
+    )
+    assert found.as_dict()["first_differing"] == [
+        {"request_id": one.request_id, "served": list(lied.actions), "now": list(one.actions)}
+    ]

@@ -11,13 +11,13 @@ import pytest
 from router import Certificate, ComplexityPredictor, Policy, Router, default_router_path
 from router.actions import ActionSpace, CellRule, uniform_space
 from router.certificate.promise import Rung
+from router.certificate.proof import betting_order
 from router.policy import token_costs
 from training.errors import TrainingError
 from training.oracle.data import OracleData, read_oracle
 from training.promotion.gate import (
     Contender,
     at_the_gate,
-    in_betting_order,
     judge,
     live,
     tightest_harm,
@@ -164,10 +164,10 @@ def test_what_a_router_saw_lies_beside_it(audits: OracleData, tmp_path: Path) ->
 
 def test_the_order_of_the_bets_is_that_of_a_hash() -> None:
     names = np.array([f"doc-{number:03d}" for number in (3, 1, 3, 2, 0)])
-    order = in_betting_order(names)
+    order = betting_order(names)
     assert sorted(set(order.tolist())) == [0, 1, 2, 3]
     assert order[0] == order[2]
-    many = in_betting_order(np.array([f"{number:05d}" for number in range(1000)]))
+    many = betting_order(np.array([f"{number:05d}" for number in range(1000)]))
     assert abs(np.corrcoef(many, np.arange(1000))[0, 1]) < 0.1
 
 
