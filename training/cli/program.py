@@ -17,7 +17,14 @@ from router.errors import FeatureMismatch, RouterFileError
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
-from training.cli.collect import ModelOption, WorkersOption, collect, model_folder, router_folder
+from training.cli.collect import (
+    ModelOption,
+    WorkersOption,
+    collect,
+    import_lmms_eval,
+    model_folder,
+    router_folder,
+)
 from training.cli.log import log_app
 from training.cli.model import model as train_model
 from training.cli.readout import readout
@@ -66,6 +73,7 @@ TargetOption = Annotated[
 app.command("model", rich_help_panel=MODEL)(train_model)
 app.command("readout", rich_help_panel=MODEL)(readout)
 app.command("collect", rich_help_panel=ROUTER)(collect)
+app.command("import-lmms-eval", rich_help_panel=ROUTER)(import_lmms_eval)
 
 
 @app.command(rich_help_panel=ROUTER)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from transformers.utils.logging import disable_progress_bar
 
 from m3model import (
     Focus,
@@ -73,6 +74,7 @@ class PictureEncoder:
         relevance: str | None = None,
         text_encoder: Path | None = None,
     ) -> None:
+        disable_progress_bar()  # what is shown is progress with the questions
         self.folder, self.device = folder, answering_device(device)
         self.dtype = answering_dtype(self.device)
         self.model: Any = (
