@@ -146,10 +146,10 @@ def import_lmms_eval(
     relevance: RelevanceOption = "auto",
     text_encoder: TextEncoderOption = None,
 ) -> None:
-    """Turn runs of lmms-eval with `--model m3`, one at each scale, into oracle data.
+    """Turn runs of lmms-eval at every scale into oracle data.
 
-    Scores are the task's own; the pictures, of which features are made, must be those that were
-    asked about.
+    Of `lmms-eval --model m3 --model_args scale=N --log_samples`. Scores are the task's own; the
+    pictures, of which features are made, must be those that were asked about.
     """
     from training.lmms.importing import import_runs
 
