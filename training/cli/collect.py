@@ -95,7 +95,7 @@ def collect(
         bool, typer.Option("--no-focus", help="Only whole pictures at each scale, no focus.")
     ] = False,
 ) -> None:
-    """Answer every question at every scale and focus: the oracle data.
+    """Answer questions at every scale and focus: oracle data.
 
     From generated scenes, LLaVA-format data or the log of the service. A rerun goes on where it
     stopped.

@@ -87,7 +87,7 @@ def fit(
     ] = "auto",
     second_look: SecondLookOption = False,
 ) -> None:
-    """Fit a router on oracle data: predictor, calibration, price."""
+    """Fit a router on oracle data: boosters, calibration, price."""
     from training.fitting.fit import fit as fit_router
     from training.oracle.data import read_oracle
     from training.promotion.seen import write_seen
@@ -193,7 +193,7 @@ def promote(
         bool, typer.Option(help="Whatever the gate or a quarantine says; the journal keeps it.")
     ] = False,
 ) -> None:
-    """Put a router in force, past the gate; running services take over."""
+    """Put a router in force, past the gate; services take over."""
     from training.promotion.gate import at_the_gate
     from training.promotion.verdict_report import closed, said_of, write_verdict
     from training.registry.changes import current_router_path
@@ -225,7 +225,7 @@ def rollback(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Put back the router before; the one in force goes into quarantine."""
+    """Put back the router before; quarantine the one in force."""
     from training.registry.changes import rollback as go_back
 
     folder = go_back(registry, expect=expect, who=who or user(), why=why or "")
