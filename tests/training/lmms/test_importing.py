@@ -236,6 +236,21 @@ def test_the_task_the_metric_and_lists_around_answers(
         import_runs([mine], task.data, tiny_model, tmp_path / "out", task="small")
 
 
+def test_scores_of_nothing_are_told(
+    runs: Path, task: Any, tiny_model: Path, tmp_path: Path, command: Any
+) -> None:
+    """The task's metric is none of ours; what others make of the answers is said all the same."""
+    mine = copied(runs, tmp_path)
+    for number in range(len(SCALES)):
+        change(mine, number, lambda s: [sample.update(exact_match=0.0) for sample in s])
+    done = command(
+        "m3-train", "import-lmms-eval", mine, "--data", task.data, "--model", tiny_model,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "no answer at any action earned anything against its reference on 12" in done.stderr
+
+
 def test_less_is_no_score(runs: Path, task: Any, tiny_model: Path, tmp_path: Path) -> None:
     mine = copied(runs, tmp_path)
     for number in range(len(SCALES)):
