@@ -224,6 +224,7 @@ LIGHT = [
     ("m3model", {"torch", "ray", "transformers", "lightgbm"}),
     ("m3model.terminal", {"torch", "ray", "transformers", "lightgbm", "rich"}),
     ("training", {"torch", "ray", "transformers", "lightgbm"}),
+    ("training.lmms.manifest", {"torch", "ray", "transformers", "lmms_eval", "numpy"}),
     ("training.cli", {"torch", "ray", "transformers", "lightgbm", "matplotlib"}),
     ("serve.cli", {"torch", "ray", "transformers", "lightgbm"}),
     ("serve.protocol", {"torch", "ray", "transformers", "fastapi"}),

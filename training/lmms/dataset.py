@@ -162,9 +162,7 @@ def _as_shown(data: bytes) -> Iterator[NDArray[np.uint8]]:
     """Yield the pixels that a task may have shown of a file, the service's own way first."""
     with contextlib.suppress(BadPicture):  # a format that Pillow alone knows
         yield decode_picture(data, CHECKED_BEFORE)
-    try:
-        opened = Image.open(io.BytesIO(data))
-        for picture in (ImageOps.exif_transpose(opened), opened):
-            yield np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return
+    for way in (ImageOps.exif_transpose, lambda picture: picture):
+        # Whatever a decoder makes of odd bytes: another way may do, or none.
+        with contextlib.suppress(Exception):
+            yield np.asarray(way(Image.open(io.BytesIO(data))).convert("RGB"))

@@ -38,7 +38,7 @@ from router.features.vector import PictureFeatures, picture_features, question_f
 from router.records import picture_id
 from training.errors import TrainingError
 
-KEPT = 64  # pictures that questions may come back to: tasks ask several about one in a row
+KEPT = 16  # pictures that questions may come back to: tasks ask several about one in a row
 
 
 @dataclass(frozen=True)

@@ -124,11 +124,9 @@ def check_together(runs: Sequence[Run], scales: Sequence[int]) -> None:
             )
     told = [run.scale for run in runs]
     if told != list(scales):
-        missing = sorted(set(scales) - set(told)) or sorted(set(told) - set(scales))
-        raise MixedData(
-            f"runs at {_named(told)}, the model has the scales {_named(scales)}: "
-            f"{_named(missing)} {'is' if len(missing) == 1 else 'are'} missing on one side"
-        )
+        missing, strange = sorted(set(scales) - set(told)), sorted(set(told) - set(scales))
+        why = f"no run at {_named(missing)}" if missing else f"the model has no {_named(strange)}"
+        raise MixedData(f"runs at {_named(told)} of a model with {_named(scales)}: {why}")
     for run in runs[1:]:
         _check_pair(runs[0], run)
 
@@ -213,23 +211,30 @@ def _files(places: Sequence[Path]) -> Iterable[Path]:
 def _samples(path: Path) -> dict[int, Sample]:
     """Return the samples of a file by their documents."""
     samples: dict[int, Sample] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            sample = _sample(line, f"{path.name}, line {number}")
-            if sample.doc_id in samples:
-                raise BadRecord(
-                    f"{path.name} holds document {sample.doc_id} twice: several filters, or two "
-                    "runs in one file; run the task with one"
-                )
-            samples[sample.doc_id] = sample
-    if not samples:
+    try:
+        # Not splitlines: JSON may hold other line ends unescaped.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRecord(f"cannot read {path}: {error!s:.80}") from error
+    if lines == [""]:
         raise BadRecord(f"{path} holds no sample")
+    for number, line in enumerate(lines, start=1):
+        sample = _sample(line, f"{path.name}, line {number}")
+        if sample.doc_id in samples:
+            raise BadRecord(
+                f"{path.name} holds document {sample.doc_id} twice: several filters, or two runs "
+                "in one file; run the task with one"
+            )
+        samples[sample.doc_id] = sample
     return samples
 
 
 def _sample(line: str, where: str) -> Sample:
     try:
         said = json.loads(line)
+    except ValueError as error:
+        raise BadRecord(f"{where} is cut off or damaged: run the task again") from error
+    try:
         counts = said["token_counts"]
         if not isinstance(counts, list) or len(counts) != 1 or not isinstance(counts[0], dict):
             raise ValueError("the model told nothing of one answer")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from router.records import OracleRecord, from_table
+from router.records import OracleRecord, from_table, picture_id
 from training.fitting.predictor import labels_of
 from training.lmms.dataset import read_data
 from training.lmms.importing import import_runs
@@ -104,7 +104,8 @@ def change(runs: Path, number: int, edit: Callable[[list[dict[str, Any]]], objec
     path = sorted(runs.glob("*.jsonl"))[number]
     samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     edit(samples)
-    path.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]  # as lmms-eval does
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def told(sample: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +162,23 @@ def test_runs_that_do_not_belong_together_are_refused_in_a_line(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_a_run_that_was_cut_off_is_refused(
+    runs: Path, task: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    mine = copied(runs, tmp_path)
+    path = sorted(mine.glob("*.jsonl"))[1]
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="line 12 is cut off or damaged"):
+        import_runs([mine], task.data, tiny_model, tmp_path / "out")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"cannot read .*utf-8"):
+        import_runs([mine], task.data, tiny_model, tmp_path / "out")
+    with pytest.raises(ValueError, match="is not a sample file"):
+        import_runs([task.data / "test.parquet"], task.data, tiny_model, tmp_path / "out")
+    with pytest.raises(ValueError, match="run lmms-eval with --log_samples"):
+        import_runs([task.data], task.data, tiny_model, tmp_path / "out")
+
+
 def results(runs: Path, number: int, edit: Callable[[dict[str, Any]], object]) -> None:
     path = sorted(runs.glob("*_results.json"))[number]
     said = json.loads(path.read_text(encoding="utf-8"))
@@ -195,7 +213,7 @@ def test_every_scale_is_needed_once(
     with pytest.raises(ValueError, match="are both of scale 9"):
         import_runs([mine, twice], task.data, tiny_model, tmp_path / "out")
     sorted(mine.glob("*.jsonl"))[1].unlink()
-    with pytest.raises(ValueError, match=r"runs at 1, 36, 144, 576, .* 9 is missing"):
+    with pytest.raises(ValueError, match=r"runs at 1, 36, 144, 576 of a model .*: no run at 9"):
         import_runs([mine], task.data, tiny_model, tmp_path / "out")
 
 
@@ -216,8 +234,8 @@ def test_the_task_the_metric_and_lists_around_answers(
     mine = copied(runs, tmp_path)
     for number in range(len(SCALES)):
         change(mine, number, lambda samples: [
-            sample.update(f1={"score": 0.25}, resps=[[sample["filtered_resps"]]],
-                          filtered_resps="cut")
+            sample.update(f1={"score": 0.25}, input="one\u2028two", filtered_resps="cut",
+                          resps=[[sample["filtered_resps"]]])
             for sample in samples
         ])  # fmt: skip
     with pytest.raises(ValueError, match="hold exact_match, f1: choose one with --metric"):
@@ -323,6 +341,9 @@ def test_data_is_read_from_every_layout(task: Any, tmp_path: Path) -> None:
     for folder, split in (("one", None), ("dict", "test"), ("hub", "test")):
         data = read_data(tmp_path / folder, split)
         assert (len(data), data.column) == (12, "image")
+        for row, shown in enumerate(task.pictures):
+            rgb = np.asarray(shown)
+            np.testing.assert_array_equal(data.picture(row, picture_id(rgb)), rgb)
     for folder in ("dict", "hub"):
         with pytest.raises(ValueError, match="several splits: choose with --split test"):
             read_data(tmp_path / folder)
@@ -334,8 +355,6 @@ def test_data_is_read_from_every_layout(task: Any, tmp_path: Path) -> None:
 
 def test_a_picture_is_found_as_it_was_shown(tmp_path: Path, picture_bytes: Any) -> None:
     """On white, without its transparency, turned or not, beside the row as a file: by identity."""
-    from router.records import picture_id
-
     plain = Image.open(io.BytesIO(picture_bytes(5)))
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
