@@ -39,6 +39,7 @@ VARIABLES = {
     "RAY_ADDRESS": "`m3-serve up`: the running cluster to deploy to; unset: a local one is "
     "started, and ended with the service.",
     "RAY_USAGE_STATS_ENABLED": "Ray's usage statistics; set to 0 unless you set it otherwise.",
+    "WORLD_SIZE": "`lmms-eval --model m3`: more than 1 process is refused. Launchers set it.",
 }
 BOUNDS = {
     "minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<",

@@ -29,11 +29,11 @@ class OracleRecord:
     ``action_space`` is the hash of the space that the actions are of; ``cells`` what each of them
     reads finely. ``scores`` is exact match where a reference answer exists, else agreement with the
     finest scale's answer. ``p_reference`` is the model's likelihood of the reference answer with
-    its end token, ``confidence`` that of its own answer. Nothing is made monotone: a finer scale
-    may score worse. ``metric`` names how answers were scored and ``threshold`` from which score on
-    an answer counts as right; None is exact match, as before version 3. ``group_id`` names what the
-    picture belongs to (a document, a video, near copies), which no split may divide: None is the
-    picture itself. ``label_recipe`` is the hash of all that determined the answers.
+    its end token (NaN: not known), ``confidence`` that of its own answer. Nothing is made monotone:
+    a finer scale may score worse. ``metric`` names how answers were scored and ``threshold`` from
+    which score on an answer counts as right; None is exact match, as before version 3. ``group_id``
+    names what the picture belongs to (a document, a video, near copies), which no split may divide:
+    None is the picture itself. ``label_recipe`` is the hash of all that determined the answers.
     """
 
     picture_id: str
@@ -42,7 +42,7 @@ class OracleRecord:
     kind: str = ""
     dataset: str
     reference: str | None = None
-    source: Literal["scenes", "llava", "log"]
+    source: Literal["scenes", "llava", "log", "lmms-eval"]
     scales: tuple[Int32, ...]
     answers: tuple[str, ...]
     scores: tuple[Float32, ...]

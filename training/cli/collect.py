@@ -47,6 +47,13 @@ DeviceOption = Annotated[
         callback=_known_device,
     ),
 ]
+RelevanceOption = Annotated[
+    Literal["auto", "readout", "cosine", "attention", "clip"],
+    typer.Option(help="Where relevance comes from; auto: the readout, else clip, else attention."),
+]
+TextEncoderOption = Annotated[
+    Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
+]
 
 
 def collect(
@@ -81,21 +88,14 @@ def collect(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer; what was served has its own limits.")
     ] = 16,
-    relevance: Annotated[
-        Literal["auto", "readout", "cosine", "attention", "clip"],
-        typer.Option(
-            help="Where relevance comes from; auto: the readout, else clip, else attention."
-        ),
-    ] = "auto",
-    text_encoder: Annotated[
-        Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
-    ] = None,
+    relevance: RelevanceOption = "auto",
+    text_encoder: TextEncoderOption = None,
     skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
     no_focus: Annotated[
         bool, typer.Option("--no-focus", help="Only whole pictures at each scale, no focus.")
     ] = False,
 ) -> None:
-    """Answer every question at every scale and focus: the oracle data.
+    """Answer questions at every scale and focus: oracle data.
 
     From generated scenes, LLaVA-format data or the log of the service. A rerun goes on where it
     stopped.
@@ -119,6 +119,51 @@ def collect(
     say(
         f"{result.questions} questions about {result.pictures} pictures in {out} "
         f"({result.labelled_now} pictures labelled now)"
+    )
+    _show(out)
+
+
+def import_lmms_eval(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Sample files of lmms-eval, or folders: one run a scale.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="The task's data, for its pictures: save_to_disk or Parquet.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    task: Annotated[
+        str | None, typer.Option(help="Which task, where the runs hold several.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which split, where the data has some.")] = None,
+    picture_column: Annotated[
+        str | None, typer.Option(help="Which column, where several hold pictures.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Which of the task's metrics, where it has several.")
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    relevance: RelevanceOption = "auto",
+    text_encoder: TextEncoderOption = None,
+) -> None:
+    """Turn runs of lmms-eval at every scale into oracle data.
+
+    Of `lmms-eval --model m3 --model_args scale=N --log_samples`. Scores are the task's own; the
+    pictures, of which features are made, must be those that were asked about.
+    """
+    from training.lmms.importing import import_runs
+
+    with bar("importing", "pictures") as move:
+        done = import_runs(
+            runs, data, model_folder(model), out, task=task, split=split, column=picture_column,
+            metric=metric, device=device, relevance=relevance, text_encoder=text_encoder,
+            progress=move,
+        )  # fmt: skip
+    for note in done.left_out:
+        say(f"left out: {note}")
+    say(
+        f"{done.questions} questions of {done.task} about {done.pictures} pictures in {out}, "
+        f"scored by {done.metric}"
     )
     _show(out)
 

@@ -17,7 +17,14 @@ from router.errors import FeatureMismatch, RouterFileError
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
-from training.cli.collect import ModelOption, WorkersOption, collect, model_folder, router_folder
+from training.cli.collect import (
+    ModelOption,
+    WorkersOption,
+    collect,
+    import_lmms_eval,
+    model_folder,
+    router_folder,
+)
 from training.cli.log import log_app
 from training.cli.model import model as train_model
 from training.cli.readout import readout
@@ -68,6 +75,7 @@ TargetOption = Annotated[
 app.command("model", rich_help_panel=MODEL)(train_model)
 app.command("readout", rich_help_panel=MODEL)(readout)
 app.command("collect", rich_help_panel=ROUTER)(collect)
+app.command("import-lmms-eval", rich_help_panel=ROUTER)(import_lmms_eval)
 
 
 @app.command(rich_help_panel=ROUTER)
@@ -81,7 +89,7 @@ def fit(
     ] = "auto",
     second_look: SecondLookOption = False,
 ) -> None:
-    """Fit a router on oracle data: predictor, calibration, price."""
+    """Fit a router on oracle data: boosters, calibration, price."""
     from training.fitting.fit import fit as fit_router
     from training.oracle.data import read_oracle
     from training.promotion.seen import write_seen
@@ -187,7 +195,7 @@ def promote(
         bool, typer.Option(help="Whatever the gate or a quarantine says; the journal keeps it.")
     ] = False,
 ) -> None:
-    """Put a router in force, past the gate; running services take over."""
+    """Put a router in force, past the gate; services take over."""
     from training.promotion.gate import at_the_gate
     from training.promotion.verdict_report import closed, said_of, write_verdict
     from training.registry.changes import current_router_path
@@ -219,7 +227,7 @@ def rollback(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Put back the router before; the one in force goes into quarantine."""
+    """Put back the router before; quarantine the one in force."""
     from training.registry.changes import rollback as go_back
 
     folder = go_back(registry, expect=expect, who=who or user(), why=why or "")

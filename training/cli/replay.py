@@ -48,7 +48,7 @@ def replay(
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
 ) -> None:
-    """Show what other policies would have done to the same questions."""
+    """Show what other policies would do to the same questions."""
     from router.router import Router
     from training.files import write_json
     from training.oracle.data import read_oracle

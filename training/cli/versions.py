@@ -49,7 +49,7 @@ WHAT_APPLY_DOES = {
 
 
 def list_versions(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
-    """Show the registry's routers: which is in force, since when and why."""
+    """Show the registry's routers: which is in force, and why."""
     from training.registry.versions import versions
 
     rows = []
@@ -76,7 +76,7 @@ def diff(
     other: Annotated[str, typer.Argument(help="The same.")],
     registry: RegistryOption = DEFAULT_REGISTRY,
 ) -> None:
-    """Show in what two routers differ: settings, data, price, figures."""
+    """Show in what two routers differ: settings, data, figures."""
     from training.registry.versions import differences
 
     rows = differences(registry, one, other)
@@ -90,7 +90,7 @@ def gc(
     registry: RegistryOption = DEFAULT_REGISTRY,
     keep: Annotated[int, typer.Option(min=0, help="Routers to keep, the last promoted.")] = 10,
 ) -> None:
-    """Remove old routers, never what is in force or a rollback needs.
+    """Remove old routers, but none in force or for a rollback.
 
     What is in quarantine stays there.
     """

@@ -14,6 +14,7 @@ from router.actions import ActionSpace
 from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
 from router.predictor.linear import fit_linear
+from training.errors import TrainingError
 from training.figures.metrics import Array
 from training.oracle.data import OracleData
 from training.progress import Progress, unseen
@@ -30,15 +31,23 @@ def labels_of(data: OracleData, kind: Labels = "auto") -> Array:
     ``soft`` is P(reference answer), ``hard`` the score. ``auto`` takes the soft label where the
     question has a reference that an answer either hits or misses. Without one the likelihood is
     that of the finest answer, which says little about being right, and a graded score says itself
-    how near an answer is: there the score is taken.
+    how near an answer is: there the score is taken, as where no likelihood is known (NaN).
+
+    Raises:
+        TrainingError: ``soft``, and some likelihood is not known.
     """
     if kind == "hard":
         return np.clip(data.scores, 0.0, 1.0)
-    soft = np.clip(data.soft, 0.0, 1.0)
+    soft, told = np.clip(data.soft, 0.0, 1.0), np.isfinite(data.soft).all(axis=1)
     if kind == "soft":
+        if not told.all():
+            raise TrainingError(
+                f"--labels soft needs likelihoods, which {(~told).sum()} of {len(data)} training "
+                "questions lack: leave it out, and these are learnt from their scores"
+            )
         return soft
     graded = np.isin(data.metrics, [metric.name for metric in METRICS.values() if metric.graded])
-    takes_soft = data.has_reference & ~graded
+    takes_soft = data.has_reference & ~graded & told
     return np.where(takes_soft[:, None], soft, np.clip(data.scores, 0.0, 1.0))
 
 

@@ -119,7 +119,7 @@ def collect(
         totals: dict[str, Any] = {"questions": questions, "bad": len(bad), "shards": len(planned)}
         if counts:  # of questions that were served before
             totals["counts"] = dict(counts)
-        derived = _costs(model)
+        derived = analytic_costs(model)
         write_json(out / MANIFEST, {**manifest, "finished": True, **totals, **derived})
     return CollectResult(len(source), questions, bad, done - before, dict(counts))
 
@@ -182,7 +182,7 @@ def _default_space(model: Path, focus: bool) -> ActionSpace:
     return default_space(scales) if focus else uniform_space(scales)
 
 
-def _costs(model: Path) -> dict[str, Any]:
+def analytic_costs(model: Path) -> dict[str, Any]:
     """Return the analytic time of a request at every scale, by hardware (see m3model.cost), and
     what of it, and of its operations, is the encode."""
     from m3model import M3Config

@@ -1,10 +1,13 @@
 """Rows without a reference beside rows with one: agreement never passes for being right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from router.actions import uniform_space
 from router.features import feature_schema
+from training.errors import TrainingError
 from training.fitting.predictor import fit_predictor, labels_of
 from training.oracle.data import OracleData
 
@@ -78,3 +81,17 @@ def test_graded_scores_are_learnt_themselves() -> None:
     labels = labels_of(data)
     assert (labels[[0, 2]] == 0.125).all()
     assert (labels[[1, 3]] == data.scores[[1, 3]]).all()
+
+
+def test_a_question_without_likelihoods_is_learnt_from_its_scores() -> None:
+    """Beside others: NaN is no label, and nothing of a row whose likelihoods are half known."""
+    data, _ = drawn(6, 3, 1.0)
+    soft = np.full((6, 3), 0.25)
+    soft[2], soft[4, 1] = np.nan, np.nan
+    told = replace(data, soft=soft)
+    wanted = np.full((6, 3), 0.25)
+    wanted[[2, 4]] = data.scores[[2, 4]]
+    np.testing.assert_array_equal(labels_of(told), wanted)
+    np.testing.assert_array_equal(labels_of(told, "hard"), data.scores)
+    with pytest.raises(TrainingError, match="2 of 6 training questions lack"):
+        labels_of(told, "soft")

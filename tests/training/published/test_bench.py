@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from router.records import OracleRecord, split_of, to_table
 from training.errors import NotEnoughData, TrainingError
 from training.figures.headroom import oracles
 from training.oracle.data import read_oracle
+from training.published.datasheet import COLLECTED, LICENCES
 from training.published.score import score_picks
 from training.published.table import (
     COLUMNS,
@@ -288,3 +290,9 @@ def test_repeats_are_for_scenes(command, tmp_path) -> None:
     done = command("m3-train", "collect", "--out", tmp_path, "--from-log", tmp_path, "--repeats", 2)
     assert done.returncode == 2
     assert "--repeats needs --scenes" in done.stderr
+
+
+def test_every_source_has_its_words_in_the_datasheet() -> None:
+    """Else `bench` ends in a traceback on data from there."""
+    sources = set(get_args(get_type_hints(OracleRecord)["source"]))
+    assert sources == set(COLLECTED) == set(LICENCES)
