@@ -64,6 +64,8 @@ class CollectResult:
     def notes(self) -> list[str]:
         """Return a line for each thing to know of damage and of questions served before."""
         lines = []
+        if self.bad:
+            lines.append(f"skipped {len(self.bad)} bad pictures, first: {self.bad[0]}")
         if self.damaged:
             lines.append(
                 f"{len(self.damaged)} damaged files were removed and their pictures labelled "
