@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from router.actions import ActionSpace
 from training.errors import BadRecord, TrainingError
 from training.files import replacing
-from training.oracle.growth import BAD_KEY, COUNTS_KEY, NO_ROOM, Asked, told_again, told_of
+from training.oracle.growth.told import BAD_KEY, COUNTS_KEY, NO_ROOM, Asked, told_again, told_of
 from training.sources.tasks import Source
 
 if TYPE_CHECKING:
