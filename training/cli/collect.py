@@ -55,6 +55,8 @@ TextEncoderOption = Annotated[
     Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
 ]
 
+SkipBadOption = Annotated[bool, typer.Option(help="Count bad records instead of stopping.")]
+
 
 def collect(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
@@ -90,7 +92,7 @@ def collect(
     ] = 16,
     relevance: RelevanceOption = "auto",
     text_encoder: TextEncoderOption = None,
-    skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
+    skip_bad: SkipBadOption = False,
     no_focus: Annotated[
         bool, typer.Option("--no-focus", help="Only whole pictures at each scale, no focus.")
     ] = False,
@@ -98,7 +100,7 @@ def collect(
     """Answer questions at every scale and focus: oracle data.
 
     From generated scenes, LLaVA-format data or the log of the service. A rerun goes on where it
-    stopped.
+    stopped; of a log or data that have grown or changed it labels what is new.
     """
     from training.oracle.collection import collect as label
 
@@ -112,8 +114,6 @@ def collect(
             max_new_tokens=max_new_tokens, skip_bad=skip_bad, progress=move,
             relevance=relevance, text_encoder=text_encoder, focus=not no_focus,
         )  # fmt: skip
-    if result.bad:
-        say(f"skipped {len(result.bad)} bad pictures, first: {result.bad[0]}")
     for note in result.notes():
         say(note)
     say(

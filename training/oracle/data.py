@@ -26,6 +26,7 @@ from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.oracle.collection import MANIFEST
+from training.oracle.growth.folder import finished_shards
 from training.oracle.questions import metrics_of, settled, without_repeats
 from training.scoring import METRICS, agreement_of
 from training.scoring.metric import THRESHOLD
@@ -206,7 +207,7 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     digest = hashlib.sha256()
     for folder in folders:
         manifests.append(read_manifest(folder))
-        paths = sorted(folder.glob("oracle-*.parquet"))
+        paths = finished_shards(folder, manifests[-1])
         written = manifests[-1].get("shards", 0)  # told when a run has finished
         if len(paths) < written:
             raise TrainingError(
@@ -217,7 +218,10 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
             try:
                 tables.append(conform(pq.read_table(path), OracleRecord))
             except (OSError, pa.ArrowException, ValueError) as error:
-                raise TrainingError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+                raise TrainingError(
+                    f"cannot read {path}: {str(error).splitlines()[0]}; delete it and run the same "
+                    "`m3-train collect` again"
+                ) from error
             digest.update(path.read_bytes())
     first = manifests[0]
     for folder, manifest in zip(folders[1:], manifests[1:], strict=True):

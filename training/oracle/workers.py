@@ -21,18 +21,13 @@ from typing import TYPE_CHECKING
 from router.actions import ActionSpace
 from training.errors import BadRecord, TrainingError
 from training.files import replacing
+from training.oracle.growth.told import BAD_KEY, COUNTS_KEY, NO_ROOM, Asked, told_again, told_of
 from training.sources.tasks import Source
 
 if TYPE_CHECKING:
     from training.oracle.labelling import Labeller
 
 GROUP_PICTURES = 8  # pictures labelled together
-BAD_KEY, COUNTS_KEY = b"bad_records", b"counts"  # JSON beside a shard's rows
-# What is counted of questions that were served before.
-NO_ROOM = "questions left out whose conversation leaves no room for the finest scale"
-LOGGED = "logged answers of an action that was run again"
-GIVEN_AGAIN = "logged answers that it gave again"
-SCORES_LEFT_OUT = "scores left out, on an answer that is not given again"
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class CollectJob:
     text_encoder: Path | None
     space: ActionSpace
     label_recipe: str | None = None  # of answers without a limit; None in folders of before
+    asked: tuple[Asked, ...] = ()  # of each picture, where the source may grow
 
 
 def shard_path(out: Path, index: int) -> Path:
@@ -139,7 +135,6 @@ def _write_shard(job: CollectJob, labeller: Labeller, index: int, pictures: rang
     import pyarrow.parquet as pq
 
     from router.records import OracleRecord, to_table
-    from training.oracle.labelling import given_again
 
     records, bad, counts = [], [], Counter[str]()
     for start in range(0, len(pictures), GROUP_PICTURES):
@@ -163,18 +158,14 @@ def _write_shard(job: CollectJob, labeller: Labeller, index: int, pictures: rang
             recipe=job.label_recipe,
         )
         for ask, record in zip(asks, labelled, strict=True):
-            again = given_again(ask, record.answers, job.space)
-            counts[LOGGED] += again is not None
-            counts[GIVEN_AGAIN] += again is True
-            counts[SCORES_LEFT_OUT] += (
-                ask.score is not None and ask.reference is None and again is not True
-            )
+            counts.update(told_again(ask, record.answers, job.space))
         records += labelled
     table = to_table(records, OracleRecord)
     metadata = {
         **(table.schema.metadata or {}),
         BAD_KEY: json.dumps(bad).encode(),
         COUNTS_KEY: json.dumps(counts).encode(),
+        **told_of(job.source, job.asked, job.space, pictures, records, bad),
     }
     with replacing(shard_path(job.out, index)) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
