@@ -35,6 +35,8 @@ from router.decision import (
 from router.errors import RoutingError
 from router.explain import relevance_map
 from router.router import Router
+from serve.drift.restriction import in_words, under_restriction
+from serve.drift.watch import DriftWatch
 from serve.errors import BadRequest, NotReady, no_second_look, refusal, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
@@ -93,9 +95,10 @@ class Encoder:
         self._callers: Counter[str] = Counter()  # of each picture that is being encoded
         self._routing_failed = ""
         self._recipe = None if settings.log_dir is None else checkpoint.label_recipe
+        self._drift = DriftWatch(metrics)
         self._router = LiveRouter(
             self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
-            lambda: checkpoint.model_hash,
+            lambda: checkpoint.model_hash, self._drift.begin,
         )  # fmt: skip
         self._router.start(settings.router, _default_router(settings))
 
@@ -120,6 +123,8 @@ class Encoder:
         n_pictures = len(request.pictures)
         with spans.span("m3.encode", request.traceparent, pictures=n_pictures) as work:
             pictures = await self._encode_all(request.pictures, work.traceparent)
+            # Before the router: what replaces a restricted one comes with its end.
+            request = under_restriction(request, self._router.restriction)
             router = self._router.current  # one for the whole request: swaps cannot split it
             with spans.span("m3.route", work.traceparent):
                 quick = self._decides_quickly(request, pictures)
@@ -139,6 +144,8 @@ class Encoder:
         ids = tuple(picture.picture_id for picture in pictures)
         space = None if router is None else router.space.hash
         proof = None if router is None or decision.price is None else router.held.certificate
+        if held_to.restricted:
+            proof = None
         return Encoded(
             ids, tokens, decision, encode_ms, text_tokens, space, held_to,
             None if proof is None else proof.identity, self._recipe,
@@ -164,6 +171,8 @@ class Encoder:
             cached_pictures=len(self._cache),
             heartbeat_s=self._batcher.heartbeat_s,
             certificate=self._router.certificate,
+            restricted=in_words(self._router.restriction),
+            drift=self._drift.told,
         )
 
     async def check_health(self) -> None:
@@ -338,6 +347,8 @@ class Encoder:
         constraints, n_pictures = request.constraints, len(pictures)
         if request.needs_second_look and (router is None or router.second_look is None):
             raise no_second_look("the router in force has none")
+        if request.needs_second_look and constraints.restricted:
+            raise no_second_look("the router in force is restricted until it is certified anew")
         if not pictures:
             return decided((), Reason.no_image, router_version=version), constraints
         fixed = constraints.fixed(n_pictures)
@@ -357,6 +368,8 @@ class Encoder:
             plan = plan_of(router, maps) if constraints.focus else None
             known = router.knows(request.question) and self._vision.reads(request.question)
             decision = router.route(features, constraints, plan=plan, unfamiliar=not known)
+            ids = [picture.picture_id for picture in pictures]
+            self._drift.note(router, features, ids, decision)
             if (why := decision.explanation) is not None:
                 why = replace(why, relevance=tuple(map(relevance_map, maps)))
             # Callers pay for the features too.

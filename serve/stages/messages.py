@@ -137,13 +137,18 @@ class AnswerPart:
 
 @dataclass(frozen=True)
 class EncoderStatus:
-    """What an encoder replica says about itself; ``certificate``: its promise in a sentence."""
+    """What an encoder replica says about itself; ``certificate``: its promise in a sentence;
+    ``restricted``: what its router is held to and why, "" if to nothing; ``drift``: what has moved
+    in its traffic, "" if nothing is known to have.
+    """
 
     router_version: str
     router_ok: bool
     cached_pictures: int
     heartbeat_s: float
     certificate: str = ""
+    restricted: str = ""
+    drift: str = ""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def certify(
     On calibration pictures; the router's price is set to it, unless --keep-price.
     """
     from router.router import Router
+    from training.drift.population import carry_population
     from training.errors import TrainingError
     from training.fitting.certified import certified_router
     from training.fitting.certify import certify as prove
@@ -85,6 +86,7 @@ def certify(
     except OSError as error:
         raise TrainingError(f"cannot write {target}: {error}; give --out DIR") from error
     write_seen(target, data, folder)
+    carry_population(folder, target, made, data)
     _show(found, before)
     for line in _sentences(found, before, keep_price):
         say(line)

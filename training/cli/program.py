@@ -29,6 +29,7 @@ from training.cli.versions import (
     diff,
     gc,
     list_versions,
+    quarantine,
     tell_strangers,
     user,
 )
@@ -80,6 +81,7 @@ def fit(
     second_look: SecondLookOption = False,
 ) -> None:
     """Fit a router on oracle data: predictor, calibration, price."""
+    from training.drift.population import write_population
     from training.fitting.fit import fit as fit_router
     from training.oracle.data import read_oracle
     from training.promotion.seen import write_seen
@@ -91,6 +93,7 @@ def fit(
         )
     result.router.save_pretrained(out)
     write_seen(out, data)
+    write_population(out, result.router, data)
     here = result.metrics["on_calibration"]
     table(
         "calibration pictures (the price was chosen on them: optimistic)",
@@ -225,6 +228,7 @@ def rollback(
     say(f"in force: {folder or 'the router that services start with, shipped or --router'}")
 
 
+app.command("quarantine", rich_help_panel=IN_FORCE)(quarantine)
 app.command("list", rich_help_panel=IN_FORCE)(list_versions)
 app.command("diff", rich_help_panel=IN_FORCE)(diff)
 app.command("gc", rich_help_panel=IN_FORCE)(gc)

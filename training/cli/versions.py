@@ -1,4 +1,5 @@
-"""`m3-train list`, `diff` and `gc`: what a registry holds, how two routers differ, clearing away.
+"""`m3-train list`, `diff`, `gc` and `quarantine`: what a registry holds, how two routers differ,
+clearing away, keeping one out.
 
 Knows flags and tables; what they show is training.registry.versions'.
 """
@@ -75,6 +76,25 @@ def gc(
 
     removed = clear_away(registry, keep)
     say(f"removed: {', '.join(removed) or 'nothing'}")
+
+
+def quarantine(
+    version: Annotated[
+        str, typer.Argument(help="Router that shall not come (back) into force, promoted or not.")
+    ],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    who: WhoOption = None,
+    why: WhyOption = None,
+) -> None:
+    """Keep a router that is not in force from coming (back) into force.
+
+    A trial of it ends. Only promote --force takes it out of quarantine again.
+    """
+    from training.registry.changes import quarantine as keep_out
+
+    keep_out(version, registry, who=who or user(), why=why or "")
+    tell_strangers(registry)
+    say(f"in quarantine: {version}")
 
 
 def tell_strangers(registry: Path) -> None:

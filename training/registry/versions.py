@@ -32,7 +32,8 @@ class Version:
 
     Attributes:
         name: of its folder, or ``start``.
-        marks: ``in force``, ``rollback goes here``, ``quarantined``, ``cleared away``.
+        marks: ``in force``, ``restricted``, ``rollback goes here``, ``quarantined``,
+            ``cleared away``.
         entry: the last of the journal that is about it.
         accuracy, visual_tokens: of its report; None without one.
     """
@@ -157,6 +158,7 @@ def _marks(registry: Path, state: State, name: str) -> tuple[str, ...]:
     place = None if name == START else name
     marks = {
         "in force": place == state.current,
+        "restricted": place == state.current and state.restriction is not None,
         "rollback goes here": state.current is not None
         and place == rollback_target(registry, state)[0],
         "quarantined": place is not None and state.is_quarantined(name),
