@@ -18,6 +18,7 @@ from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
 from training.cli.collect import ModelOption, WorkersOption, collect, model_folder, router_folder
+from training.cli.doctor import doctor
 from training.cli.log import log_app
 from training.cli.model import model as train_model
 from training.cli.readout import readout
@@ -189,6 +190,7 @@ def promote(
     ] = False,
 ) -> None:
     """Put a router in force, past the gate; running services take over."""
+    from training.drift.attempts import counted
     from training.promotion.gate import at_the_gate
     from training.promotion.verdict_report import closed, said_of, write_verdict
     from training.registry.changes import current_router_path
@@ -197,6 +199,7 @@ def promote(
 
     current = None if force else current_router_path(registry)
     found = at_the_gate(router, registry, oracle or (), incumbent=incumbent, reference=reference)
+    found = counted(found, registry, who or user())
     for note in found.notes:
         say(note)
     if verdict is not None:
@@ -291,6 +294,7 @@ def retrain(
     )
 
 
+app.command("doctor", rich_help_panel=IN_FORCE)(doctor)
 app.add_typer(log_app, rich_help_panel=IN_FORCE)
 app.command("bench", rich_help_panel=OTHERS)(bench)
 

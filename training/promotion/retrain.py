@@ -15,6 +15,7 @@ from m3model.config import hash_model
 from router.certificate.proof import Loss
 from router.registry import current_router_path
 from router.router import Router
+from training.drift.attempts import counted
 from training.drift.population import write_population
 from training.errors import GateClosed, TrainingError
 from training.evaluation.evaluate import evaluate
@@ -182,6 +183,7 @@ def retrain(
     reference = pinned(job.reference, audits)
     verdict = judge(Contender("the candidate", router, read_seen(folder)), incumbent, reference,
                     audits)  # fmt: skip
+    verdict = counted(verdict, job.registry, job.who)
     _write(report, verdict, job)
     for note in verdict.notes:
         say(note)
