@@ -1,7 +1,8 @@
 """How many candidates were judged on the same audits: each is a test of its own.
 
-A registry keeps ``attempts.jsonl``, a line a verdict, only ever appended to. Of twenty candidates
-that are all worse one may pass by luck; who reads a verdict should know whether it was the first.
+A registry keeps ``attempts.jsonl``, a line a verdict or certificate, only ever appended to. Of
+twenty candidates that are all worse one may pass by luck; who reads a verdict should know whether
+it was the first.
 Knows that file; does not know how a verdict comes about.
 """
 
@@ -29,16 +30,10 @@ def counted(verdict: Verdict, registry: Path, who: str) -> Verdict:
     candidate = verdict.facts.get("candidate")
     if not verdict.checks or not isinstance(candidate, dict):
         return verdict
-    version, data_hash = str(candidate["version"]), str(verdict.facts.get("data_hash"))
-    before = judged_on(registry, data_hash)
-    line = {
-        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "who": who,
-        "candidate": version, "data_hash": data_hash, "passed": verdict.passed,
-        "pictures": verdict.pictures, "why": verdict.sentence,
-    }  # fmt: skip
-    with suppress(OSError):
-        _append(registry, line)
-    number = len({*before, version})
+    number = tried(
+        registry, "gate", str(candidate["version"]), str(verdict.facts.get("data_hash")), who,
+        passed=verdict.passed, pictures=verdict.pictures, why=verdict.sentence,
+    )  # fmt: skip
     notes = verdict.notes
     if number > 1:
         chance = 1.0 - (1.0 - DELTA) ** number
@@ -48,6 +43,22 @@ def counted(verdict: Verdict, registry: Path, who: str) -> Verdict:
             f"are worse has a chance of up to {chance:.0%}; wait for new audits",
         )
     return replace(verdict, facts={**verdict.facts, "attempts": number}, notes=notes)
+
+
+def tried(
+    registry: Path, what: str, candidate: str, data_hash: str, who: str, **more: object
+) -> int:
+    """Return how many candidates were judged on these audits, this one counted, which is written
+    down."""
+    before = judged_on(registry, data_hash)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    line = {
+        "time_utc": now, "who": who, "what": what, "candidate": candidate, "data_hash": data_hash,
+        **more,
+    }  # fmt: skip
+    with suppress(OSError):
+        _append(registry, line)
+    return len({*before, candidate})
 
 
 def judged_on(registry: Path, data_hash: str) -> set[str]:

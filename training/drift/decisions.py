@@ -27,7 +27,7 @@ from training.errors import TrainingError
 NEWEST = 5_000  # decisions that tell what is chosen now
 _COLUMNS = (
     "time_utc", "request_id", "picture_ids", "question", "audited", "status", "reason", "actions",
-    "router_version", "label_recipe",
+    "router_version", "label_recipe", "escalated_from",
 )  # fmt: skip
 BACKLOG = 0.5  # share of the audited pictures without labels that is worth a word
 
@@ -133,6 +133,12 @@ def check_served(facts: LogFacts, router: Router | None, name: str) -> Check:
     return Check("served", "ok", f"the last answers are of {name} ({version})")
 
 
+def _first_action(row: dict[str, Any]) -> str:
+    """Return what was freely chosen, whatever a second look read after it."""
+    first, final = row["escalated_from"], row["actions"][0]
+    return str(final if first is None else first)
+
+
 def check_collapse(facts: LogFacts, router: Router | None, told: Population | None) -> Check:
     """Return whether the router still chooses among its actions."""
     if router is None or router.policy.finest_only:
@@ -145,7 +151,7 @@ def check_collapse(facts: LogFacts, router: Router | None, told: Population | No
         if row["router_version"] == router.version and row["reason"] == Reason.predicted.value
         and row["actions"] and len(row["picture_ids"]) == 1
     ]  # fmt: skip
-    chosen = Counter(row["actions"][0] for row in mine)
+    chosen = Counter(map(_first_action, mine))
     pictures = Counter(row["picture_ids"][0] for row in mine)
     worth = effective_units(np.array(list(pictures.values())))
     if worth < LEAST_CHOICES:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router import Router
+from router import Certificate, Router
+from router.certificate.promise import Rung
 from router.drift.population import POPULATION_FILE, Population, deciles
 from router.registry import Restriction, last_entry
 from training.drift.attempts import ATTEMPTS
@@ -170,6 +171,35 @@ def test_labels_of_another_model_restrict(doctor: Any, well: Router, tmp_path: P
     done, told = doctor("--oracle", other, "--apply")
     assert (done.returncode, verdicts(told)["match"]) == (1, "bad")
     assert read_state(tmp_path / "registry").restriction is not None
+
+
+def certified(router: Router, bound: float) -> Router:
+    """The router holding a made-up certificate of a bound at its own price."""
+    return router.with_certificate(
+        Certificate(
+            loss="harm", bound=bound, delta=0.05, method="betting", population="pictures",
+            scored_by="exact match", pictures=500, questions=500, created_utc="2026-11-22T10:00:00",
+            router_version=router.version, predictor_hash=router.predictor_hash,
+            model_hash="feed", feature_schema=router.schema.hash, data_hash="d",
+            prices=(0.0, router.price), ladder=(Rung(bound, router.price, 9.0, 0.01),), slices=(),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("price", "bound", "verdict"), [(5.0, 0.1, "bad"), (0.2, 0.05, "ok")])
+def test_a_certificate_is_held_against_fresh_audits(
+    doctor: Any, audits: Path, tmp_path: Path, price: float, bound: float, verdict: str
+) -> None:
+    """At 5 two of three answers are lost, at 0.2 hardly one. What it is held to keeps the bound."""
+    in_force(certified(make_router(price=price), bound), tmp_path)
+    done, told = doctor("--oracle", audits, "--apply")
+    assert (done.returncode, verdicts(told)["certificate"]) == (int(verdict == "bad"), verdict)
+    restriction = read_state(tmp_path / "registry").restriction
+    assert (restriction is not None) == (verdict == "bad")
+    if restriction is not None and restriction.price is not None:
+        data = read_oracle([audits])
+        now = _played(live(tmp_path / "registry", None, "feed"), data)
+        assert (data.scores[:, -1] - now.score).mean() <= bound
 
 
 def test_a_damaged_router_is_named(doctor: Any, well: Router, audits: Path, tmp_path: Path) -> None:
