@@ -67,14 +67,14 @@ def test_the_service_follows_to_the_anchor_and_back(
     assert (capped["scale"], capped["reason"]) == (144, "budget_cap")
     state = httpx2.get(f"{running.url}/health").json()
     assert state["status"] == "ok"
-    assert state["router_restricted"] == "the finest scale: it loses answers"
+    assert state["restricted"] == "the finest scale: it loses answers"
     assert "m3_router_restricted 1.0" in httpx2.get(f"{running.url}/metrics").text
 
     restrict(running.registry, None)
     wait_for(lambda: restriction_of(running) is None)
     told = routed().json()["routing"]
     assert (told["scale"], told["reason"]) == (36, "predicted")
-    assert httpx2.get(f"{running.url}/health").json()["router_restricted"] is None
+    assert httpx2.get(f"{running.url}/health").json()["restricted"] is None
     assert "m3_router_restricted 0.0" in httpx2.get(f"{running.url}/metrics").text
 
 
