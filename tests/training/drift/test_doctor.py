@@ -21,7 +21,7 @@ from training.registry.changes import promote
 from training.registry.journal import read_state
 from training.registry.restrictions import restrict
 
-from .conftest import PICTURES, SCALES, draw, make_router, save, write_log, write_oracle
+from .conftest import PICTURES, SCALES, Drawn, draw, make_router, save, write_log, write_oracle
 
 
 @pytest.fixture
@@ -156,6 +156,21 @@ def test_a_collapse_is_seen_in_the_log_alone(doctor: Any, well: Router, tmp_path
     restriction = read_state(tmp_path / "registry").restriction
     assert restriction is not None
     assert restriction.price is None
+
+
+def test_a_collapse_that_loses_nothing_is_how_the_traffic_is(
+    doctor: Any, well: Router, tmp_path: Path
+) -> None:
+    """Every question is one that the middle scale answers."""
+    in_force(well, tmp_path)
+    easy = draw(3 * PICTURES)
+    rows = np.flatnonzero(easy.need <= 1)
+    audits = write_oracle(tmp_path / "easy", Drawn(easy.need[rows], easy.features[rows]))
+    log = write_log(tmp_path / "log", well.version, ["9"] * 300)
+    done, told = doctor("--log", log, "--oracle", audits)
+    found = verdicts(told)
+    assert (done.returncode, found["collapse"], found["accuracy"]) == (0, "warning", "ok")
+    assert found["features"] == "warning"
 
 
 def test_always_the_finest_is_worth_a_word(doctor: Any, well: Router, tmp_path: Path) -> None:
