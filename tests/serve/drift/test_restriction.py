@@ -65,6 +65,9 @@ def test_the_service_follows_to_the_anchor_and_back(
     assert (pinned["scale"], pinned["reason"]) == (9, "pinned")
     capped = routed(max_visual_tokens=200).json()["routing"]
     assert (capped["scale"], capped["reason"]) == (144, "budget_cap")
+    explained = routed(explain=True).json()["routing"]
+    assert (explained["scale"], explained["reason"]) == (576, "restricted")
+    assert explained["explain"] is not None
     state = httpx2.get(f"{running.url}/health").json()
     assert state["status"] == "ok"
     assert state["restricted"] == "the finest scale: it loses answers"

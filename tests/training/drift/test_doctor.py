@@ -14,7 +14,7 @@ from router import Certificate, Router
 from router.certificate.promise import Rung
 from router.drift.population import POPULATION_FILE, Population, deciles
 from router.registry import Restriction, last_entry
-from training.drift.attempts import ATTEMPTS
+from training.drift.attempts import ATTEMPTS, tried
 from training.oracle.data import read_oracle
 from training.promotion.gate import Contender, _played, judge, live
 from training.registry.changes import promote
@@ -296,3 +296,6 @@ def test_every_candidate_on_the_same_audits_is_counted(
         file.write('{"torn')
     _, found = doctor("--oracle", audits)
     assert says(found, "attempts") == "2 candidates were judged on these audits"
+    data_hash = lines[0]["data_hash"]
+    assert tried(registry, "certify", "0123456789ab", data_hash, "Ann") == 3
+    assert tried(registry, "certify", "0123456789ab", "other audits", "Ann") == 1
