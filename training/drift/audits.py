@@ -24,7 +24,7 @@ from training.promotion.gate import TARGET, in_betting_order
 from training.promotion.replay import played
 from training.promotion.weighing import DELTA, EPSILON, bounded, least_pictures
 
-CALIBRATION_BINS = 10
+CALIBRATION_BINS, IN_A_BIN = 10, 20  # at most so many, of at least so many questions
 MISCALIBRATED = 0.05  # expected calibration error, less what chance gives
 NAMED = 5
 RETRAIN = "m3-train retrain"
@@ -70,6 +70,8 @@ def check_features(router: Router, told: Population | None, fresh: OracleData) -
 def check_calibration(router: Router, fresh: OracleData) -> Check:
     """Return whether probabilities are true: expected calibration error by action."""
     on = check_fits(router, fresh)
+    if on.n_pictures < LEAST:
+        return Check("calibration", "ok", f"{on.n_pictures} fresh pictures are too few to tell")
     values = np.asarray(router.predict_values(on.features), dtype=np.float64)
     errors = [
         (name, *calibration(values[:, k], on.scores[:, k], on.pictures))
@@ -95,7 +97,8 @@ def calibration(
     picture hang together. Of true probabilities the absolute gap is on average sqrt(2 / pi) of it,
     which is taken off; the ends lie two standard errors of the sum away.
     """
-    parts = np.array_split(np.argsort(predicted, kind="stable"), min(CALIBRATION_BINS, len(units)))
+    bins = min(CALIBRATION_BINS, max(len(units) // IN_A_BIN, 1))
+    parts = np.array_split(np.argsort(predicted, kind="stable"), bins)
     error = chance = variance = 0.0
     for part in parts:
         gaps = predicted[part] - outcome[part]

@@ -10,13 +10,13 @@ from training.promotion.weighing import DELTA
 
 
 def test_calibration_by_hand() -> None:
-    """Two bins of two: gaps 0.5 - 1 and 0.5 - 0, none of which varies within its bin.
+    """Two bins of twenty: gaps of -0.5 and 0.5, none of which varies within its bin.
 
     With no spread nothing is taken off: the error is half of 0.5 and half of 0.5.
     """
     predicted = np.array([0.4, 0.4, 0.6, 0.6])
     outcome = np.array([0.9, 0.9, 0.1, 0.1])
-    error, low, high = calibration(np.repeat(predicted, 5), np.repeat(outcome, 5), np.arange(20))
+    error, low, high = calibration(np.repeat(predicted, 10), np.repeat(outcome, 10), np.arange(40))
     assert (error, low, high) == pytest.approx((0.5, 0.5, 0.5))
 
 

@@ -180,6 +180,16 @@ def test_always_the_finest_is_worth_a_word(doctor: Any, well: Router, tmp_path: 
     assert (done.returncode, verdicts(told)["collapse"]) == (0, "warning")
 
 
+def test_a_handful_of_audits_accuses_nobody(doctor: Any, well: Router, tmp_path: Path) -> None:
+    """Sound probabilities on twelve pictures, one a bin, would look sure of their error."""
+    in_force(well, tmp_path)
+    few = write_oracle(tmp_path / "few", draw(12))
+    done, told = doctor("--oracle", few)
+    found = verdicts(told)
+    assert (done.returncode, found["fresh"]) == (0, "warning")
+    assert (found["calibration"], found["accuracy"], found["features"]) == ("ok", "ok", "ok")
+
+
 def test_labels_of_another_model_restrict(doctor: Any, well: Router, tmp_path: Path) -> None:
     in_force(well, tmp_path)
     other = write_oracle(tmp_path / "other", draw(40), model="beef")
