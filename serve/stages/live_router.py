@@ -57,6 +57,7 @@ class LiveRouter:
         self._serves: Path | None = None  # what is in force
         self._heard = 0  # the number of the registry's last word
         self._restricted: Restriction | None = None  # by that word
+        self._instead = False  # of the registry's, another one was asked for at the start
         self._first: Path | None = None  # to go back to when the registry's are rolled back
         self._chosen: Path | None = None
         self._complaint = self._overruled = self._unread = ""
@@ -98,8 +99,7 @@ class LiveRouter:
         self._restricted = None if entry is None else entry.restriction
         if self._restricted is not None and promoted is None and entry is not None and entry.to:
             self._restricted = replace(self._restricted, price=None)  # what stands in has others
-        elif explicit is not None and promoted not in (None, explicit):
-            self._restricted = None  # it is another router's
+        self._instead = explicit is not None and promoted not in (None, explicit)
         if explicit is not None:
             try:
                 self.current, self._serves = self._load(explicit), explicit
@@ -141,7 +141,7 @@ class LiveRouter:
         None: no router.
         """
         with self._swapping:
-            self._wanted = folder
+            self._wanted, self._instead = folder, False
             try:
                 loaded = None if folder is None else self._load(folder)
             except Exception as error:  # whatever is wrong with a file must not end the service
@@ -164,7 +164,7 @@ class LiveRouter:
 
     def _hold(self, folder: Path | None) -> None:
         """Hold what is in force to what the registry says; a price is of the router it names."""
-        told = self._restricted
+        told = None if self._instead else self._restricted
         if told is not None and folder != self._wanted:
             told = replace(told, price=None)
         if told != self.restriction:
@@ -218,13 +218,14 @@ class LiveRouter:
                 wanted = self._first if self._chosen is None else self._chosen
             elif self._chosen is not None:  # the promotion came later
                 self._overrule(self._chosen)
+            anew = entry.seq != self._heard
+            if anew:
+                self._restricted = entry.restriction
             # Rolled back and promoted again between two looks: a later word about the same one.
             later, self._heard = entry.seq != self._heard, entry.seq
-            if later:
-                self._restricted = entry.restriction
             if wanted != self._wanted or (later and wanted != self._serves):
                 self.swap_to(wanted)
-            elif later:
+            elif anew:
                 self._hold(self._serves)
             elif self._complaint:
                 self._polls_since_failure += 1
