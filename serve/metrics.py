@@ -87,6 +87,22 @@ METRICS: dict[str, Spec] = {
         ("outcome",),
         ("same", "differs", "failed"),
     ),
+    "m3_drift_psi_max": Spec(
+        "gauge",
+        "Population stability index of the feature that moved farthest from what the router was "
+        "fitted on, less what chance gives; of an encoder's last 1,000 pictures.",
+    ),
+    "m3_drift_psi_mean": Spec("gauge", "The same, the mean over all features."),
+    "m3_drift_features": Spec("gauge", "Features that have moved, beyond chance."),
+    "m3_action_share": Spec(
+        "gauge", "Largest share of an encoder's last free decisions that took one action."
+    ),
+    "m3_router_collapsed": Spec(
+        "gauge", "1 while nearly all is read by one action, as it was not when fitted."
+    ),
+    "m3_router_restricted": Spec(
+        "gauge", "1 while the registry holds the router to a safer price or the finest scale."
+    ),
     "m3_tenant_requests": Spec(
         "counter", "Requests by the name of their key and outcome.", ("tenant", "status")
     ),

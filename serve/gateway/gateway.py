@@ -193,6 +193,7 @@ class Gateway:
             "scales": list(self.card.scales),
             "router_version": None if encoder is None else encoder.router_version or None,
             "router_ok": encoder is not None and encoder.router_ok,
+            "restricted": None if encoder is None else encoder.restricted or None,
             "inflight": self.admission.inflight,
             "encoder": encoder and asdict(encoder),
             "engine": generator and asdict(generator),

@@ -38,6 +38,8 @@ from router.explain import relevance_map
 from router.router import Router
 from serve.arms.assignment import CANARY, LIVE, session_of
 from serve.arms.shadowing import differs, has_failed, would_have
+from serve.drift.restriction import in_words, under_restriction
+from serve.drift.watch import DriftWatch
 from serve.errors import BadRequest, NotReady, no_second_look, refusal, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
@@ -96,9 +98,10 @@ class Encoder:
         self._callers: Counter[str] = Counter()  # of each picture that is being encoded
         self._routing_failed = ""
         self._recipe = None if settings.log_dir is None else checkpoint.label_recipe
+        self._drift = DriftWatch(metrics)
         self._router = LiveRouter(
             self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
-            lambda: checkpoint.model_hash,
+            lambda: checkpoint.model_hash, self._drift.begin,
         )  # fmt: skip
         self._router.start(settings.router, _default_router(settings))
 
@@ -141,6 +144,8 @@ class Encoder:
         ids = tuple(picture.picture_id for picture in pictures)
         space = None if router is None else router.space.hash
         proof = None if router is None or decision.price is None else router.held.certificate
+        if held_to.restricted:
+            proof = None
         return Encoded(
             ids, tokens, decision, encode_ms, text_tokens, space, held_to,
             None if proof is None else proof.identity, self._recipe, arm, shadow,
@@ -167,6 +172,8 @@ class Encoder:
             heartbeat_s=self._batcher.heartbeat_s,
             certificate=self._router.certificate,
             trial=self._router.trial.told,
+            restricted=in_words(self._router.restriction),
+            drift=self._drift.told,
         )
 
     async def check_health(self) -> None:
@@ -333,6 +340,8 @@ class Encoder:
         A wish that a canary cannot keep is the live router's to keep or to refuse.
         """
         trial, ids = self._router.trial, [picture.picture_id for picture in pictures]
+        # Before the router: what replaces a restricted one comes with its end.
+        live = under_restriction(request, self._router.restriction)
         arm, router = LIVE, self._router.current
         canary = trial.canary_for(
             lambda: session_of(request.tenant, request.group_id, request.prompt, ids)
@@ -343,7 +352,7 @@ class Encoder:
                 made = await self._decided(request, pictures, canary)
                 arm, router = CANARY, canary
         if made is None:
-            made = await self._decided(request, pictures, router)
+            made = await self._decided(live, pictures, router)
         if self._asks_router(request):
             trial.saw(arm, failed=made[0].reason is Reason.fallback)
         return arm, router, made
@@ -396,6 +405,8 @@ class Encoder:
         constraints, n_pictures = request.constraints, len(pictures)
         if request.needs_second_look and (router is None or router.second_look is None):
             raise no_second_look("the router in force has none")
+        if request.needs_second_look and constraints.restricted:
+            raise no_second_look("the router in force is restricted until it is certified anew")
         if not pictures:
             return decided((), Reason.no_image, router_version=version), constraints
         fixed = constraints.fixed(n_pictures)
@@ -428,6 +439,9 @@ class Encoder:
         plan = plan_of(router, maps) if constraints.focus else None
         known = router.knows(request.question) and self._vision.reads(request.question)
         decision = router.route(features, constraints, plan=plan, unfamiliar=not known)
+        if router is self._router.current:
+            ids = [picture.picture_id for picture in pictures]
+            self._drift.note(router, features, ids, decision)
         if (why := decision.explanation) is not None:
             why = replace(why, relevance=tuple(map(relevance_map, maps)))
         # Callers pay for the features too.

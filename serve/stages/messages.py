@@ -145,7 +145,10 @@ class AnswerPart:
 @dataclass(frozen=True)
 class EncoderStatus:
     """What an encoder replica says about itself; ``certificate``: its promise in a sentence;
-    ``trial``: what is tried beside the router in force, "" where nothing is."""
+    ``trial``: what is tried beside the router in force, "" where nothing is; ``restricted``: what
+    its router is held to and why, "" if to nothing; ``drift``: what has moved in its traffic, "" if
+    nothing is known to have.
+    """
 
     router_version: str
     router_ok: bool
@@ -153,6 +156,8 @@ class EncoderStatus:
     heartbeat_s: float
     certificate: str = ""
     trial: str = ""
+    restricted: str = ""
+    drift: str = ""
 
 
 @dataclass(frozen=True)

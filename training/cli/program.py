@@ -26,6 +26,7 @@ from training.cli.collect import (
     model_folder,
     router_folder,
 )
+from training.cli.doctor import doctor
 from training.cli.log import log_app
 from training.cli.model import model as train_model
 from training.cli.readout import readout
@@ -38,6 +39,7 @@ from training.cli.versions import (
     diff,
     gc,
     list_versions,
+    quarantine,
     shadow,
     tell_strangers,
     user,
@@ -91,6 +93,7 @@ def fit(
     second_look: SecondLookOption = False,
 ) -> None:
     """Fit a router on oracle data: boosters, calibration, price."""
+    from training.drift.population import write_population
     from training.fitting.fit import fit as fit_router
     from training.oracle.data import read_oracle
     from training.promotion.seen import write_seen
@@ -102,6 +105,7 @@ def fit(
         )
     result.router.save_pretrained(out)
     write_seen(out, data)
+    write_population(out, result.router, data)
     here = result.metrics["on_calibration"]
     table(
         "calibration pictures (the price was chosen on them: optimistic)",
@@ -197,6 +201,7 @@ def promote(
     ] = False,
 ) -> None:
     """Put a router in force, past the gate; services take over."""
+    from training.drift.attempts import counted
     from training.promotion.gate import at_the_gate
     from training.promotion.verdict_report import closed, said_of, write_verdict
     from training.registry.changes import current_router_path
@@ -205,6 +210,7 @@ def promote(
 
     current = None if force else current_router_path(registry)
     found = at_the_gate(router, registry, oracle or (), incumbent=incumbent, reference=reference)
+    found = counted(found, registry, who or user())
     for note in found.notes:
         say(note)
     if verdict is not None:
@@ -238,6 +244,7 @@ def rollback(
 
 app.command("canary", rich_help_panel=IN_FORCE)(canary)
 app.command("shadow", rich_help_panel=IN_FORCE)(shadow)
+app.command("quarantine", rich_help_panel=IN_FORCE)(quarantine)
 app.command("list", rich_help_panel=IN_FORCE)(list_versions)
 app.command("diff", rich_help_panel=IN_FORCE)(diff)
 app.command("gc", rich_help_panel=IN_FORCE)(gc)
@@ -303,6 +310,7 @@ def retrain(
     )
 
 
+app.command("doctor", rich_help_panel=IN_FORCE)(doctor)
 app.add_typer(log_app, rich_help_panel=IN_FORCE)
 app.command("bench", rich_help_panel=OTHERS)(bench)
 

@@ -1,4 +1,4 @@
-"""`m3-train list`, `diff`, `gc`, `canary` and `shadow`: what a registry holds, and what is tried.
+"""`m3-train list`, `diff`, `gc`, `quarantine`, `canary`, `shadow`: what a registry holds and tries.
 
 Knows flags and tables; what they show and do is training.registry's and training.trials'.
 """
@@ -310,6 +310,25 @@ def _tell_shadows(log_dir: Path) -> None:
             ["served", "shadow", "requests", "tokens saved each"],
             rows,
         )
+
+
+def quarantine(
+    version: Annotated[
+        str, typer.Argument(help="Router that shall not come (back) into force, promoted or not.")
+    ],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    who: WhoOption = None,
+    why: WhyOption = None,
+) -> None:
+    """Keep a router that is not in force from coming (back) into force.
+
+    A trial of it ends. Only promote --force takes it out of quarantine again.
+    """
+    from training.registry.changes import quarantine as keep_out
+
+    keep_out(version, registry, who=who or user(), why=why or "")
+    tell_strangers(registry)
+    say(f"in quarantine: {version}")
 
 
 def tell_strangers(registry: Path) -> None:

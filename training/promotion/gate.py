@@ -20,7 +20,7 @@ from m3model.engine.recipe import model_of
 from router import default_router_path
 from router.certificate.proof import betting_order
 from router.errors import RouterFileError
-from router.registry import current_router_path
+from router.registry import Restriction, last_entry, router_folder
 from router.router import Router
 from training.errors import MixedData, TrainingError
 from training.fitting.telling import untelling_kinds, why_untelling
@@ -50,12 +50,14 @@ class Contender:
         router: None takes always the finest scale.
         seen: marks of the pictures that shaped it; None leaves it to the rule of the splits.
         assumed: nobody named it: it is what a service takes by itself.
+        held: what it is restricted to: it does no more than that, and its certificate is none.
     """
 
     name: str
     router: Router | None = None
     seen: NDArray[np.uint64] | None = None
     assumed: bool = False
+    held: Restriction | None = None
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Contender:
@@ -107,13 +109,14 @@ def live(registry: Path, given: Path | None, model_hash: str) -> Contender:
         given: the service's `--router`, which counts where nothing was ever promoted.
         model_hash: of the model that serves.
     """
-    promoted = current_router_path(registry)
-    if promoted is not None:
-        return Contender.read("the router in force", promoted)
-    if given is not None:
-        return Contender.read("the router in force", given)
-    shipped = _shipped(model_hash) or Contender("always the finest scale")
-    return replace(shipped, assumed=True)
+    entry = last_entry(registry)
+    named = router_folder(registry, entry) or given
+    if named is not None:
+        found = Contender.read("the router in force", named)
+    else:
+        shipped = _shipped(model_hash) or Contender("always the finest scale")
+        found = replace(shipped, assumed=True)
+    return replace(found, held=None if entry is None else entry.restriction)
 
 
 def pinned(given: Path | None, data: OracleData) -> Contender | None:
@@ -157,18 +160,18 @@ def at_the_gate(
         current = live(registry, incumbent, made_for if audits is None else audits.model_hash)
     except (TrainingError, RouterFileError) as error:
         return refused(f"what is live cannot be read: {error}")
-    if audits is None and ours.version != current.version:
+    if audits is None and (ours.version != current.version or current.held):
         return refused(
             f"nothing shows that it may replace {current.name}: give audits to judge it by "
             "(m3-train collect --from-log, then --oracle)"
         )
     if audits is None:
         return SAME
-    audits = _of_the_traffic(audits)
+    audits = of_the_traffic(audits)
     return judge(ours, current, pinned(reference, audits), audits)
 
 
-def _of_the_traffic(data: OracleData) -> OracleData:
+def of_the_traffic(data: OracleData) -> OracleData:
     """Return what comes from a log, where anything does: the rest would drown it."""
     if "log" not in data.sources or len(data.sources) == 1:
         return data
@@ -188,7 +191,7 @@ def judge(
         audits: questions drawn from the traffic; those about pictures that shaped one of the
             routers are left out, and kinds of question whose scores say nothing.
     """
-    if candidate.version and candidate.version == incumbent.version:
+    if candidate.version and candidate.version == incumbent.version and not incumbent.held:
         return SAME
     present = [candidate, incumbent, *([] if reference is None else [reference])]
     for each in present:
@@ -253,14 +256,17 @@ def _evidence(
         finest=fresh.scores[:, -1],
         floor=_floor(candidate.router),
         most_tokens=2.0 * most if looks else most,
-        stronger=_stronger(candidate.router, incumbent.router),
+        stronger=_stronger(candidate.router, None if incumbent.held else incumbent.router),
     )
 
 
 def _played(contender: Contender, fresh: OracleData) -> Played:
-    if contender.router is None:
+    router, held = contender.router, contender.held
+    if router is None or (held is not None and held.price is None):
         return Played("", fresh.scores[:, -1], fresh.visual_tokens[:, -1])
-    outcome = played(contender.router, fresh, contender.name)
+    if held is not None and held.price is not None:
+        router = router.with_policy(replace(router.policy, price=held.price))
+    outcome = played(router, fresh, contender.name)
     return Played(contender.version, outcome.score, outcome.spent(fresh.visual_tokens))
 
 

@@ -15,6 +15,8 @@ from m3model.config import hash_model
 from router.certificate.proof import Loss
 from router.registry import current_router_path
 from router.router import Router
+from training.drift.attempts import counted
+from training.drift.population import write_population
 from training.errors import GateClosed, TrainingError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.exam import MIN_TEST_PICTURES
@@ -180,12 +182,14 @@ def retrain(
     router = _fitted(wishes, data, audits, progress, say)
     folder = router.save_pretrained(job.out / "router")
     write_seen(folder, data)
+    write_population(folder, router, data)
     enough = audits.split("test").n_pictures >= MIN_TEST_PICTURES
     judged_on = audits if enough else data
     report = evaluate(router, judged_on, target=wishes.target, say=say, progress=progress)
     reference = pinned(job.reference, audits)
     verdict = judge(Contender("the candidate", router, read_seen(folder)), incumbent, reference,
                     audits)  # fmt: skip
+    verdict = counted(verdict, job.registry, job.who)
     _write(report, verdict, job)
     for note in verdict.notes:
         say(note)

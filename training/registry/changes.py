@@ -43,8 +43,8 @@ def promote(
 ) -> Path:
     """Copy a router folder into the registry, put it in force and return where it lies.
 
-    What is in force already stays as it is, and nothing is written. A process that dies on the way
-    leaves what was in force before.
+    What is in force already, unrestricted, stays as it is, and nothing is written. A process that
+    dies on the way leaves what was in force before.
 
     Args:
         router: its folder.
@@ -69,7 +69,7 @@ def promote(
         _check_expected("promoted", registry, state, expect)
         if state.is_quarantined(name) and not force:
             raise Quarantined(f"not promoted: {_why_quarantined(state, name)}")
-        if state.current == name:
+        if state.current == name and state.restriction is None:
             _put(router, registry / name, digest, None, None)
             return registry / name
         if state.current is not None and _holds(registry / state.current, digest):

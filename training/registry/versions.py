@@ -32,8 +32,8 @@ class Version:
 
     Attributes:
         name: of its folder, or ``start``.
-        marks: ``in force``, ``rollback goes here``, ``canary 0.1``, ``shadow 1`` (and the share),
-            ``quarantined``, ``cleared away``.
+        marks: ``in force``, ``restricted``, ``rollback goes here``, ``canary 0.1``, ``shadow 1``
+            (and the share), ``quarantined``, ``cleared away``.
         entry: the last of the journal that is about it.
         accuracy, visual_tokens: of its report; None without one.
     """
@@ -162,6 +162,7 @@ def _marks(registry: Path, state: State, name: str) -> tuple[str, ...]:
     place = None if name == START else name
     marks = {
         "in force": place == state.current,
+        "restricted": place == state.current and state.restriction is not None,
         "rollback goes here": state.current is not None
         and place == rollback_target(registry, state)[0],
         _tried(state.trial): state.trial is not None and place == state.trial.router,
