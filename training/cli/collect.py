@@ -5,8 +5,11 @@ Knows flags and progress; the sources are in training.sources, the work in train
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -94,6 +97,17 @@ def collect(
     no_focus: Annotated[
         bool, typer.Option("--no-focus", help="Only whole pictures at each scale, no focus.")
     ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Go on labelling what --from-log gains, until ended; a line of JSON a batch.",
+        ),
+    ] = False,
+    idle_of: Annotated[
+        str | None,
+        typer.Option(help="With --follow: only while the service at this address is idle."),
+    ] = None,
 ) -> None:
     """Answer every question at every scale and focus: the oracle data.
 
@@ -102,10 +116,23 @@ def collect(
     """
     from training.oracle.collection import collect as label
 
-    source = source_of(scenes, seed, namespace, repeats, data, images, from_log, skip_bad, metric)
+    read = partial(
+        source_of, scenes, seed, namespace, repeats, data, images, from_log, skip_bad, metric
+    )
+    checkpoint = model_folder(model)
+    if follow or idle_of is not None:
+        following = partial(
+            label, model=checkpoint, out=out, device=device, max_new_tokens=max_new_tokens,
+            skip_bad=skip_bad, relevance=relevance, text_encoder=text_encoder, focus=not no_focus,
+        )  # fmt: skip
+        if from_log is None or not follow or workers not in (None, 1):
+            raise TrainingError(
+                "--idle-of needs --follow, which needs --from-log and labels in one process"
+            )
+        _follow(read, following, idle_of)
+    source = read()
     for note in source.notes():
         say(f"left out: {note}")
-    checkpoint = model_folder(model)
     with bar("labelling", "pictures") as move:
         result = label(
             source, checkpoint, out, workers=workers, device=device,
@@ -121,6 +148,24 @@ def collect(
         f"({result.labelled_now} pictures labelled now)"
     )
     _show(out)
+
+
+def _follow(
+    read: Callable[[], Source], label: Callable[..., object], idle_of: str | None
+) -> NoReturn:
+    """Label what the log has and gains, for ever; say how far it is on standard output."""
+    from training.oracle.following import IdleService, follow
+
+    told: list[str] = []
+
+    def tell(labelled: int, waiting: int) -> None:
+        line = json.dumps({"labelled": labelled, "waiting": waiting})
+        if [line] != told:
+            typer.echo(line)
+        told[:] = [line]
+
+    turn = (lambda: None) if idle_of is None else IdleService(idle_of)
+    follow(read, lambda source, run: label(source, run=run), turn, tell)
 
 
 def _show(out: Path) -> None:

@@ -28,6 +28,7 @@ from training.oracle.workers import (
     NO_ROOM,
     SCORES_LEFT_OUT,
     CollectJob,
+    Runner,
     default_workers,
     run_shards,
     shard_path,
@@ -72,6 +73,7 @@ def collect(
     focus: bool = True,
     space: ActionSpace | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    run: Runner = run_shards,
 ) -> CollectResult:
     """Label a source into ``out`` and return the totals; finished shards of the same run are kept.
 
@@ -83,6 +85,7 @@ def collect(
         focus: label `default_space`, or else the model's scales alone.
         space: label these actions instead, as when the data must go with other data.
         progress: called with (pictures done, pictures in all).
+        run: labels the missing shards; in processes of this machine, if left out.
 
     Raises:
         ParametersDiffer: ``out`` was written by a run with other parameters.
@@ -112,7 +115,7 @@ def collect(
         before = done
         progress(done, len(source))
         count = min(workers or default_workers(device), max(1, len(missing)))
-        for index in run_shards(job, {index: planned[index] for index in missing}, count):
+        for index in run(job, {index: planned[index] for index in missing}, count):
             done += len(planned[index])
             progress(done, len(source))
         questions, bad, counts = _totals(out, planned)
