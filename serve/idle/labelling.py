@@ -25,6 +25,7 @@ LOG = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 LONG_LIFE_S = 600.0  # after which the next pause is the first again
 END_S = 5.0
+TELL_S = 2.0  # Ray forgets a gauge that is not set again
 
 
 @contextmanager
@@ -81,6 +82,8 @@ class LabellingProcess:
         self._first_pause_s = first_pause_s
         self._lock, self._ending = threading.Lock(), threading.Event()
         self._process: subprocess.Popen[str] | None = None
+        self._is_down, self._waiting = False, 0
+        threading.Thread(target=self._keep_telling, name="idle-telling", daemon=True).start()
         self._thread = threading.Thread(target=self._run, name="idle-labelling", daemon=True)
         self._thread.start()
 
@@ -105,7 +108,8 @@ class LabellingProcess:
             words, status = self._live_once()
             if self._ending.is_set():
                 return
-            self._metrics.gauge("m3_labelling_down", 1)
+            self._is_down = True
+            self._tell()
             if time.monotonic() - began > LONG_LIFE_S:
                 pause_s = self._first_pause_s
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
@@ -135,11 +139,19 @@ class LabellingProcess:
                     words = line.strip() or words
                     LOG.info("idle labelling: %s", line.rstrip())
                     continue
-                self._metrics.gauge("m3_labelling_down", 0)
-                self._metrics.gauge("m3_unlabelled_pictures", told[1])
+                self._is_down, self._waiting = False, told[1]
+                self._tell()
                 self._metrics.count("m3_labelled_pictures", told[0] - labelled)
                 labelled = told[0]
         return words, process.wait()
+
+    def _keep_telling(self) -> None:
+        while not self._ending.wait(TELL_S):
+            self._tell()
+
+    def _tell(self) -> None:
+        self._metrics.gauge("m3_labelling_down", self._is_down)
+        self._metrics.gauge("m3_unlabelled_pictures", self._waiting)
 
 
 def _progress(line: str) -> tuple[int, int] | None:
