@@ -51,6 +51,8 @@ DeviceOption = Annotated[
     ),
 ]
 
+SkipBadOption = Annotated[bool, typer.Option(help="Count bad records instead of stopping.")]
+
 
 def collect(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
@@ -93,7 +95,7 @@ def collect(
     text_encoder: Annotated[
         Path | None, typer.Option(help="Folder of the CLIP model the vision tower came from.")
     ] = None,
-    skip_bad: Annotated[bool, typer.Option(help="Count bad records instead of stopping.")] = False,
+    skip_bad: SkipBadOption = False,
     no_focus: Annotated[
         bool, typer.Option("--no-focus", help="Only whole pictures at each scale, no focus.")
     ] = False,
@@ -112,7 +114,7 @@ def collect(
     """Answer every question at every scale and focus: the oracle data.
 
     From generated scenes, LLaVA-format data or the log of the service. A rerun goes on where it
-    stopped.
+    stopped; of a log or data that have grown or changed it labels what is new.
     """
     from training.oracle.collection import collect as label
 
@@ -139,8 +141,6 @@ def collect(
             max_new_tokens=max_new_tokens, skip_bad=skip_bad, progress=move,
             relevance=relevance, text_encoder=text_encoder, focus=not no_focus,
         )  # fmt: skip
-    if result.bad:
-        say(f"skipped {len(result.bad)} bad pictures, first: {result.bad[0]}")
     for note in result.notes():
         say(note)
     say(

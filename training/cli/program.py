@@ -17,7 +17,14 @@ from router.errors import FeatureMismatch, RouterFileError
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
-from training.cli.collect import ModelOption, WorkersOption, collect, model_folder, router_folder
+from training.cli.collect import (
+    ModelOption,
+    SkipBadOption,
+    WorkersOption,
+    collect,
+    model_folder,
+    router_folder,
+)
 from training.cli.log import log_app
 from training.cli.model import model as train_model
 from training.cli.readout import readout
@@ -264,10 +271,12 @@ def retrain(
     ] = None,
     who: WhoOption = None,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Collect from a log, fit, evaluate and promote in one go.
 
-    Target, cost, second look and certificate are the live router's unless told otherwise.
+    Into the same --out it labels only what the log has gained. Target, cost, second look and
+    certificate are the live router's unless told otherwise.
     """
     from training.promotion.retrain import RetrainJob
     from training.promotion.retrain import retrain as learn
@@ -276,6 +285,7 @@ def retrain(
     job = RetrainJob(
         from_log, model_folder(model), out, registry, tuple(oracle or ()),
         target, cost, second_look, max_harm, router, reference, workers, force, who or user(),
+        skip_bad,
     )  # fmt: skip
     with bar("retraining", "steps") as move:
         result = learn(job, progress=move, say=say)

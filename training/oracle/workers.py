@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from router.actions import ActionSpace
 from training.errors import BadRecord, TrainingError
 from training.files import replacing
+from training.oracle.growth import BAD_KEY, COUNTS_KEY, NO_ROOM, Asked, told_again, told_of
 from training.sources.tasks import PictureTask, Source
 
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     from training.oracle.labelling import Labeller
 
 GROUP_PICTURES = 8  # pictures labelled together
-BAD_KEY, COUNTS_KEY = b"bad_records", b"counts"  # JSON beside a shard's rows
-# What is counted of questions that were served before.
-NO_ROOM = "questions left out whose conversation leaves no room for the finest scale"
-LOGGED = "logged answers of an action that was run again"
-GIVEN_AGAIN = "logged answers that it gave again"
-SCORES_LEFT_OUT = "scores left out, on an answer that is not given again"
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,7 @@ class CollectJob:
     text_encoder: Path | None
     space: ActionSpace
     label_recipe: str | None = None  # of answers without a limit; None in folders of before
+    asked: tuple[Asked, ...] = ()  # of each picture, where the source may grow
 
 
 # Runs planned shards of a job on so many workers; yields the index of each as it is on disk.
@@ -177,6 +173,7 @@ def label_shard(
         **(table.schema.metadata or {}),
         BAD_KEY: json.dumps(bad).encode(),
         COUNTS_KEY: json.dumps(counts).encode(),
+        **told_of(job.source, job.asked, job.space, pictures, records, bad),
     }
     return table.replace_schema_metadata(metadata)
 
@@ -212,8 +209,6 @@ def _parts(tasks: list[PictureTask]) -> Iterator[list[PictureTask]]:
 def _labelled(
     job: CollectJob, labeller: Labeller, tasks: list[PictureTask], counts: Counter[str]
 ) -> list[OracleRecord]:
-    from training.oracle.labelling import given_again
-
     asked, tasks = sum(len(task.asks) for task in tasks), list(map(labeller.fitting, tasks))
     asks = [ask for task in tasks for ask in task.asks]
     counts[NO_ROOM] += asked - len(asks)
@@ -225,10 +220,5 @@ def _labelled(
         recipe=job.label_recipe,
     )
     for ask, record in zip(asks, labelled, strict=True):
-        again = given_again(ask, record.answers, job.space)
-        counts[LOGGED] += again is not None
-        counts[GIVEN_AGAIN] += again is True
-        counts[SCORES_LEFT_OUT] += (
-            ask.score is not None and ask.reference is None and again is not True
-        )
+        counts.update(told_again(ask, record.answers, job.space))
     return labelled

@@ -45,10 +45,17 @@ def parse_policy(text: str) -> PolicySpec:
             return PolicySpec(text)
         if kind == "fixed":
             return PolicySpec(text, scale=int(number))
-        if kind == "price" and 0 <= float(number) < math.inf:
-            return PolicySpec(text, price=float(number))
-    except ValueError:
-        pass
+        if kind == "price":
+            price = float(number)
+            if not 0 <= price < math.inf:
+                raise TrainingError(
+                    f"policy {text!r}: a price is a number from 0 on, the accuracy that one unit "
+                    "of cost must be worth"
+                )
+            return PolicySpec(text, price=price)
+    except ValueError as error:
+        if isinstance(error, TrainingError):
+            raise
     raise TrainingError(f"unknown policy {text!r}: use finest, fixed:SCALE or price:NUMBER")
 
 

@@ -48,6 +48,7 @@ class RetrainJob:
         router: the service's `--router`, which is in force where nothing was promoted.
         reference: the router that no promotion moves; None: the shipped one where it fits.
         who: for the journal.
+        skip_bad: count pictures and labels that cannot be read instead of stopping.
     """
 
     log: Path
@@ -64,6 +65,7 @@ class RetrainJob:
     workers: int | None = None
     force: bool = False
     who: str = ""
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,14 @@ def retrain(
     say(f"to replace {incumbent.name}: {wishes.sentence}")
     # What is labelled now must go with what was collected before.
     space = space_of(read_manifest(job.more_oracle[0])) if job.more_oracle else None
-    collect(
+    labels = collect(
         source, job.model, job.out / "oracle", workers=job.workers, space=space,
+        skip_bad=job.skip_bad,
         progress=lambda done, total: progress(done, total, "labelling pictures"),
     )  # fmt: skip
+    for note in labels.notes():
+        say(note)
+    say(f"{labels.labelled_now} of {labels.pictures} pictures labelled now")
     audits = read_oracle([job.out / "oracle"])
     data = read_oracle([job.out / "oracle", *job.more_oracle]) if job.more_oracle else audits
     router = _fitted(wishes, data, audits, progress, say)

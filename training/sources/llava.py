@@ -327,7 +327,9 @@ def llava_source(
         (names[path], path, tuple(replace(ask, group_id=groups[path]) for ask in asks))
         for path, asks in grouped.items()
     )
-    origin = {"data": data.name, "images": images.name}
+    origin: dict[str, Any] = {"data": data.name, "images": images.name}
+    origin |= {} if metric is None else {"metric": metric}
+    origin |= {} if repeats == 1 else {"repeats": repeats}
     return FileSource("llava", pictures, origin, tuple(left_out))
 
 

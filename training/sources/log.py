@@ -204,7 +204,9 @@ def log_source(folder: Path) -> FileSource:
         for name, asks in sorted(grouped.items())
     )
     # The service checked them when they came, under limits of its own.
-    return FileSource("log", pictures, {}, left_out, picture_ids=True, limits=CHECKED_BEFORE)
+    return FileSource(
+        "log", pictures, {}, left_out, picture_ids=True, limits=CHECKED_BEFORE, log=folder
+    )
 
 
 def _ask(row: dict[str, Any], given: dict[str, Any], *, several: bool) -> Ask:

@@ -118,6 +118,7 @@ class FileSource:
     left_out: tuple[str, ...] = ()
     picture_ids: bool = False  # names are picture ids: the pixels must still hash to them
     limits: PictureLimits = DEFAULT_LIMITS
+    log: Path | None = None  # whose tombstones say which pictures must not be kept
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -173,7 +174,8 @@ def scored_by_metric(source: FileSource, name: str) -> FileSource:
         (record, path, tuple(scored(ask) for ask in asks)) for record, path, asks in source.pictures
     )
     told = tuple(f"{n} questions from {metric.words}: {why}" for why, n in refused.items())
-    return replace(source, pictures=pictures, left_out=source.left_out + told)
+    origin = {**source.origin, "metric": name}
+    return replace(source, pictures=pictures, origin=origin, left_out=source.left_out + told)
 
 
 def read_picture(
