@@ -6,7 +6,8 @@ Knows flags and progress; the sources are in training.sources, the work in train
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -17,6 +18,7 @@ from m3model.terminal import bar, say, table
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from training.oracle.workers import Runner
     from training.sources.tasks import Source
 
 ModelOption = Annotated[
@@ -99,6 +101,13 @@ def collect(
     no_focus: Annotated[
         bool, typer.Option("--no-focus", help="Only whole pictures at each scale, no focus.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Label on a Ray cluster: auto (of RAY_ADDRESS, or here), host:port, or local.",
+        ),
+    ] = None,
     follow: Annotated[
         bool,
         typer.Option(
@@ -122,6 +131,8 @@ def collect(
         source_of, scenes, seed, namespace, repeats, data, images, from_log, skip_bad, metric
     )
     checkpoint = model_folder(model)
+    if ray is not None and follow:
+        raise TrainingError("--ray and --follow exclude each other")
     if follow or idle_of is not None:
         following = partial(
             label, model=checkpoint, out=out, device=device, max_new_tokens=max_new_tokens,
@@ -135,11 +146,11 @@ def collect(
     source = read()
     for note in source.notes():
         say(f"left out: {note}")
-    with bar("labelling", "pictures") as move:
+    with _runner(ray, device, workers) as (run, count), bar("labelling", "pictures") as move:
         result = label(
-            source, checkpoint, out, workers=workers, device=device,
+            source, checkpoint, out, workers=count, device=device,
             max_new_tokens=max_new_tokens, skip_bad=skip_bad, progress=move,
-            relevance=relevance, text_encoder=text_encoder, focus=not no_focus,
+            relevance=relevance, text_encoder=text_encoder, focus=not no_focus, run=run,
         )  # fmt: skip
     for note in result.notes():
         say(note)
@@ -148,6 +159,22 @@ def collect(
         f"({result.labelled_now} pictures labelled now)"
     )
     _show(out)
+
+
+@contextmanager
+def _runner(
+    ray: str | None, device: str | None, workers: int | None
+) -> Iterator[tuple[Runner, int | None]]:
+    """Yield what labels the shards, and on how many workers; None: as many as this machine has."""
+    from training.oracle.workers import run_shards
+
+    if ray is None:
+        yield run_shards, workers
+        return
+    from training.oracle import on_ray
+
+    with on_ray.cluster(ray):
+        yield on_ray.run_shards, workers or on_ray.ray_workers(device)
 
 
 def _follow(
