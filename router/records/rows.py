@@ -39,7 +39,7 @@ class OracleRecord:
     kind: str = ""
     dataset: str
     reference: str | None = None
-    source: Literal["scenes", "llava", "log"]
+    source: Literal["scenes", "llava", "log", "hf"]
     scales: tuple[Int32, ...]
     answers: tuple[str, ...]
     scores: tuple[Float32, ...]

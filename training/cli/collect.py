@@ -78,6 +78,19 @@ def collect(
         Path | None, typer.Option(help="Folder of the pictures that --data names.")
     ] = None,
     from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
+    hf_dataset: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a Hugging Face dataset: save_to_disk, or Parquet files."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --hf-dataset.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=NAME,...",
+            help="Columns of --hf-dataset where their names are not the usual ones: image, "
+            "question, answer, kind, group.",
+        ),
+    ] = None,
     metric: Annotated[
         Literal["exact_match", "vqa", "anls", "relaxed", "choice", "token_f1", "agreement"] | None,
         typer.Option(help="How answers are scored where the data do not say; else exact match."),
@@ -122,14 +135,15 @@ def collect(
 ) -> None:
     """Answer every question at every scale and focus: the oracle data.
 
-    From generated scenes, LLaVA-format data or the log of the service. A rerun goes on where it
-    stopped; of a log or data that have grown or changed it labels what is new.
+    From generated scenes, LLaVA-format data, a dataset's folder or the log of the service. A rerun
+    goes on where it stopped; of a log or data that have grown or changed it labels what is new.
     """
     from training.oracle.collection import collect as label
 
     read = partial(
-        source_of, scenes, seed, namespace, repeats, data, images, from_log, skip_bad, metric
-    )
+        source_of, scenes, seed, namespace, repeats, data, images, from_log, skip_bad, metric,
+        hf_dataset, split, columns,
+    )  # fmt: skip
     checkpoint = model_folder(model)
     if ray is not None and follow:
         raise TrainingError("--ray and --follow exclude each other")
@@ -219,25 +233,39 @@ def _show(out: Path) -> None:
 def source_of(
     scenes: int | None, seed: int, namespace: str, repeats: int,
     data: Path | None, images: Path | None, from_log: Path | None, skip_bad: bool,
-    metric: str | None = None,
+    metric: str | None = None, hf_dataset: Path | None = None, split: str | None = None,
+    columns: str | None = None,
 ) -> Source:  # fmt: skip
     """Return the one source that the flags name."""
+    from training.sources.hf import hf_source
     from training.sources.llava import llava_source
     from training.sources.log import log_source
     from training.sources.scenes import SceneSource
     from training.sources.tasks import scored_by_metric
 
-    if sum(given is not None for given in (scenes, data, from_log)) != 1:
+    if sum(given is not None for given in (scenes, data, from_log, hf_dataset)) != 1:
         raise TrainingError(
-            "give exactly one of --scenes N, --data FILE --images DIR, --from-log DIR"
+            "give exactly one of --scenes N, --data FILE --images DIR, --from-log DIR, "
+            "--hf-dataset DIR"
         )
+    if hf_dataset is not None:
+        return hf_source(
+            hf_dataset, split=split, columns=columns, skip_bad=skip_bad, metric=metric,
+            repeats=repeats,
+        )  # fmt: skip
+    if split is not None or columns is not None:
+        raise TrainingError("--split and --columns need --hf-dataset")
     if scenes is not None:
         if metric is not None:
-            raise TrainingError("--metric needs --data or --from-log: scenes have exact answers")
+            raise TrainingError(
+                "--metric needs --data, --hf-dataset or --from-log: scenes have exact answers"
+            )
         return SceneSource(scenes, seed, namespace, repeats=repeats)
     if from_log is not None:
         if repeats != 1:
-            raise TrainingError("--repeats needs --scenes, or --data with multiple choice")
+            raise TrainingError(
+                "--repeats needs --scenes, or --data or --hf-dataset with multiple choice"
+            )
         logged = log_source(from_log)
         return logged if metric is None else scored_by_metric(logged, metric)
     if data is None or images is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,25 +21,27 @@ from typing import Any
 from router.actions import ActionSpace, default_space, uniform_space
 from training.errors import ParametersDiffer, TrainingError
 from training.files import clear_leftovers, write_json
-from training.oracle.growth import (
+from training.oracle.growth.before import adopted
+from training.oracle.growth.folder import (
+    Batch,
+    Shard,
+    damaged_shards,
+    read_shards,
+    shard_files,
+    shard_size,
+    units_in,
+    work_of,
+)
+from training.oracle.growth.stale import without_erased, without_stale
+from training.oracle.growth.told import (
     BAD_KEY,
     COUNTS_KEY,
     GIVEN_AGAIN,
     LOGGED,
     NO_ROOM,
     SCORES_LEFT_OUT,
-    Batch,
-    Shard,
-    adopted,
+    Asked,
     asked_of,
-    damaged_shards,
-    read_shards,
-    shard_files,
-    shard_size,
-    units_in,
-    without_erased,
-    without_stale,
-    work_of,
 )
 from training.oracle.workers import (
     CollectJob,
@@ -142,8 +144,9 @@ def collect(
         for leftover in out.glob("oracle-*.tmp"):  # of killed workers
             leftover.unlink()
         damaged = _without_damaged(out, skip_bad)
+        asked = asked_of(source) if isinstance(source, FileSource) else ()
         if isinstance(source, FileSource):
-            job, planned = _grown(job, source, manifest)
+            job, planned = _grown(job, source, asked, manifest)
         else:
             planned = dict(shards(len(source), manifest["pictures_per_shard"]))
             planned = {at: part for at, part in planned.items() if not shard_path(out, at).exists()}
@@ -157,7 +160,7 @@ def collect(
         manifest.pop(GROWING, None)
         manifest |= {"finished": True, **_costs(model)}
         if isinstance(source, FileSource):
-            _settle(out, source, manifest, parameters)
+            _settle(out, source, asked, manifest, parameters)
         questions, bad, counts = _totals(out)
         totals = {"questions": questions, "bad": len(bad), "shards": len(shard_files(out))}
         manifest.pop("counts", None)
@@ -168,13 +171,13 @@ def collect(
 
 
 def _grown(
-    job: CollectJob, source: FileSource, manifest: dict[str, Any]
+    job: CollectJob, source: FileSource, asked: Sequence[Asked], manifest: dict[str, Any]
 ) -> tuple[CollectJob, dict[int, range]]:
     """Return the job and the shards to write for what the folder does not hold of the source."""
-    asked, there = asked_of(source), read_shards(job.out)
+    there = read_shards(job.out)
     if FILES not in manifest:  # a folder of before: its shards do not say what they hold
-        if manifest["source"]["content"] == source.parameters()["content"]:
-            there = adopted(there, source, asked, manifest["pictures_per_shard"])
+        content, size = manifest["source"]["content"], manifest["pictures_per_shard"]
+        there = adopted(there, source, content, size, job.space)
         manifest[FILES] = [shard.path.name for shard in there] if manifest["finished"] else []
     there = _without_erased(there, source)
     begun = None
@@ -199,7 +202,11 @@ def _grown(
 
 
 def _settle(
-    out: Path, source: FileSource, manifest: dict[str, Any], parameters: dict[str, Any]
+    out: Path,
+    source: FileSource,
+    asked: Sequence[Asked],
+    manifest: dict[str, Any],
+    parameters: dict[str, Any],
 ) -> None:
     """Have the manifest name all shards, then take out of them what is out of date.
 
@@ -209,7 +216,7 @@ def _settle(
     there = read_shards(out)
     manifest[FILES] = [shard.path.name for shard in there]
     write_json(out / MANIFEST, {**manifest, "shards": len(there)})
-    there = without_stale(there, asked_of(source), passed_stay=source.kind == "log")
+    there = without_stale(there, asked, passed_stay=source.kind == "log")
     there = _without_erased(there, source)  # what was erased meanwhile
     manifest[FILES] = [shard.path.name for shard in there if not shard.is_empty]
     if len(manifest[FILES]) < len(there):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from router.actions import ActionSpace
 from training.errors import BadRecord, TrainingError
 from training.files import replacing
-from training.oracle.growth import BAD_KEY, COUNTS_KEY, NO_ROOM, Asked, told_again, told_of
+from training.oracle.growth.told import BAD_KEY, COUNTS_KEY, NO_ROOM, Asked, told_again, told_of
 from training.sources.tasks import PictureTask, Source
 
 if TYPE_CHECKING:
