@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face as a source, as its own package wrote them (tests/data/hf/write.py)."""
+"""Datasets of Hugging Face as a source, as its own package wrote them (tests/data/hf/write)."""
 
 from __future__ import annotations
 
