@@ -187,7 +187,7 @@ def main() -> None:
         default_model_path(), device="cpu", max_new_tokens=MAX_NEW_TOKENS,
         space=default_space(SCALES),
     )  # fmt: skip
-    count = 4 if options.quick else 48
+    count = 4 if options.quick else 32
     source = SceneSource(count, 11)
     tasks = [source.load(number) for number in range(count)]
     collected(labeller, tasks[:1])  # what the first pass sets up is nobody's

@@ -23,6 +23,7 @@ from training.errors import ParametersDiffer, TrainingError
 from training.files import clear_leftovers, write_json
 from training.oracle.growth.before import adopted
 from training.oracle.growth.folder import (
+    FILES,
     Batch,
     Shard,
     damaged_shards,
@@ -53,9 +54,7 @@ from training.oracle.workers import (
 from training.sources.tasks import FileSource, Source, shards
 
 MANIFEST = "manifest.json"
-# Of the manifest of a source that may grow: the shards of the last finished state by name, and the
-# batch that a run has begun since.
-FILES, GROWING = "files", "growing"
+GROWING = "growing"  # of the manifest: the batch that a run has begun since it was finished
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from router.features.scripts import taught_by
 from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
-from training.oracle.collection import FILES, MANIFEST
+from training.oracle.collection import MANIFEST
+from training.oracle.growth.folder import finished_shards
 from training.oracle.questions import metrics_of, settled, without_repeats
 from training.scoring import METRICS, agreement_of
 from training.scoring.metric import THRESHOLD
@@ -206,7 +207,7 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     digest = hashlib.sha256()
     for folder in folders:
         manifests.append(read_manifest(folder))
-        paths = shards_of(folder, manifests[-1])
+        paths = finished_shards(folder, manifests[-1])
         written = manifests[-1].get("shards", 0)  # told when a run has finished
         if len(paths) < written:
             raise TrainingError(
@@ -249,23 +250,6 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     if table is None or table.num_rows == 0:
         raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
     return once(settled(table)), first, digest.hexdigest()[:16]
-
-
-def shards_of(folder: Path, manifest: dict[str, Any]) -> list[Path]:
-    """Return the shards of a folder's last finished state; a run may be adding others.
-
-    Raises:
-        TrainingError: no run has ever finished.
-    """
-    if manifest.get("finished") is False:
-        raise TrainingError(
-            f"{folder} is not finished, the run that labels it was interrupted or goes on: run the "
-            "same `m3-train collect` again, it goes on where it stopped"
-        )
-    names = manifest.get(FILES)
-    if names is None:
-        return sorted(folder.glob("oracle-*.parquet"))
-    return [path for path in map(folder.joinpath, names) if path.is_file()]
 
 
 def once(table: Any) -> Any:

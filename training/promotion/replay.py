@@ -53,9 +53,10 @@ def parse_policy(text: str) -> PolicySpec:
                     "of cost must be worth"
                 )
             return PolicySpec(text, price=price)
-    except ValueError as error:
-        if isinstance(error, TrainingError):
-            raise
+    except TrainingError:
+        raise
+    except ValueError:
+        pass
     raise TrainingError(f"unknown policy {text!r}: use finest, fixed:SCALE or price:NUMBER")
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from router.records import units_of
 from training.errors import TrainingError
@@ -27,6 +28,7 @@ from training.oracle.growth.told import (
 from training.sources.tasks import shards
 
 SHARD_PICTURES = 100
+FILES = "files"  # of a manifest: the shards of the last finished state by name
 _SHARD = re.compile(r"oracle-(\d+)\.parquet")
 
 
@@ -77,6 +79,23 @@ def shard_files(out: Path) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.stem.removeprefix("oracle-"))
+
+
+def finished_shards(out: Path, manifest: dict[str, Any]) -> list[Path]:
+    """Return the shards of a folder's last finished state; a run may be adding others.
+
+    Raises:
+        TrainingError: no run has ever finished.
+    """
+    if manifest.get("finished") is False:
+        raise TrainingError(
+            f"{out} is not finished, the run that labels it was interrupted or goes on: run the "
+            "same `m3-train collect` again, it goes on where it stopped"
+        )
+    names = manifest.get(FILES)
+    if names is None:  # of a source that does not grow, or of before
+        return sorted(out.glob("oracle-*.parquet"))
+    return [path for path in map(out.joinpath, names) if path.is_file()]
 
 
 def damaged_shards(out: Path) -> list[Path]:
