@@ -34,7 +34,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 FLAGS = {
     "model": "model", "router": "router", "text_encoder": "text_encoder", "registry": "registry",
     "log_dir": "log_dir", "log_images": "log_images", "log_prompts": "log_prompts",
-    "log_format": "log_format", "audit_rate": "audit_rate", "device": "device",
+    "log_format": "log_format", "audit_rate": "audit_rate", "label_idle": "label_idle",
+    "device": "device",
     "torch_threads": "torch_threads",
     "allowed_host": "allowed_hosts", "cors_origin": "cors_origins",
     "api_keys_file": "api_keys_file",
@@ -83,6 +84,10 @@ def up(
     audit_rate: Annotated[
         float, typer.Option(help="Share of requests marked as audited.", min=0.0, max=1.0)
     ] = 1.0,
+    label_idle: Annotated[
+        Path | None,
+        typer.Option(help="Folder to label audited requests into while idle; see --log-images."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="torch device; default: cuda if there.")
     ] = None,

@@ -121,6 +121,11 @@ METRICS: dict[str, Spec] = {
     "m3_pictures_not_logged": Spec(
         "counter", "Pictures of audited requests that are not kept, because too many wait."
     ),
+    "m3_labelled_pictures": Spec("counter", "Pictures labelled while the service was idle."),
+    "m3_unlabelled_pictures": Spec("gauge", "Pictures of audited requests that wait for that."),
+    "m3_labelling_down": Spec(
+        "gauge", "1 while the process that labels (label_idle) should run and does not."
+    ),
     "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
     "m3_overload_pressure": Spec(
         "gauge", "How far a gateway lets the price rise: 0 not at all, 1 to the dearest certified."

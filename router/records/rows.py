@@ -42,7 +42,7 @@ class OracleRecord:
     kind: str = ""
     dataset: str
     reference: str | None = None
-    source: Literal["scenes", "llava", "log", "lmms-eval"]
+    source: Literal["scenes", "llava", "log", "lmms-eval", "hf"]
     scales: tuple[Int32, ...]
     answers: tuple[str, ...]
     scores: tuple[Float32, ...]

@@ -44,7 +44,13 @@ from training.oracle.growth.told import (
     Asked,
     asked_of,
 )
-from training.oracle.workers import CollectJob, default_workers, run_shards, shard_path
+from training.oracle.workers import (
+    CollectJob,
+    Runner,
+    default_workers,
+    run_shards,
+    shard_path,
+)
 from training.sources.tasks import FileSource, Source, shards
 
 MANIFEST = "manifest.json"
@@ -94,6 +100,7 @@ def collect(
     focus: bool = True,
     space: ActionSpace | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    run: Runner = run_shards,
 ) -> CollectResult:
     """Label a source into ``out`` and return the totals; what is labelled already is kept.
 
@@ -109,6 +116,7 @@ def collect(
         focus: label `default_space`, or else the model's scales alone.
         space: label these actions instead, as when the data must go with other data.
         progress: called with (pictures done, pictures in all).
+        run: labels the missing shards; in processes of this machine, if left out.
 
     Raises:
         ParametersDiffer: ``out`` was written by a run with other parameters.
@@ -145,7 +153,7 @@ def collect(
         done = len(source) - missing
         progress(done, len(source))
         count = min(workers or default_workers(device), max(1, len(planned)))
-        for index in run_shards(job, planned, count):
+        for index in run(job, planned, count):
             done += len(planned[index])
             progress(done, len(source))
         manifest.pop(GROWING, None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from m3model.pictures import CHECKED_BEFORE
-from training.errors import BadRecord, TrainingError
+from training.errors import BadRecord, NotEnoughData, TrainingError
 from training.sources.tasks import Ask, FileSource
 
 LOG = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def log_source(folder: Path) -> FileSource:
         grouped.setdefault(picture, []).append(ask)
     left_out = tuple(f"{count} {what}" for what, count in counts.items() if count)
     if not grouped:
-        raise TrainingError(
+        raise NotEnoughData(
             f"{folder} holds no audited question with a stored picture"
             + (f" ({', '.join(left_out)})" if left_out else "")
             + "; serve with --log-images and --audit-rate"

@@ -11,13 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from router.actions import ActionSpace
 from router.log.tombstones import hash_of_picture
 from router.records import OracleRecord
-from training.sources.tasks import Ask, FileSource, Source
+from training.sources.tasks import Ask, FileSource, PictureFile, Source
 
 # JSON beside a shard's rows: messages, numbers, and a list of `Labelled`.
 BAD_KEY, COUNTS_KEY, LABELLED_KEY = b"bad_records", b"counts", b"labelled"
@@ -145,7 +144,7 @@ def _answers(record: OracleRecord, ask: Ask, picture: str | None) -> bool:
     return same and picture in (None, record.picture_id)
 
 
-def _why_bad(name: str, path: Path, bad: Sequence[str]) -> str | None:
+def _why_bad(name: str, path: PictureFile, bad: Sequence[str]) -> str | None:
     """Return the hash of the message that says why a picture could not be read."""
     found = (each for each in bad if each.startswith((f"{name}: ", f"{path.name}: ")))
     return next((hash_of(each) for each in found if path.name in each), None)
