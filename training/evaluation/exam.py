@@ -194,7 +194,7 @@ def _priced(baseline: Baseline, exam: Exam) -> Rival:
         scores, tokens, on = scores[:, columns], tokens[:, columns], on.over_scales
     found = calibrate_price(
         baseline.calibration, scores, row_costs(tokens, held.scales, exam.costs),
-        held.units.tolist(), target=exam.target,
+        held.pictures, target=exam.target,
     )  # fmt: skip
     outcome = cmp.run_policy(baseline.name, baseline.test, found.policy(exam.costs), on)
     if baseline.over_scales:

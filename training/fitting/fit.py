@@ -22,6 +22,7 @@ from training.fitting.card import fitted_card
 from training.fitting.predictor import Labels, fit_predictor
 from training.fitting.second_look import STARTS, fit_gates, other_half_gates, price_second_look
 from training.fitting.telling import check_telling, warnings
+from training.oracle.columns.names import numbered
 from training.oracle.data import OracleData
 from training.progress import Progress, Steps, unseen
 
@@ -152,7 +153,8 @@ def parts_of(data: OracleData, cost: Cost, audits: OracleData | None = None) -> 
     fitting, pricing, rule = calibration_parts(data)
     found = None
     if audits is not None:
-        ours = pricing.take(np.isin(pricing.units, audits.units))
+        known = np.isin(numbered(pricing.units)[0], numbered(audits.units)[0])
+        ours = pricing.take(known[pricing.pictures])
         found = ours.n_pictures
         pricing = ours if found >= PRICING_AUDITS else pricing
     return Parts(data, train, fitting, pricing, rule, *costs_of(data, cost), found)
@@ -197,8 +199,7 @@ def _priced(
     pricing = parts.pricing
     steps.begin(f"price ({len(pricing)} questions)")
     values = np.asarray(predictor.predict_proba(pricing.features), float)
-    pictures = pricing.units.tolist()
-    costs = parts.costs_of(pricing)
+    pictures, costs = pricing.pictures, parts.costs_of(pricing)
     price = calibrate_price(values, pricing.scores, costs, pictures, target=target)
     if not second_look:
         return Priced(values, price, None, None)

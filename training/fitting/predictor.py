@@ -14,6 +14,7 @@ from router.actions import ActionSpace
 from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
 from router.predictor.linear import fit_linear
+from router.predictor.matrix import Matrix
 from training.figures.metrics import Array
 from training.oracle.data import OracleData
 from training.progress import Progress, unseen
@@ -62,7 +63,7 @@ def _one_population(
 
 
 def _as_being_right(
-    features: NDArray[np.float32], targets: Array, data: OracleData, finest: ComplexityPredictor
+    features: Matrix, targets: Array, data: OracleData, finest: ComplexityPredictor
 ) -> Array:
     """Return targets (n, A) that all say P(right), also where only agreement is known.
 
@@ -72,14 +73,14 @@ def _as_being_right(
     known = data.has_reference
     if known.all() or not known.any():
         return targets
-    finest.fit(features[known], targets[known][:, -1:], groups=data.units[known])
+    finest.fit(features[known], targets[known][:, -1:], groups=data.pictures[known])
     made = targets.copy()
     made[~known] *= finest.predict_proba(features[~known])
     return made
 
 
 def fit_predictor(
-    features: tuple[NDArray[np.float32], NDArray[np.float32]],
+    features: tuple[Matrix, Matrix],
     train: OracleData,
     calibration: OracleData,
     labels: Labels = "auto",
@@ -106,7 +107,7 @@ def fit_predictor(
     targets = _as_being_right(
         features[0], labels_of(train, labels), train, ComplexityPredictor(**made)
     )
-    predictor.fit(features[0], targets, groups=train.units, progress=progress)
+    predictor.fit(features[0], targets, groups=train.pictures, progress=progress)
     if not train.space.is_uniform:
         predictor.linear_ = fit_linear(features[0], targets, RIDGE)
     raw = predictor.raw_scores(features[1])

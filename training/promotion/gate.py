@@ -24,6 +24,7 @@ from router.registry import current_router_path
 from router.router import Router
 from training.errors import MixedData, TrainingError
 from training.fitting.telling import untelling_kinds, why_untelling
+from training.oracle.columns.names import Texts, numbered
 from training.oracle.data import OracleData, check_fits, read_oracle, scored_by
 from training.promotion.replay import played
 from training.promotion.seen import read_seen, unseen_by
@@ -257,9 +258,9 @@ def _evidence(
     )
 
 
-def in_betting_order(units: NDArray[np.str_]) -> NDArray[np.int64]:
+def in_betting_order(units: Texts) -> NDArray[np.int64]:
     """Return (n,): the number of each question's unit, in the order of a hash of their names."""
-    names, inverse = np.unique(units, return_inverse=True)
+    names, inverse = numbered(units)
     digests = [hashlib.sha256(b"m3-router bets 1:" + n.encode()).digest() for n in names.tolist()]
     places = np.empty(len(names), dtype=np.int64)
     places[sorted(range(len(names)), key=digests.__getitem__)] = np.arange(len(names))
