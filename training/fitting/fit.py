@@ -20,6 +20,7 @@ from training.figures.metrics import Array, brier, calibration_error, picked
 from training.fitting.calibration_parts import MIN_PART_PICTURES, SHARED, calibration_parts
 from training.fitting.card import fitted_card
 from training.fitting.predictor import Labels, fit_predictor
+from training.fitting.references import left_out, of_one_kind, speaking
 from training.fitting.second_look import STARTS, fit_gates, other_half_gates, price_second_look
 from training.fitting.telling import check_telling, warnings
 from training.oracle.columns.names import numbered
@@ -49,7 +50,8 @@ class FitResult:
 class Parts:
     """Which questions serve for what, and what a scale costs; the test pictures serve nothing.
 
-    What other numbers of tokens cost lies on the line between the scales.
+    Those that fit probabilities all have a reference or all have none, and so have those that
+    price. What other numbers of tokens cost lies on the line between the scales.
     """
 
     data: OracleData  # all splits, for what is said about them
@@ -60,6 +62,7 @@ class Parts:
     costs: tuple[float, ...]  # (K,) of the uniform scales
     unit: str
     audits: int | None = None  # audited pictures that can price; None: not told from the others
+    apart: str | None = None  # which calibration questions do not price, in words
 
     def costs_of(self, part: OracleData) -> Array:
         """Return (n, A) what each action costs the questions of a part."""
@@ -150,14 +153,29 @@ def parts_of(data: OracleData, cost: Cost, audits: OracleData | None = None) -> 
             f"{MIN_CALIBRATION_PICTURES} are needed (about {4 * MIN_TRAIN_PICTURES} pictures in "
             f"all, better {GOOD_PICTURES})"
         )
-    fitting, pricing, rule = calibration_parts(data)
-    found = None
-    if audits is not None:
-        known = np.isin(numbered(pricing.units)[0], numbered(audits.units)[0])
-        ours = pricing.take(known[pricing.pictures])
-        found = ours.n_pictures
-        pricing = ours if found >= PRICING_AUDITS else pricing
-    return Parts(data, train, fitting, pricing, rule, *costs_of(data, cost), found)
+    fitting, calibrating, rule = calibration_parts(data)
+    referenced = speaking(train, fitting)
+    pricing, found = _pricing(calibrating, referenced, audits)
+    return Parts(
+        data, train, of_one_kind(fitting, referenced), pricing, rule, *costs_of(data, cost), found,
+        left_out(calibrating, of_one_kind(calibrating, pricing.one_kind)),
+    )  # fmt: skip
+
+
+def _pricing(
+    calibrating: OracleData, referenced: bool | None, audits: OracleData | None
+) -> tuple[OracleData, int | None]:
+    """Return the questions that choose prices, all with a reference or all without, and how many
+    audited pictures could do so; None where audits are not told from the others."""
+    everyone = of_one_kind(calibrating, referenced)
+    if audits is None:
+        return everyone, None
+    known = np.isin(numbered(calibrating.units)[0], numbered(audits.units)[0])
+    ours = calibrating.take(known[calibrating.pictures])
+    kinds = [ours.take(ours.has_reference), ours.take(~ours.has_reference)]
+    enough = [kind for kind in kinds if kind.n_pictures >= PRICING_AUDITS]
+    found = enough[0] if enough else max(kinds, key=lambda kind: kind.n_pictures)
+    return (found if enough else everyone), found.n_pictures
 
 
 def costs_of(data: OracleData, cost: Cost) -> tuple[tuple[float, ...], str]:
@@ -290,6 +308,7 @@ def _facts(
         "calibrated_on": parts.rule,
         "scripts": list(parts.data.scripts),
         **({"priced_on_audits": parts.audits} if _audits_price(parts) else {}),
+        **({} if parts.apart is None else {"priced_apart": parts.apart}),
         **metrics,
         **({} if look is None else {"second_look": look}),
     }
@@ -317,6 +336,8 @@ def _advice(parts: Parts, target: float, priced: Priced) -> list[str]:
             f"only {parts.audits} audited pictures can choose the price (they do alone from "
             f"{PRICING_AUDITS} on): it was chosen on all {parts.pricing.n_pictures} of these data"
         )
+    if parts.apart is not None:
+        advice.append(f"price: {parts.apart}")
     if parts.rule == SHARED:
         advice.append(
             f"the same {parts.pricing.n_pictures} calibration pictures fit probabilities and "

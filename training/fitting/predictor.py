@@ -5,23 +5,26 @@ Knows questions, labels and predictors; does not know prices, routers or who ask
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.actions import ActionSpace
+from router.predictor.boosting import SAMPLED
 from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
 from router.predictor.linear import fit_linear
 from router.predictor.matrix import Matrix
 from training.figures.metrics import Array
+from training.fitting.references import speaking
 from training.oracle.data import OracleData
 from training.progress import Progress, unseen
 from training.scoring import METRICS
 
 Labels = Literal["auto", "soft", "hard"]
-LEAST_TOLD = 30  # questions with a reference that say what the finest is worth
+ONE_THREAD = SAMPLED  # training questions; up to here every machine makes the same bytes
 RIDGE = 500.0  # rows; docs/experiments.md
 
 
@@ -53,13 +56,12 @@ def _one_population(
     theirs to say: they alone calibrate, and agreement is brought to their meaning. With fewer,
     agreement is learnt, from the rows without one.
     """
-    told = train.has_reference, calibration.has_reference
-    kinds = {bool(each) for part in told for each in np.unique(part)}
-    if len(kinds) < 2:
+    told, referenced = calibration.has_reference, speaking(train, calibration)
+    if referenced is None:
         return np.ones(len(train), bool), np.ones(len(calibration), bool)
-    if min(part.sum() for part in told) >= LEAST_TOLD or min((~part).sum() for part in told) == 0:
-        return np.ones(len(train), bool), told[1] if told[1].any() else ~told[1]
-    return ~told[0], ~told[1]
+    if referenced:
+        return np.ones(len(train), bool), told if told.any() else ~told
+    return ~train.has_reference, ~told
 
 
 def _as_being_right(
@@ -103,6 +105,8 @@ def fit_predictor(
     if not held.all():
         features, calibration = (features[0], features[1][held]), calibration.take(held)
     made: dict[str, Any] = {"calibration": "none", "learning_rate": 0.15, "n_estimators": 200}
+    if len(train) > ONE_THREAD:
+        made["num_threads"] = len(os.sched_getaffinity(0))
     predictor = ComplexityPredictor(**_starts(train.space), **made)
     targets = _as_being_right(
         features[0], labels_of(train, labels), train, ComplexityPredictor(**made)

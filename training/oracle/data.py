@@ -100,6 +100,12 @@ class OracleData:
         return enough
 
     @property
+    def one_kind(self) -> bool | None:
+        """Return whether all questions have a reference, or all have none; None: some have."""
+        some = bool(self.has_reference.any())
+        return some if some == bool(self.has_reference.all()) else None
+
+    @property
     def scales(self) -> tuple[int, ...]:
         """Return the K uniform scales, ascending."""
         return self.space.scales
@@ -189,11 +195,14 @@ def _chosen(metadata: Sequence[dict[str, Any]], rows: NDArray[Any]) -> Sequence[
     return metadata[rows] if isinstance(metadata, Facts) else [metadata[row] for row in rows]
 
 
-def read_oracle(folders: Sequence[Path], *, in_memory: int = IN_MEMORY) -> OracleData:
+def read_oracle(
+    folders: Sequence[Path], *, in_memory: int = IN_MEMORY, schema: FeatureSchema | None = None
+) -> OracleData:
     """Return the questions of the folders together; a question that several hold is taken once.
 
     Args:
         in_memory: bytes of features beyond which they lie in a file without a name, in TMPDIR.
+        schema: of their features; None: the one that this version computes.
 
     Raises:
         TrainingError: a folder holds no oracle data.
@@ -201,7 +210,7 @@ def read_oracle(folders: Sequence[Path], *, in_memory: int = IN_MEMORY) -> Oracl
         NotEnoughData: no question at all.
     """
     paths, manifest, data_hash = _shards(folders)
-    schema = _schema(manifest)
+    schema = _checked(schema or _schema_of(manifest), manifest)
     found = columns_of(paths, len(schema.names), in_memory)
     if found is None:
         raise _no_question(folders)
@@ -304,9 +313,12 @@ def space_of(manifest: dict[str, Any]) -> ActionSpace:
         raise TrainingError(f"{MANIFEST} holds damaged actions: {error}") from error
 
 
-def _schema(manifest: dict[str, Any]) -> FeatureSchema:
+def _schema_of(manifest: dict[str, Any]) -> FeatureSchema:
     scales, relevance = tuple(map(int, manifest["scales"])), str(manifest["relevance"])
-    schema = feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"], relevance)
+    return feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"], relevance)
+
+
+def _checked(schema: FeatureSchema, manifest: dict[str, Any]) -> FeatureSchema:
     if schema.hash != manifest["feature_schema"]:
         raise MixedData(
             f"the data hold features {manifest['feature_schema']}, this version computes "
