@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -21,12 +22,24 @@ IN_MEMORY = 128 * 2**20  # bytes of features that are held as an array
 _SPREAD = 4  # rows are read in one go, and some of them dropped, up to so many for each wanted one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowFile:
-    """Rows of ``width`` float32 numbers in a file."""
+    """Rows of ``width`` float32 numbers in a file, which is closed with the last of its features.
+
+    Not buffered: rows come in blocks, and a full disk is told at once.
+    """
 
     file: IO[bytes]
     width: int
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.file.close)
+
+    def append(self, rows: NDArray[np.float32]) -> None:
+        """Write further rows."""
+        left = np.ascontiguousarray(rows, np.float32).data.cast("B")
+        while left:
+            left = left[self.file.write(left) :]
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows ``start`` to ``stop``, which there must be."""
@@ -101,7 +114,8 @@ class Collecting:
         if self._bytes <= in_memory:
             self._array = np.empty((n_rows, width), np.float32)
         else:
-            self._file: IO[bytes] = tempfile.TemporaryFile(prefix="m3-features-")  # noqa: SIM115
+            file = tempfile.TemporaryFile(prefix="m3-features-", buffering=0)  # noqa: SIM115
+            self._file = RowFile(file, width)
 
     def add(self, block: NDArray[np.float32]) -> None:
         """Take further rows.
@@ -118,11 +132,12 @@ class Collecting:
             self._array[self._filled : self._filled + len(block)] = block
         else:
             try:
-                self._file.write(np.ascontiguousarray(block).data.cast("B"))
+                self._file.append(block)
             except OSError as error:
                 raise TrainingError(
                     f"no room for {self._bytes / 1e9:.1f} GB of features in "
-                    f"{tempfile.gettempdir()} ({error.strerror}): set TMPDIR to a folder with room"
+                    f"{tempfile.gettempdir()} ({error.strerror}): set TMPDIR to a folder that has "
+                    "it"
                 ) from error
         self._filled += len(block)
 
@@ -130,5 +145,4 @@ class Collecting:
         """Return all rows."""
         if self._array is not None:
             return self._array[: self._filled]
-        self._file.flush()
-        return Features(RowFile(self._file, self._width), np.arange(self._filled))
+        return Features(self._file, np.arange(self._filled))
