@@ -47,8 +47,9 @@ def _child(data: Path, features: int, picks: Path, in_memory: int) -> dict[str, 
     asked = f"{str(data)!r}, {features}, {str(picks)!r}, {in_memory}"
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here), str(here.parent)])
+    code = f"import fit_scale; fit_scale.fit_once({asked})"
     ended = subprocess.run(
-        [sys.executable, "-c", f"import fit_scale; fit_scale.fit_once({asked})"], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     if ended.returncode:
