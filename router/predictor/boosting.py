@@ -138,18 +138,37 @@ def boosted(
     started = part.start is not None
     shift = 0.0 if part.start is None else shift_to(part.start, part.y, part.on.weight)
     stop: dict[str, Any] = {}
-    _set(part, shift)
+    set_labels(part, shift)
     if watched is not None:
-        _set(watched, shift)
+        set_labels(watched, shift)
         stop["valid_sets"] = [watched.on.data]
         stop["callbacks"] = [lightgbm.early_stopping(patience, verbose=False)]
     booster = lightgbm.train(params, part.on.data, num_boost_round=n_trees, **stop)
     if started:
-        _add(booster, shift)
+        add(booster, shift)
     return booster
 
 
-def _set(part: Labelled, shift: float) -> None:
+class Alone:
+    """Boosting on one machine, which has all rows."""
+
+    def parameters(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the parameters to fit with."""
+        return own
+
+    def varies(self, y: np.ndarray) -> bool:
+        """Return whether labels differ."""
+        return float(np.ptp(y)) > 0.0
+
+    def boosted(
+        self, part: Labelled, parameters: Mapping[str, Any], n_trees: int,
+        watched: Labelled | None = None, patience: int = 0,
+    ) -> "lightgbm.Booster":  # fmt: skip
+        """Return `boosted`."""
+        return boosted(part, parameters, n_trees, watched, patience)
+
+
+def set_labels(part: Labelled, shift: float) -> None:
     """Set labels and starts, or that there are none, of rows that other boosters may have used."""
     part.on.data.set_label(part.y)
     part.on.data.set_field("init_score", None if part.start is None else part.start + shift)
@@ -185,7 +204,7 @@ def shift_to(start: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None)
     return 0.5 * (low + high)
 
 
-def _add(booster: "lightgbm.Booster", shift: float) -> None:
+def add(booster: "lightgbm.Booster", shift: float) -> None:
     """Add a constant to the raw score, in the leaves of the first tree."""
     tree = booster.dump_model(num_iteration=1)["tree_info"][0]
     for leaf in range(int(tree["num_leaves"])):

@@ -5,7 +5,7 @@ Notation: n rows, F features, K actions (the scales ascending, or scales and foc
 [0, 1] whether (or how probably) action k suffices for row i. Monotonicity is never forced.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from router.errors import FeatureMismatch
-from router.predictor.boosting import Binned, Labelled, binned, boosted
+from router.predictor.boosting import Alone, Binned, Labelled, binned
 from router.predictor.calibration import Calibration, constant, fit_calibration
 from router.predictor.forest import fitting_order, summed
 from router.predictor.linear import LinearScores
@@ -111,6 +111,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | Sequence[str] | None = None,
         progress: Callable[[int, int, str], None] = lambda done, total, now: None,
+        growing: Alone | None = None,
     ) -> "ComplexityPredictor":
         """Return self, fitted.
 
@@ -120,6 +121,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             sample_weight: (n,) not negative.
             groups: (n,) picture of each row; None takes every row as its own.
             progress: called with (boosters done, K, words) as each action's booster begins.
+            growing: what stands in for `Alone` where these are a part of the rows.
 
         Raises:
             ValueError: shapes that do not fit, values that are not finite or not in [0, 1], or
@@ -138,7 +140,8 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         folds = self._folds(len(X), groups)
         if self.calibration == "none":
             folds = folds[:1]  # enough to tell how many trees serve
-        bins = _Bins.of(X, folds, self._parameters(), weight)
+        growing = growing or Alone()
+        bins = _Bins.of(X, folds, growing.parameters(self._parameters()), weight)
         n_actions = Y.shape[1]
         bases = self._bases(n_actions)
         order = fitting_order(bases)
@@ -147,16 +150,38 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         texts, calibrations = [""] * n_actions, [Calibration("none")] * n_actions
         for done, k in enumerate(order):
             progress(done, n_actions, f"booster {done + 1} of {n_actions}")
-            texts[k], calibrations[k], said[k] = self._fit_action(bins, Y[:, k], said[bases[k]])
+            texts[k], calibrations[k], said[k] = self._fit_action(
+                growing, bins, Y[:, k], said[bases[k]]
+            )
             still = {bases[later] for later in order[done + 1 :]}
             said = {base: sums for base, sums in said.items() if base in still}
+        self._finish(texts, calibrations, low, high)
+        return self
+
+    def take_over(
+        self, texts: Sequence[str], constants: Sequence[float | None], low: np.ndarray,
+        high: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Be fitted, without a calibration, by what was fitted elsewhere.
+
+        Args:
+            texts: K boosters.
+            constants: (K,) the label of actions whose labels do not vary, else None.
+            low, high: (F,) least and greatest features.
+        """
+        found = [Calibration("none") if c is None else constant(c) for c in constants]
+        self._finish(texts, found, low, high)
+
+    def _finish(
+        self, texts: Sequence[str], calibrations: list[Calibration], low: np.ndarray,
+        high: np.ndarray,
+    ) -> None:  # fmt: skip
         self.calibrations_ = calibrations
-        self.n_features_in_ = X.shape[1]
+        self.n_features_in_ = len(low)
         self.adopt(texts)
-        levels = np.random.default_rng(0).random(X.shape[1])
+        levels = np.random.default_rng(0).random(len(low))
         low, high = low.astype(np.float64), high.astype(np.float64)
         self.probe_row_ = np.asarray(low + levels * (high - low), dtype=np.float32)
-        return self
 
     def predict_proba(self, X: Matrix) -> np.ndarray:
         """Return (n, K) calibrated P(action suffices) of features (n, F).
@@ -263,7 +288,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         return [np.flatnonzero(fold_of_group[members] == fold) for fold in range(self.n_folds)]
 
     def _fit_action(
-        self, bins: "_Bins", y: np.ndarray, before: np.ndarray
+        self, growing: Alone, bins: "_Bins", y: np.ndarray, before: np.ndarray
     ) -> tuple[str, Calibration, np.ndarray]:
         """Return the text of one booster, fitted on all rows, its calibration, and its sums.
 
@@ -271,24 +296,24 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         each fold, which have not seen its rows, and those fitted on all rows. The sums are the same
         with this booster added.
         """
-        said, parameters = before.copy(), self._parameters()
-        if float(np.ptp(y)) == 0.0:
+        said, parameters = before.copy(), growing.parameters(self._parameters())
+        if not growing.varies(y):
             # Nothing to learn. One tree that cannot split keeps the folder complete, and says
             # nothing to boosters that start here; the calibration holds the constant itself.
             flat = y if self.bases is None and not self.chained else np.full(len(y), 0.5)
-            text = boosted(Labelled(bins.whole, flat), parameters, 1).model_to_string()
+            text = growing.boosted(Labelled(bins.whole, flat), parameters, 1).model_to_string()
             return text, constant(float(y[0])), said
         tried = []
         for fold, (learnt, held) in enumerate(bins.folds):
             part, watched = (_labelled(on, y, before[fold]) for on in (learnt, held))
-            if float(np.ptp(part.y)) > 0.0:
+            if growing.varies(part.y):
                 most, patience = self.n_estimators, self.early_stopping_rounds
-                made = boosted(part, parameters, most, watched, patience)
+                made = growing.boosted(part, parameters, most, watched, patience)
                 tried.append((fold, held.rows, made))
         n_trees = self.n_estimators
         if tried:
             n_trees = max(1, round(float(np.mean([made.best_iteration for *_, made in tried]))))
-        whole = boosted(_labelled(bins.whole, y, before[-1]), parameters, n_trees)
+        whole = growing.boosted(_labelled(bins.whole, y, before[-1]), parameters, n_trees)
         told, start = [*((fold, made) for fold, _, made in tried), (-1, whole)], 0
         for block in blocks(bins.X):
             for fold, made in told:
@@ -333,7 +358,7 @@ class _Bins:
 
     @classmethod
     def of(
-        cls, X: Matrix, folds: list[np.ndarray], parameters: dict[str, Any],
+        cls, X: Matrix, folds: list[np.ndarray], parameters: Mapping[str, Any],
         weight: np.ndarray | None,
     ) -> "_Bins":  # fmt: skip
         everyone, pairs = np.arange(len(X)), []

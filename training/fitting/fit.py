@@ -19,7 +19,7 @@ from training.errors import NotEnoughData, TrainingError
 from training.figures.metrics import Array, brier, calibration_error, picked
 from training.fitting.calibration_parts import MIN_PART_PICTURES, SHARED, calibration_parts
 from training.fitting.card import fitted_card
-from training.fitting.predictor import Labels, fit_predictor
+from training.fitting.predictor import Grow, Labels, fit_predictor
 from training.fitting.references import left_out, of_one_kind, speaking
 from training.fitting.second_look import STARTS, fit_gates, other_half_gates, price_second_look
 from training.fitting.telling import check_telling, warnings
@@ -88,6 +88,7 @@ def fit(
     second_look: bool = False,
     audits: OracleData | None = None,
     progress: Progress = unseen,
+    grow: Grow | None = None,
 ) -> FitResult:
     """Return a router fitted on the data.
 
@@ -100,6 +101,7 @@ def fit(
         audits: those of the data that are a sample of the traffic. They alone choose the price
             where there are `PRICING_AUDITS` for it; advice says where there are not.
         progress: called at every step.
+        grow: fits the boosters elsewhere, see `fit_predictor`.
 
     Raises:
         NotEnoughData: too few training or calibration pictures; says how many are needed.
@@ -110,7 +112,7 @@ def fit(
     parts = parts_of(data, cost, audits)
     check_telling(parts.train)
     steps = Steps(progress, steps_of(len(data.space), second_look) + 1)
-    predictor, priced = learnt(parts, target, labels, second_look, steps)
+    predictor, priced = learnt(parts, target, labels, second_look, steps, grow)
     steps.begin("figures and card")
     metrics = _metrics(parts, priced)
     facts = _facts(parts, target, labels, metrics, priced)
@@ -195,19 +197,22 @@ def steps_of(n_actions: int, second_look: bool) -> int:
 
 
 def learnt(
-    parts: Parts, target: float, labels: Labels, second_look: bool, steps: Steps
-) -> tuple[ComplexityPredictor, Priced]:
+    parts: Parts, target: float, labels: Labels, second_look: bool, steps: Steps,
+    grow: Grow | None = None,
+) -> tuple[ComplexityPredictor, Priced]:  # fmt: skip
     """Return the predictor and the prices that these parts teach; `steps_of` are taken."""
-    predictor = _predictor(parts, labels, steps)
+    predictor = _predictor(parts, labels, steps, grow)
     return predictor, _priced(predictor, parts, target, second_look, steps)
 
 
-def _predictor(parts: Parts, labels: Labels, steps: Steps) -> ComplexityPredictor:
+def _predictor(
+    parts: Parts, labels: Labels, steps: Steps, grow: Grow | None
+) -> ComplexityPredictor:
     train, fitting = parts.train, parts.fitting
     asked = f"predictor ({len(train)} questions)"
     return fit_predictor(
         (train.features, fitting.features), train, fitting, labels,
-        progress=lambda done, total, now: steps.begin(f"{asked}: {now}"),
+        progress=lambda done, total, now: steps.begin(f"{asked}: {now}"), grow=grow,
     )  # fmt: skip
 
 

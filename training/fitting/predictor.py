@@ -6,6 +6,7 @@ Knows questions, labels and predictors; does not know prices, routers or who ask
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from training.progress import Progress, unseen
 from training.scoring import METRICS
 
 Labels = Literal["auto", "soft", "hard"]
+Grow = Callable[[ComplexityPredictor, Matrix, Array, NDArray[np.int64], Progress], None]
 ONE_THREAD = SAMPLED  # training questions; up to here every machine makes the same bytes
 RIDGE = 500.0  # rows; docs/experiments.md
 
@@ -87,6 +89,7 @@ def fit_predictor(
     calibration: OracleData,
     labels: Labels = "auto",
     progress: Progress = unseen,
+    grow: Grow | None = None,
 ) -> ComplexityPredictor:
     """Return a predictor fitted on the training questions, calibrated to the calibration scores.
 
@@ -98,6 +101,7 @@ def fit_predictor(
     Args:
         features: (n, F) of the training and (m, F) of the calibration questions.
         progress: called as each action's booster begins.
+        grow: fits boosters in place of the predictor's own ``fit``, as `on_ray.grow` does.
     """
     learnt, held = _one_population(train, calibration)
     if not learnt.all():
@@ -111,7 +115,7 @@ def fit_predictor(
     targets = _as_being_right(
         features[0], labels_of(train, labels), train, ComplexityPredictor(**made)
     )
-    predictor.fit(features[0], targets, groups=train.pictures, progress=progress)
+    (grow or _here)(predictor, features[0], targets, train.pictures, progress)
     if not train.space.is_uniform:
         predictor.linear_ = fit_linear(features[0], targets, RIDGE)
     raw = predictor.raw_scores(features[1])
@@ -122,6 +126,13 @@ def fit_predictor(
         )
     ]
     return predictor
+
+
+def _here(
+    predictor: ComplexityPredictor, X: Matrix, Y: Array, groups: NDArray[np.int64],
+    progress: Progress,
+) -> None:  # fmt: skip
+    predictor.fit(X, Y, groups=groups, progress=progress)
 
 
 def _starts(space: ActionSpace) -> dict[str, Any]:
