@@ -96,13 +96,16 @@ def binned(
         reference = None if like is None else like.data
         data = dataset(in_memory(part), len(rows), weight=chosen, reference=reference)
         return Binned(data.construct(), rows, chosen)
-    if like is None:
-        evenly = np.arange(SAMPLED) * len(rows) // SAMPLED
-        reference = dataset(in_memory(X[rows[evenly]]), SAMPLED).construct()
-    else:
-        reference = like.data
+    reference = dataset(sample(X, rows), SAMPLED).construct() if like is None else like.data
     data = dataset(_pieces(part), len(rows), weight=chosen, reference=reference)
     return Binned(data.construct(), rows, chosen)
+
+
+def sample(X: Matrix, rows: np.ndarray) -> np.ndarray:
+    """Return those of the rows (ascending indices) whose bounds of bins serve for all of them."""
+    if len(rows) <= SAMPLED:
+        return in_memory(X[rows])
+    return in_memory(X[rows[np.arange(SAMPLED) * len(rows) // SAMPLED]])
 
 
 def train(

@@ -111,7 +111,6 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | Sequence[str] | None = None,
         progress: Callable[[int, int, str], None] = lambda done, total, now: None,
-        growing: Alone | None = None,
     ) -> "ComplexityPredictor":
         """Return self, fitted.
 
@@ -121,7 +120,6 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             sample_weight: (n,) not negative.
             groups: (n,) picture of each row; None takes every row as its own.
             progress: called with (boosters done, K, words) as each action's booster begins.
-            growing: what stands in for `Alone` where these are a part of the rows.
 
         Raises:
             ValueError: shapes that do not fit, values that are not finite or not in [0, 1], or
@@ -136,17 +134,27 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         if weight is not None and (weight.shape != (len(X),) or not (weight >= 0).all()):
             raise ValueError(f"expected ({len(X)},) weights that are not negative")
+        self._bases(Y.shape[1])
         low, high = extent(X)
-        folds = self._folds(len(X), groups)
-        if self.calibration == "none":
-            folds = folds[:1]  # enough to tell how many trees serve
-        growing = growing or Alone()
-        bins = _Bins.of(X, folds, growing.parameters(self._parameters()), weight)
-        n_actions = Y.shape[1]
+        bins = Bins.of(X, self.folds(len(X), groups), self.parameters(), weight)
+        texts, calibrations = self.grown(bins, Y, Alone(), progress)
+        self._finish(texts, calibrations, low, high)
+        return self
+
+    def grown(
+        self, bins: "Bins", Y: np.ndarray, growing: Alone,
+        progress: Callable[[int, int, str], None] = lambda done, total, now: None,
+    ) -> tuple[list[str], list[Calibration]]:  # fmt: skip
+        """Return the K boosters' texts, and their calibrations, of rows in bins.
+
+        Args:
+            Y: (n, K) labels.
+            growing: where trees grow; these may be a part of the rows.
+        """
+        n, n_actions = Y.shape
         bases = self._bases(n_actions)
         order = fitting_order(bases)
-        nothing = np.zeros((len(folds) + 1, len(X)))
-        said = {-1: nothing}
+        said = {-1: np.zeros((len(bins.folds) + 1, n))}
         texts, calibrations = [""] * n_actions, [Calibration("none")] * n_actions
         for done, k in enumerate(order):
             progress(done, n_actions, f"booster {done + 1} of {n_actions}")
@@ -155,8 +163,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             )
             still = {bases[later] for later in order[done + 1 :]}
             said = {base: sums for base, sums in said.items() if base in still}
-        self._finish(texts, calibrations, low, high)
-        return self
+        return texts, calibrations
 
     def take_over(
         self, texts: Sequence[str], constants: Sequence[float | None], low: np.ndarray,
@@ -275,6 +282,12 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             )
         return X
 
+    def folds(self, n: int, groups: np.ndarray | Sequence[str] | None) -> list[np.ndarray]:
+        """Return the rows of each fold that is fitted: one is enough without a calibration, since
+        it tells how many trees serve."""
+        every = self._folds(n, groups)
+        return every[:1] if self.calibration == "none" else every
+
     def _folds(self, n: int, groups: np.ndarray | Sequence[str] | None) -> list[np.ndarray]:
         """Return row indices of each fold, no group in two; none where there are too few groups."""
         keys = np.arange(n) if groups is None else np.asarray(groups)
@@ -288,7 +301,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         return [np.flatnonzero(fold_of_group[members] == fold) for fold in range(self.n_folds)]
 
     def _fit_action(
-        self, growing: Alone, bins: "_Bins", y: np.ndarray, before: np.ndarray
+        self, growing: Alone, bins: "Bins", y: np.ndarray, before: np.ndarray
     ) -> tuple[str, Calibration, np.ndarray]:
         """Return the text of one booster, fitted on all rows, its calibration, and its sums.
 
@@ -296,7 +309,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         each fold, which have not seen its rows, and those fitted on all rows. The sums are the same
         with this booster added.
         """
-        said, parameters = before.copy(), growing.parameters(self._parameters())
+        said, parameters = before.copy(), growing.parameters(self.parameters())
         if not growing.varies(y):
             # Nothing to learn. One tree that cannot split keeps the folder complete, and says
             # nothing to boosters that start here; the calibration holds the constant itself.
@@ -329,7 +342,8 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         part_weight = None if bins.weight is None else bins.weight[unseen]
         return text, fit_calibration(self.calibration, scores, y[unseen], part_weight), said
 
-    def _parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
+        """Return what LightGBM is told."""
         return {
             # cross_entropy, not binary: it takes soft labels, and for hard ones it is the same.
             "objective": "cross_entropy",
@@ -348,7 +362,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
 
 
 @dataclass(frozen=True)
-class _Bins:
+class Bins:
     """What all boosters are fitted on: every row, and of each fold the others and its own."""
 
     X: Matrix
@@ -360,7 +374,7 @@ class _Bins:
     def of(
         cls, X: Matrix, folds: list[np.ndarray], parameters: Mapping[str, Any],
         weight: np.ndarray | None,
-    ) -> "_Bins":  # fmt: skip
+    ) -> "Bins":  # fmt: skip
         everyone, pairs = np.arange(len(X)), []
         for held in folds:
             learnt = binned(X, np.setdiff1d(everyone, held), parameters, weight)

@@ -1,11 +1,12 @@
 """Grows a predictor's trees on a Ray cluster: each worker has a part of the pictures.
 
 Ray Train's LightGBM trainer starts the workers and tells them of each other. Every worker then fits
-as one machine does, on its own rows; bins, the histograms of every split, and with them the trees
-are found together, so all workers end with the same boosters. What else must be agreed on (whether
-labels vary, where trees start, when to stop) is exchanged in a few numbers. Bins are found from
-other samples than on one machine, so the router is equivalent, not equal. Knows Ray and predictors;
-does not know oracle data.
+as one machine does, on its own rows, in the bins and folds that one machine would make; the
+histograms of every split are summed over all, so all workers end with the same boosters. What else
+must be agreed on (whether labels vary, where trees start, when to stop) is exchanged in a few
+numbers. On several machines LightGBM also tries splits that one machine has given up on in the leaf
+above, and rounds otherwise: the router is equivalent, not equal. Knows Ray and predictors; does not
+know oracle data.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.predictor.boosting import Alone, Labelled, Rows, add, set_labels, train
-from router.predictor.chain import ComplexityPredictor
+from router.predictor.boosting import Alone, Labelled, Rows, add, binned, sample, set_labels, train
+from router.predictor.chain import Bins, ComplexityPredictor
 from router.predictor.matrix import BLOCK, Matrix, extent, in_memory
 from training.errors import NotEnoughData, TrainingError
 from training.oracle.columns.features import Collecting
@@ -89,7 +90,13 @@ def grow(
     if count < 2 * predictor.n_folds * workers:
         raise NotEnoughData(f"{count} training pictures are too few for {workers} Ray workers")
     worker = (np.arange(count) * workers // count)[groups]
-    shares = [_share(X, Y, groups, np.flatnonzero(worker == rank)) for rank in range(workers)]
+    held = np.zeros(len(X), bool)
+    held[predictor.folds(len(X), groups)[0]] = True
+    samples = [ray.put(sample(X, rows)) for rows in (np.arange(len(X)), np.flatnonzero(~held))]
+    shares = [
+        {**_share(X, Y, held, np.flatnonzero(worker == rank)), "samples": samples}
+        for rank in range(workers)
+    ]
     meeting = ray.remote(_Meeting).options(num_cpus=0).remote(shares)  # type: ignore[attr-defined,unused-ignore]
     progress(0, Y.shape[1], f"boosters on {workers} Ray workers")
     settings = {**predictor.get_params(), "num_threads": cpus}
@@ -112,14 +119,14 @@ def _workers() -> tuple[int, int]:
 
 
 def _share(
-    X: Matrix, Y: NDArray[np.float64], groups: NDArray[np.int64], rows: NDArray[np.intp]
+    X: Matrix, Y: NDArray[np.float64], held: NDArray[np.bool_], rows: NDArray[np.intp]
 ) -> dict[str, Any]:
     """Return a worker's rows: features in pieces that lie in Ray's object store, and the rest."""
     import ray
 
     pieces = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     blocks = [ray.put(in_memory(X[piece])) for piece in pieces]
-    return {"blocks": blocks, "Y": Y[rows], "groups": groups[rows], "width": X.shape[1]}
+    return {"blocks": blocks, "Y": Y[rows], "held": held[rows], "width": X.shape[1]}
 
 
 def _grown(
@@ -158,25 +165,33 @@ def _work(config: dict[str, Any]) -> None:
 
     rank, meeting = get_context().get_world_rank(), config["meeting"]
     share = ray.get(meeting.share.remote(rank))
-    rows = Collecting(len(share["Y"]), share["width"])
+    collecting = Collecting(len(share["Y"]), share["width"])
     for block in share["blocks"]:
-        rows.add(ray.get(block))
+        collecting.add(ray.get(block))
     steps = iter(range(2**62))
 
     def exchange(value: Any) -> list[Any]:
         told: list[Any] = ray.get(meeting.exchange.remote(rank, next(steps), value))
         return told
 
+    predictor = ComplexityPredictor(**config["settings"])
+    together = Together(exchange, get_context().get_world_size())
+    parameters = together.parameters(predictor.parameters())
+    # Before there is a network, or LightGBM would look for bins of its own on every worker.
+    whole, learnt = (
+        binned(rows, np.arange(len(rows)), parameters) for rows in ray.get(share["samples"])
+    )
     # One network for all that is fitted; LightGBM would make one a booster, on the same port.
     network = lightgbm.Booster(model_str=config["alone"]).set_network(**get_network_params())
     try:
-        made = ComplexityPredictor(**config["settings"]).fit(
-            rows.done(), share["Y"], groups=share["groups"],
-            growing=Together(exchange, get_context().get_world_size()),
-        )  # fmt: skip
+        X, held = collecting.done(), share["held"]
+        every, own = np.arange(len(held)), [np.flatnonzero(~held), np.flatnonzero(held)]
+        kept, watched = (binned(X, rows, parameters, like=learnt) for rows in own)
+        bins = Bins(X, None, binned(X, every, parameters, like=whole), [(kept, watched)])
+        texts, calibrations = predictor.grown(bins, share["Y"], together)
         if rank == 0:
-            constants = [c.y[0] if c.kind == "constant" else None for c in made.calibrations_]
-            ray.get(meeting.tell.remote(made.model_texts_, constants))
+            constants = [c.y[0] if c.kind == "constant" else None for c in calibrations]
+            ray.get(meeting.tell.remote(texts, constants))
     finally:
         network.free_network()
 
@@ -204,11 +219,10 @@ class Together(Alone):
         """Return the same booster on every worker."""
         import lightgbm
 
-        started = any(self._exchange(part.start is not None))
-        shift = 0.0
-        if started:
-            part, watched = _started(part), None if watched is None else _started(watched)
-            shift = self._shift(part)
+        # From scratch LightGBM starts from the mean of the workers' log odds, which is not that of
+        # all rows: so every booster starts where it is told to.
+        part, watched = _started(part), None if watched is None else _started(watched)
+        shift = self._shift(part)
         set_labels(part, shift)
         curve: dict[str, Any] = {}
         more: dict[str, Any] = {}
@@ -225,8 +239,7 @@ class Together(Alone):
             rows = [count for count, _ in told]
             mean = np.average([losses for _, losses in told], axis=0, weights=rows)
             booster.best_iteration = best_of(mean.tolist(), patience)
-        if started:
-            add(booster, shift)
+        add(booster, shift)
         return booster
 
     def _shift(self, part: Labelled) -> float:
