@@ -1,13 +1,11 @@
-"""Trees that several workers grow together: what they agree on, and a real cluster."""
+"""Trees that several workers grow together: what they agree on."""
 
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from router.policy import choose_many
 from router.predictor.boosting import Labelled, binned, shift_to
 from training.errors import TrainingError
 from training.fitting.on_ray import Together, best_of, cluster
@@ -55,30 +53,3 @@ def test_without_ray_train_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "ray.train.lightgbm", None)
     with pytest.raises(TrainingError, match=r'pip install "ray\[train\]"'), cluster("local"):
         pass
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_two_workers_grow_an_equivalent_router(tmp_path: Path) -> None:
-    pytest.importorskip("pandas", reason="ray.train needs it")
-    from serve.on_ray.cluster import local_cluster
-    from training.fitting.fit import fit
-    from training.fitting.on_ray import grow
-    from training.oracle.data import read_oracle
-
-    from .test_certify import write_oracle  # one feature tells which scale suffices
-
-    data = read_oracle([write_oracle(tmp_path / "a", 900)], in_memory=0)
-    here = fit(data, target=0.97).router
-    with local_cluster(), cluster("auto"):
-        there = fit(data, target=0.97, grow=grow).router
-    test = data.split("test")
-    picks = [
-        choose_many(each.predict_values(test.features), each.policy.costs, 0.3)
-        for each in (here, there)
-    ]
-    assert (picks[0] == picks[1]).mean() >= 0.99
-    assert abs(here.price - there.price) < 0.05
-    assert [booster.num_trees() for booster in there.predictor.boosters_] != [1] * 3
-    folder = there.save_pretrained(tmp_path / "router")
-    assert type(there).from_pretrained(folder).version == there.version
