@@ -49,6 +49,7 @@ from router.hub import local_folder, upload
 from router.policy import Policy, best_shares
 from router.policy.offer import Offer, planned, scales_alone
 from router.predictor.chain import ComplexityPredictor
+from router.predictor.matrix import Matrix
 from router.second_look import SecondLook
 
 _FREE = Constraints()
@@ -231,7 +232,7 @@ class Router:
         """Return whether the question is in a script that the router was fitted on."""
         return not unlike(question, self.metadata.get("scripts") or LATIN)
 
-    def predict_values(self, X: np.ndarray) -> np.ndarray:
+    def predict_values(self, X: Matrix) -> np.ndarray:
         """Return (n, A) what the policy weighs against cost: today P(action suffices).
 
         A predictor of something better to weigh would change this and `_values`, nothing else.

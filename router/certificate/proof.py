@@ -15,7 +15,7 @@ member 0 always the finest.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -94,14 +94,14 @@ def mean_by_picture(losses: Array, pictures: NDArray[np.int64]) -> Array:
     return means
 
 
-def betting_order(units: NDArray[np.str_]) -> NDArray[np.int64]:
+def betting_order(units: Iterable[str]) -> NDArray[np.int64]:
     """Return (n,): the number of each question's unit, in the order of a hash of their names.
 
     Bets see one unit after the other. In the order of the names, where those tell (sessions by
     their date, looks from flat to busy), easy ones may come first and win what the others could not
     take back.
     """
-    names, inverse = np.unique(units, return_inverse=True)
+    names, inverse = np.unique(np.asarray(units, dtype=np.str_), return_inverse=True)
     digests = [hashlib.sha256(b"m3-router bets 1:" + n.encode()).digest() for n in names.tolist()]
     places = np.empty(len(names), dtype=np.int64)
     places[sorted(range(len(names)), key=digests.__getitem__)] = np.arange(len(names))

@@ -6,8 +6,10 @@ when it runs, so that `--help` is quick. Commands are registered in the order of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,6 +47,9 @@ from training.cli.versions import (
     user,
 )
 from training.errors import GateClosed, TrainingError
+
+if TYPE_CHECKING:
+    from training.fitting.predictor import Grow
 
 MODEL, ROUTER, IN_FORCE, OTHERS = "A model", "Its router", "The router in force", "For others"
 
@@ -91,6 +96,13 @@ def fit(
         Literal["auto", "soft", "hard"], typer.Option(help="What the predictor learns.")
     ] = "auto",
     second_look: SecondLookOption = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Fit on a Ray cluster: auto (of RAY_ADDRESS, or here), host:port, or local.",
+        ),
+    ] = None,
 ) -> None:
     """Fit a router on oracle data: boosters, calibration, price."""
     from training.drift.population import write_population
@@ -99,10 +111,11 @@ def fit(
     from training.promotion.seen import write_seen
 
     data = read_oracle(oracle)
-    with bar("fitting", "steps") as move:
+    with _growing(ray) as grow, bar("fitting", "steps") as move:
         result = fit_router(
-            data, target=target, cost=cost, labels=labels, second_look=second_look, progress=move
-        )
+            data, target=target, cost=cost, labels=labels, second_look=second_look,
+            progress=move, grow=grow,
+        )  # fmt: skip
     result.router.save_pretrained(out)
     write_seen(out, data)
     write_population(out, result.router, data)
@@ -131,6 +144,18 @@ def fit(
     for line in result.advice:
         say(line)
     say(f"router {result.router.version} in {out}")
+
+
+@contextmanager
+def _growing(ray: str | None) -> Iterator[Grow | None]:
+    """Yield what fits boosters; None: this process."""
+    if ray is None:
+        yield None
+        return
+    from training.fitting import on_ray
+
+    with on_ray.cluster(ray):
+        yield on_ray.grow
 
 
 @app.command(rich_help_panel=ROUTER)

@@ -22,6 +22,7 @@ from router.certificate.proof import (
 from router.drift.population import Population, effective_units
 from router.drift.stability import LEAST, stability
 from router.policy import row_costs
+from router.predictor.matrix import in_memory
 from router.router import Router
 from training.drift.checks import Check
 from training.figures.metrics import Array
@@ -58,7 +59,7 @@ def check_features(router: Router, told: Population | None, fresh: OracleData) -
     worth = effective_units(np.unique(fresh.units, return_counts=True)[1])
     if worth < LEAST:
         return Check("features", "ok", f"{worth:.0f} independent questions are too few to tell")
-    found = stability(told, told.counts(fresh.features), worth)
+    found = stability(told, told.counts(in_memory(fresh.features)), worth)
     most = float(found.index.max())
     if not found.moved.any():
         says = f"no feature has moved beyond chance (stability index at most {most:.2f})"

@@ -19,6 +19,7 @@ from router.drift.population import (
     read_population,
 )
 from router.policy import choose_many, row_costs
+from router.predictor.matrix import in_memory
 from router.router import Router
 from training.files import replacing
 from training.oracle.data import OracleData, check_fits
@@ -30,7 +31,7 @@ def write_population(folder: Path, router: Router, data: OracleData) -> None:
     """Write beside a router what its training questions look like and what it makes of those of the
     calibration pictures."""
     rows = _rows(data, "train")
-    edges, shares = deciles(data.features[rows])
+    edges, shares = deciles(in_memory(data.features[rows]))
     units = effective_units(np.unique(data.units[rows], return_counts=True)[1])
     told = Population(router.predictor_hash, units, edges, shares, 0.0, {}, {})
     _write(folder, _with_choices(told, router, data))

@@ -1,7 +1,8 @@
 """Certifies a router on pictures that nothing in it has seen, and says what that is worth.
 
-Knows oracle data, routers and what a certificate must tell; the statistics are
-router.certificate's.
+Questions without a reference count too: an answer that differs from the finest's is taken as lost,
+which is no less than what is lost, so the bound holds for all of them. Knows oracle data, routers
+and what a certificate must tell; the statistics are router.certificate's.
 """
 
 from __future__ import annotations
@@ -152,7 +153,9 @@ def _questions(router: Router, data: OracleData) -> OracleData:
 
 
 def _finest_right(on: OracleData) -> float:
-    return float(on.right[:, -1].mean())
+    """Return how often the finest is right, as far as references tell; without one it agrees."""
+    right, known = on.right[:, -1], on.has_reference
+    return float((right[known] if known.any() else right).mean())
 
 
 def _picks(values: Array, costs: Array, price: float | None) -> np.ndarray:

@@ -23,6 +23,7 @@ from router.errors import RouterFileError
 from router.registry import Restriction, last_entry, router_folder
 from router.router import Router
 from training.errors import MixedData, TrainingError
+from training.fitting.references import left_out
 from training.fitting.telling import untelling_kinds, why_untelling
 from training.oracle.data import OracleData, check_fits, read_oracle, scored_by
 from training.promotion.replay import played
@@ -201,9 +202,12 @@ def judge(
     stranger = _who_else_answered(audits, incumbent)
     if stranger is not None:
         return refused(stranger)
-    fresh = audits.take(np.all([each.unseen(audits) for each in present], axis=0))
+    unseen = audits.take(np.all([each.unseen(audits) for each in present], axis=0))
+    fresh = _of_one_kind(unseen)
     empty = untelling_kinds(fresh)
     notes = _notes(candidate, incumbent, audits, empty)
+    apart = left_out(unseen, fresh)
+    notes = notes if apart is None else (*notes, apart)
     refusal = _why_unusable(fresh)
     if refusal is None and empty:
         fresh = fresh.take(~np.isin(fresh.groups, list(empty)))
@@ -215,6 +219,15 @@ def judge(
     evidence = _evidence(candidate, incumbent, reference, fresh)
     facts = _facts(candidate, incumbent, reference, evidence, fresh)
     return replace(weigh(evidence), facts=facts, notes=notes)
+
+
+def _of_one_kind(fresh: OracleData) -> OracleData:
+    """Return the questions with a reference where those can show something, else those without."""
+    if fresh.one_kind is not None:
+        return fresh
+    told = fresh.take(fresh.has_reference)
+    enough = too_few(told.n_pictures, len(told)) is None
+    return told if enough else fresh.take(~fresh.has_reference)
 
 
 def _why_unusable(fresh: OracleData) -> Verdict | None:

@@ -76,7 +76,7 @@ def test_certifying_pictures_are_seen_by_nothing_in_the_predictor(data, monkeypa
 
     seen: set[str] = set()
 
-    def spy(features, train, calibration, labels, progress):
+    def spy(features, train, calibration, labels, progress, grow=None):
         seen.update(train.picture_ids.tolist(), calibration.picture_ids.tolist())
         raise InterruptedError
 

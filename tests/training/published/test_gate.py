@@ -126,6 +126,23 @@ def test_scores_that_say_nothing_pass_nobody(audits: OracleData) -> None:
         assert verdict.sentence.startswith(says)
 
 
+@pytest.mark.parametrize(("known", "judged"), [(420, 420), (30, 420)])
+def test_agreement_is_not_judged_beside_references(
+    audits: OracleData, known: int, judged: int
+) -> None:
+    """Those with a reference judge where they suffice, else those without, never both."""
+    told = audits.pictures < known
+    verdict = judge(fresh(MIDDLE), FINEST, None, replace(audits, has_reference=told))
+    assert verdict.pictures == judged
+    kinds = ("without", "with") if known == judged else ("with", "without")
+    gone = (~told if known == judged else told).sum()
+    assert any(
+        note.startswith(f"{gone} of {len(audits)} questions {kinds[0]} a reference do not count")
+        and f"beside those {kinds[1]} one" in note
+        for note in verdict.notes
+    )
+
+
 def test_pictures_that_shaped_a_router_are_not_fresh(audits: OracleData) -> None:
     """With 450 pictures the test split alone is too small; what neither saw is enough."""
     test = audits.split("test").n_pictures
