@@ -26,6 +26,7 @@ from router.predictor.chain import Bins, ComplexityPredictor
 from router.predictor.matrix import BLOCK, Matrix, extent, in_memory
 from training.errors import NotEnoughData, TrainingError
 from training.oracle.columns.features import Collecting
+from training.oracle.on_ray import cluster as connected
 from training.progress import Progress
 
 LEAST_WORKERS = 2
