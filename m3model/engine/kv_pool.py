@@ -99,8 +99,9 @@ class KVPool:
             raise ValueError(f"a pool holds at least one token, not {tokens}")
         self.pages = pool_tokens(tokens) // PAGE_TOKENS
         shape = (layers, self.pages * PAGE_TOKENS, heads, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros: what is masked is multiplied by nothing, which only numbers survive.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._free: list[tuple[int, int]] = [(0, self.pages)]  # (first, pages), by first
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         # Keys of what is kept, by start; of each the oldest first.
@@ -181,6 +182,12 @@ class KVPool:
         self._kept.move_to_end(key)
         return self._kept[key].extent, most
 
+    def clear(self, extent: Extent) -> None:
+        """Writes zeros over an extent: what a failed request left may be no numbers."""
+        end = extent.start + extent.pages * PAGE_TOKENS
+        for store in (self.keys, self.values):
+            store[:, extent.start : end].zero_()
+
     def copy(self, source: Extent, target: Extent, tokens: int) -> None:
         """Copies the rows of the first `tokens` tokens, in every layer."""
         for store in (self.keys, self.values):
@@ -230,5 +237,7 @@ def pool_for(
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+        # What the allocator keeps for later counts as used there, and is free for us.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(0.8 * (torch.cuda.mem_get_info(device)[0] + cached))
     return int(psutil.virtual_memory().available // 8)

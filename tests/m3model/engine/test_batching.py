@@ -21,13 +21,13 @@ from .conftest import Question, alone, ask, collect, questions
 def counted(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
     """What every pass from now on reads: tokens by request."""
     passes: list[dict[str, int]] = []
-    real = engine._packed.run
+    real = engine._packed.launch
 
     def run(chunks: list[tuple[Row, int]]) -> Any:
         passes.append({row.job.request_id: new for row, new in chunks})
         return real(chunks)
 
-    monkeypatch.setattr(engine._packed, "run", run)
+    monkeypatch.setattr(engine._packed, "launch", run)
     return passes
 
 

@@ -1,0 +1,215 @@
+"""Steps in which the same rows go on: nothing of them comes from the host, and few launches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaModel
+
+from m3model import LocalEngine, M3ForConditionalGeneration, Sampling
+from m3model.config import llava_shape
+from m3model.engine.kv_pool import KVPool
+from m3model.engine.passes.attention import SdpaStep, VarlenStep
+from m3model.engine.passes.chunks import Chunk
+from m3model.engine.passes.forward import PackedModel
+from m3model.engine.passes.layers import LlamaLayers
+from m3model.pooling import pool_visual_tokens
+from m3model.tiny import tiny_config
+
+from .conftest import Question, alone, ask, collect, questions
+
+# What waits for a device, or brings something from the host.
+HOST = ("_local_scalar_dense", "nonzero", "lift_fresh", "_to_copy", "scalar_tensor", "_pin_memory")
+
+
+class Operations(TorchDispatchMode):
+    """What was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Launches(TorchFunctionMode):
+    """The calls that a GPU makes one launch of each: all but views and questions about tensors."""
+
+    VIEWS = (
+        "view", "narrow", "unsqueeze", "squeeze", "__getitem__", "__get__", "chunk", "t",
+        "split", "transpose", "__len__", "diagonal", "reshape", "size", "dim", "unbind",
+        "is_contiguous", "stride",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name not in self.VIEWS:
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def fake_llama(shape: str) -> LlamaModel:
+    """A model of this shape whose tensors have no content. To be called in a FakeTensorMode."""
+    with torch.device("meta"):
+        model = LlamaModel(llava_shape(shape).text_config)  # type: ignore[arg-type]
+    for module in model.modules():
+        for name, tensor in list(module.named_parameters(recurse=False)):
+            held = torch.empty(tensor.shape, dtype=torch.bfloat16)
+            setattr(module, name, torch.nn.Parameter(held, requires_grad=False))
+        for name, tensor in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, torch.empty(tensor.shape, dtype=tensor.dtype))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_a_step_of_a_7b_takes_a_dozen_launches_a_layer() -> None:
+    """With variable-length attention, whose kernel needs a GPU: on tensors without content."""
+    chunks = [Chunk(160 * i, 100 + i, 1, 160) for i in range(64)]
+    with FakeTensorMode(), torch.no_grad():
+        layers = LlamaLayers(fake_llama("7b"), 4096, lambda: None)
+        layers._exact = False  # as on a GPU
+        pool = KVPool(32, 32, 128, 20_000, dtype=torch.bfloat16, device=torch.device("cpu"))
+        step = VarlenStep(pool, chunks, 32)
+        with Launches() as seen:
+            hidden = layers(torch.empty(64, 4096, dtype=torch.bfloat16), step)
+        step.advance()
+        assert hidden.shape == (64, 4096)
+    of_layers = {name: n for name, n in seen.names.items() if n >= 32}
+    assert sum(of_layers.values()) <= 12 * 32 + 1, seen.names  # and the last norm
+    assert sum(seen.names.values()) - sum(of_layers.values()) <= 8, seen.names
+
+
+@torch.no_grad()
+def test_turning_by_matrices_is_turning() -> None:
+    model = M3ForConditionalGeneration(tiny_config(64)).model.language_model
+    layers = LlamaLayers(model, 600, lambda: None)
+    places = torch.tensor([0, 1, 5, 250, 599])
+    vectors = torch.randn(5, layers._heads + layers._kv_heads, layers._dim)
+    told = layers._cosines[places], layers._sines[places]
+    wanted = layers._elementwise(*told)(vectors)
+    assert not torch.equal(wanted[1:], vectors[1:])
+    torch.testing.assert_close(layers._by_matrices(*told)(vectors), wanted, atol=1e-5, rtol=1e-5)
+    layers._exact = False
+    torch.testing.assert_close(layers._elementwise(*told)(vectors), wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_steps_of_the_same_rows_bring_nothing_from_the_host(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And are the same, one like the other."""
+    engine = start()
+    seen: list[tuple[int, Operations]] = []
+    real = engine._packed.launch
+
+    def launch(chunks: Any) -> Any:
+        again = engine._packed.goes_on(chunks)
+        with Operations() as operations:
+            said = real(chunks)
+        if again:
+            seen.append((len(chunks), operations))
+        return said
+
+    monkeypatch.setattr(engine._packed, "launch", launch)
+    asked = [Question(q.ids, q.grid, q.scale, 12) for q in questions(model, 6)]
+    drawn = Sampling(12, temperature=0.7, top_p=0.8, seed=3, top_logprobs=2)
+
+    async def run() -> None:
+        visual = [pool_visual_tokens(asked[0].grid, 36)]
+        await asyncio.gather(
+            *(collect(ask(engine, f"r{i}", each)) for i, each in enumerate(asked)),
+            collect(engine.submit("drawn", asked[0].ids, visual, drawn)),
+        )
+
+    asyncio.run(run())
+    full = [operations.names for n, operations in seen if n == 7]
+    assert len(full) >= 5
+    assert all(names == full[0] for names in full)
+    assert not [name for name in full[0] if any(part in name for part in HOST)]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("max_running", [1, 5, 16])
+def test_answers_are_the_same_when_passes_are_begun_ahead(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    ahead: bool,
+    max_running: int,
+) -> None:
+    """Also where a row that has ended is read once more, beside others and alone."""
+    engine = start(ahead=ahead, max_running=max_running, kv_tokens=2500)
+    asked = questions(model, 20, seed=4)
+
+    async def run() -> list[list[int]]:
+        return await asyncio.gather(
+            *(collect(ask(engine, f"r{i}", each)) for i, each in enumerate(asked))
+        )
+
+    assert asyncio.run(run()) == [alone(model, each) for each in asked]
+    assert engine.stats().kv_pages_used == 0
+
+
+def test_a_long_answer_is_laid_out_anew_on_its_way(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    """A table has room for sixteen tokens; answers of more than that, of unlike lengths."""
+    asked = [
+        Question(q.ids, q.grid, q.scale, n)
+        for q, n in zip(questions(model, 4), (90, 40, 17, 16), strict=True)
+    ]
+    engine = start()
+
+    async def run() -> list[list[int]]:
+        return await asyncio.gather(
+            *(collect(ask(engine, f"r{i}", each)) for i, each in enumerate(asked))
+        )
+
+    assert asyncio.run(run()) == [alone(model, each) for each in asked]
+
+
+def test_no_numbers_are_left_behind_by_a_failed_request(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    """Memory is read beyond a context, masked: times zero, NaN would be NaN."""
+    engine = start(kv_tokens=800)
+    good = Question([1, model.config.image_token_id, 7, 8], torch.randn(576, 64), 9, 30)
+    bad = Question(good.ids, good.grid * float("nan"), 576, 30)
+
+    async def run() -> list[int]:
+        broken = await asyncio.gather(collect(ask(engine, "bad", bad)), return_exceptions=True)
+        assert isinstance(broken[0], Exception)
+        return await collect(ask(engine, "good", good))
+
+    assert asyncio.run(run()) == alone(model, good)
+    assert bool(engine._pool.keys.isfinite().all())
+
+
+@torch.no_grad()
+def test_embeddings_but_for_what_lies_ready(model: M3ForConditionalGeneration) -> None:
+    packed = PackedModel(model, kv_tokens=64, longest=64, beat=lambda: None)
+    image = model.config.image_token_id
+    pictures: Sequence[torch.Tensor] = [torch.randn(9, 64), torch.randn(4, 64)]
+    ids = [1, 5, image, 6, 7, image, 8]
+    whole = model.embed_prompt(ids, pictures)
+    for skipped in range(len(whole) + 1):
+        assert torch.equal(packed.embed(ids, pictures, skipped), whole[skipped:]), skipped
+
+
+def test_the_engine_names_what_it_works_with(start: Callable[..., LocalEngine]) -> None:
+    stats = start().stats()
+    assert (stats.attention, stats.device, stats.dtype) == (SdpaStep.name, "cpu", "float32")
