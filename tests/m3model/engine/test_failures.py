@@ -173,8 +173,11 @@ def test_a_lost_device_is_nobodys_fault_and_ends_the_engine(
     async def run() -> None:
         first = ask(engine, "1", long)
         await anext(first)
+        others = [
+            collect(ask(engine, f"w{i}", Question(each.ids, each.grid, 36, 700)))
+            for i, each in enumerate(asked)
+        ]
         engine._pool.keys = engine._pool.keys.to("meta")  # as memory that cannot be read any more
-        others = [collect(ask(engine, f"w{i}", each)) for i, each in enumerate(asked)]
         ends = await asyncio.gather(collect(first), *others, return_exceptions=True)
         assert {type(end) for end in ends} == {EngineClosed}, ends
         assert not engine.stats().alive
