@@ -83,6 +83,7 @@ class KVPool:
     Args:
         layers, heads, head_dim: of the language model (its key and value heads).
         tokens: capacity; rounded up to whole pages.
+        spare: tokens behind the pages, which are nobody's: rows that are not there write to them.
     """
 
     def __init__(
@@ -92,13 +93,14 @@ class KVPool:
         head_dim: int,
         tokens: int,
         *,
+        spare: int = 0,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         if tokens < 1:
             raise ValueError(f"a pool holds at least one token, not {tokens}")
         self.pages = pool_tokens(tokens) // PAGE_TOKENS
-        shape = (layers, self.pages * PAGE_TOKENS, heads, head_dim)
+        shape = (layers, self.pages * PAGE_TOKENS + spare, heads, head_dim)
         # Zeros: what is masked is multiplied by nothing, which only numbers survive.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -210,7 +212,7 @@ def pool_tokens(tokens: int) -> int:
 
 
 def pool_for(
-    model: nn.Module, config: object, *, tokens: int | None, longest: int
+    model: nn.Module, config: object, *, tokens: int | None, longest: int, spare: int = 0
 ) -> KVPool:  # fmt: skip
     """A pool for a language model, where its weights are and in their dtype.
 
@@ -220,6 +222,7 @@ def pool_for(
         tokens: capacity; None: four fifths of a GPU's free memory, or an eighth of what the
             machine has available, but no more than 64 x `longest` and no less than one `longest`.
         longest: the longest prompt plus answer.
+        spare: as `KVPool` takes it.
     """
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     layers = int(config.num_hidden_layers)  # type: ignore[attr-defined]
@@ -232,7 +235,9 @@ def pool_for(
         entry = 2 * layers * heads * head_dim * weight.dtype.itemsize
         room = _free_bytes(weight.device) // entry
         tokens = max(longest, min(room, 64 * longest) if weight.device.type == "cpu" else room)
-    return KVPool(layers, heads, head_dim, tokens, dtype=weight.dtype, device=weight.device)
+    return KVPool(
+        layers, heads, head_dim, tokens, spare=spare, dtype=weight.dtype, device=weight.device
+    )
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -83,7 +83,11 @@ class LocalEngine:
         longest = max_length or int(model.config.text_config.max_position_embeddings)
         self._beat = time.monotonic()
         self._packed = PackedModel(
-            model, kv_tokens=kv_tokens, longest=longest, beat=self._give_sign_of_life
+            model,
+            kv_tokens=kv_tokens,
+            longest=longest,
+            most=max_running,
+            beat=self._give_sign_of_life,
         )
         self._pool = self._packed.pool
         self.max_length = min(longest, self._pool.tokens)

@@ -165,11 +165,17 @@ class VarlenStep(Step):
 
     Extents in the order of their rows are the slots that the kernel's `seqused_k` speaks of, so no
     block table and no copy is needed. CUDA only, 16 bits only.
+
+    Args:
+        pool, chunks, heads: as `Step` takes them.
+        longest: the longest context that there may be; None: the longest there is.
     """
 
     name = "varlen_attn"
 
-    def __init__(self, pool: KVPool, chunks: Sequence[Chunk], heads: int) -> None:
+    def __init__(
+        self, pool: KVPool, chunks: Sequence[Chunk], heads: int, longest: int | None = None
+    ) -> None:
         super().__init__(pool, chunks, heads)
         device = pool.keys.device
 
@@ -185,7 +191,7 @@ class VarlenStep(Step):
         self._max_used = max(chunk.past + chunk.new for chunk in chunks)
         if self._max_new == 1:
             self.left = min(chunk.fits - chunk.past - 1 for chunk in chunks)
-            self._max_used = max(chunk.fits for chunk in chunks)
+            self._max_used = longest or max(chunk.fits for chunk in chunks)
 
     @staticmethod
     def order(chunk: Chunk) -> tuple[int, ...]:
@@ -194,6 +200,19 @@ class VarlenStep(Step):
     def advance(self) -> None:
         super().advance()
         self._used[1:].add_(1)
+
+    def take(self, other: VarlenStep, tokens: int) -> None:
+        """Takes over the first single tokens of another layout of single tokens."""
+        self.positions[:tokens].copy_(other.positions[:tokens])
+        self.rows[:tokens].copy_(other.rows[:tokens])
+        for mine, theirs in ((self._slots, other._slots), (self._used, other._used)):
+            mine[1 : tokens + 1].copy_(theirs[1 : tokens + 1])
+
+    def advance_some(self, which: torch.Tensor) -> None:
+        """Advances the single tokens for which (T,) `which` is 1, not 0."""
+        self.positions.add_(which)
+        self.rows.add_(which)
+        self._used[1:].add_(which)
 
     def _read(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float

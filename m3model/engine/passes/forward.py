@@ -8,6 +8,7 @@ queues.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +18,14 @@ from torch import nn
 from transformers import AttentionInterface
 
 from m3model.engine.kv_pool import pool_for
-from m3model.engine.passes.attention import Step, best_step, on_device
+from m3model.engine.passes.attention import Step, VarlenStep, best_step, on_device
+from m3model.engine.passes.captured import FixedStep, FixedSteps, Outcome
 from m3model.engine.passes.layers import LlamaLayers, fits
 from m3model.engine.passes.sampling import Choices
 from m3model.engine.request import Row
 from m3model.model import M3ForConditionalGeneration
 
+LOG = logging.getLogger(__name__)
 NAME = "m3_packed"
 NOTHING = torch.empty(0)
 DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -37,6 +40,7 @@ class PackedModel:
             nothing is kept on it.
         kv_tokens: capacity of the pool; None: what memory allows (`pool_for`).
         longest: longest prompt plus answer.
+        most: rows that a pass may have.
         beat: called before each layer of a pass: a slow pass is no silence.
 
     Raises:
@@ -49,6 +53,7 @@ class PackedModel:
         *,
         kv_tokens: int | None,
         longest: int,
+        most: int,
         beat: Callable[[], None],
     ) -> None:
         text = model.config.text_config
@@ -56,10 +61,22 @@ class PackedModel:
         check_readable(text)
         self.model = model
         self._heads = int(text.num_attention_heads)
-        self.pool = pool_for(language, text, tokens=kv_tokens, longest=longest)
+        on_gpu = model.lm_head.weight.is_cuda
+        self.pool = pool_for(
+            language, text, tokens=kv_tokens, longest=longest, spare=2 * most if on_gpu else 0
+        )
         self._layers = LlamaLayers(language, longest, beat) if fits(language) else None
         self._twin = None if self._layers is not None else packed_language_model(language, beat)
         self.step = best_step(self.pool, self._heads)
+        self._head = head_in_32_bits(model)
+        self._fixed: FixedSteps | None = None
+        if on_gpu and self._layers is not None and self.step is VarlenStep:
+            self._fixed = self.fixed_steps(longest, most)
+            try:
+                self._fixed.capture()
+            except Exception:  # the same steps run without
+                LOG.exception("decode steps cannot be captured here")
+                self._fixed = None
         self._again: _Again | None = None
 
     def run(self, chunks: Sequence[tuple[Row, int]]) -> list[tuple[Row, int, float]]:
@@ -95,13 +112,17 @@ class PackedModel:
                 again = _Again([row for row, _ in packed], step, choices)
             elif speaking:
                 hidden = hidden.index_select(0, on_device(last, hidden.device))
+            found = self._outcome(hidden) if speaking else None
         else:
             packed = [(row, 1) for row in again.rows]
-            hidden = self._hidden(self.model.get_input_embeddings()(again.ids), again.step)
             speaking, choices = again.rows, again.choices
-        said = self._next_tokens(speaking, hidden, choices) if speaking else Said([])
+            if again.fixed is not None:
+                found = again.fixed.run().of(len(speaking))
+            else:
+                found = self._read_again(again.ids, again.step)
+        said = Said([]) if found is None else _said(speaking, found, choices)
         if again is not None:
-            again.advance(said)
+            again.advance(said, self._fixed)
         self._again = again
         for row, new in packed:
             row.read += new
@@ -145,6 +166,10 @@ class PackedModel:
         text = iter(said.split([part for part in parts if isinstance(part, int)]))
         return torch.cat([next(text) if isinstance(part, int) else part for part in parts])
 
+    def fixed_steps(self, longest: int, most: int) -> FixedSteps:
+        """Steps of single tokens in buffers that never move, of 1 to `most` rows."""
+        return FixedSteps(self._read_again, self.pool, self._heads, longest, most)
+
     def forget(self) -> None:
         """Lets the next pass be laid out anew, as after one that failed."""
         self._again = None
@@ -169,14 +194,39 @@ class PackedModel:
             [next(said) if row.embeds is None else row.next_embeds(new) for row, new in packed]
         )
 
-    def _next_tokens(self, rows: Sequence[Row], hidden: torch.Tensor, choices: Choices) -> Said:
-        logits = self.model._mask_added_rows(self.model.lm_head(hidden)).float()
-        ids = choices.choose(logits)
-        totals = logits.logsumexp(dim=-1)
-        chosen = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - totals
-        top = choices.most_probable(logits, totals)
-        asking = [(rows[at], wanted) for at, wanted in choices.asking]
-        return Said(rows, ids, chosen, top, asking).on_its_way()
+    def _read_again(self, ids: torch.Tensor, step: Step) -> Outcome:
+        """What one token of each row says."""
+        return self._outcome(self._hidden(self.model.get_input_embeddings()(ids), step))
+
+    def _outcome(self, hidden: torch.Tensor) -> Outcome:
+        logits = self.model._mask_added_rows(self._head(hidden)).float()
+        return Outcome(logits, logits.argmax(dim=-1), logits.logsumexp(dim=-1))
+
+
+def _said(rows: Sequence[Row], found: Outcome, choices: Choices) -> Said:
+    ids = choices.choose(found.logits, found.best)
+    logprobs = found.logits.gather(1, ids.unsqueeze(1)).squeeze(1) - found.totals
+    top = choices.most_probable(found.logits, found.totals)
+    asking = [(rows[at], wanted) for at, wanted in choices.asking]
+    return Said(rows, ids, logprobs, top, asking).on_its_way()
+
+
+def head_in_32_bits(model: M3ForConditionalGeneration) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The language model's head; of 16 bits with logits in 32 where a device can do that.
+
+    A bf16 logit of 16 to 32 has a grain of 0.125: probabilities, and what is decided by them, would
+    be as coarse.
+    """
+    head = model.lm_head
+    weight = head.weight
+    if weight.is_cuda and weight.element_size() == 2 and head.bias is None:
+        try:
+            torch.mm(weight[:1], weight[:1].t(), out_dtype=torch.float32)
+        except (RuntimeError, TypeError) as error:
+            LOG.info("logits in %s: %s", weight.dtype, error)
+        else:
+            return lambda hidden: torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    return head
 
 
 class _Again:
@@ -185,7 +235,8 @@ class _Again:
 
     def __init__(self, rows: list[Row], step: Step, choices: Choices) -> None:
         self.rows, self.step, self.choices = rows, step, choices
-        self.ids = step.rows  # until a pass has said something
+        self.ids = NOTHING  # what the last pass said
+        self.fixed: FixedStep | None = None
         self._known = {id(row) for row in rows}
 
     def goes_on(self, chunks: Sequence[tuple[Row, int]]) -> bool:
@@ -196,9 +247,18 @@ class _Again:
             and all(id(row) in self._known for row, _ in chunks)
         )
 
-    def advance(self, said: Said) -> None:
+    def advance(self, said: Said, fixed: FixedSteps | None) -> None:
+        """Makes it the pass that reads what is said."""
         self.ids = said.ids
-        self.step.advance()
+        if self.fixed is None:
+            self.step.advance()
+            if fixed is not None and isinstance(self.step, VarlenStep):
+                self.fixed = fixed.of(len(self.rows))
+                self.fixed.load(self.ids, self.step)
+        else:
+            self.step.left -= 1
+            if self.choices.drawing:  # the step took the best ones
+                self.fixed.ids[: len(self.rows)].copy_(self.ids)
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,16 @@ class Choices:
             self._temperatures, self._tails = flat.view(-1, 2, 1).unbind(1)
         self._narrows = any(draw.top_p < 1.0 for draw in self._draws)
 
-    def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """(rows,) next tokens from (rows, vocabulary) logits in 32 bits."""
-        ids = logits.argmax(dim=-1)
+    @property
+    def drawing(self) -> bool:
+        """Whether any row draws."""
+        return bool(self._draws)
+
+    def choose(self, logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+        """(rows,) next tokens from (rows, vocabulary) logits in 32 bits and their (rows,) best."""
+        ids = best
         if self._draws:
+            ids = best.clone()
             scores = logits.index_select(0, self._rows).div_(self._temperatures)
             if self._narrows:
                 scores = self._narrowed(scores)

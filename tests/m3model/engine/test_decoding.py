@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaModel
 
-from m3model import LocalEngine, M3ForConditionalGeneration, Sampling
+from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling
 from m3model.config import llava_shape
-from m3model.engine.kv_pool import KVPool
+from m3model.engine.kv_pool import KVPool, pool_for
+from m3model.engine.passes import forward
 from m3model.engine.passes.attention import SdpaStep, VarlenStep
+from m3model.engine.passes.captured import FixedStep
 from m3model.engine.passes.chunks import Chunk
 from m3model.engine.passes.forward import PackedModel
 from m3model.engine.passes.layers import LlamaLayers
@@ -143,6 +147,84 @@ def test_steps_of_the_same_rows_bring_nothing_from_the_host(
     assert not [name for name in full[0] if any(part in name for part in HOST)]
 
 
+def varlen_as_documented(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_q: torch.Tensor,
+    cu_k: torch.Tensor, max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int],
+    enable_gqa: bool, seqused_k: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """What torch's documentation says of varlen_attn, one sequence after the other."""
+    assert (cu_k.diff() >= 0).all()
+    assert (seqused_k <= max_k).all()
+    out = torch.empty_like(query)
+    for i, (at, end) in enumerate(itertools.pairwise(cu_q.tolist())):
+        assert end - at <= max_q
+        used, first = int(seqused_k[i]), int(cu_k[i])
+        assert first + used <= int(cu_k[i + 1])
+        seen = torch.ones(end - at, used, dtype=torch.bool).tril(used - (end - at))
+        q, k, v = (x.transpose(0, 1) for x in (query[at:end], *(
+            each[first : first + used] for each in (key, value)
+        )))  # fmt: skip
+        if end > at:
+            out[at:end] = scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+            ).transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("max_running", [1, 5, 16])
+def test_answers_are_the_same_from_buffers_that_never_move(
+    model: M3ForConditionalGeneration,
+    processor: M3Processor,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead: bool,
+    max_running: int,
+) -> None:
+    """As a GPU captures them, on the kernel's documentation: it has none for CPUs."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_as_documented)
+    monkeypatch.setattr(forward, "best_step", lambda pool, heads: VarlenStep)
+    monkeypatch.setattr(forward, "pool_for", lambda *args, **more: pool_for(
+        *args, **{**more, "spare": 2 * max_running}
+    ))  # fmt: skip
+    runs: Counter[int] = Counter()
+    real = FixedStep.run
+
+    def run(self: FixedStep) -> Any:
+        runs[self.rows] += 1
+        return real(self)
+
+    monkeypatch.setattr(FixedStep, "run", run)
+    engine = LocalEngine(model, processor, ahead=ahead, max_running=max_running, kv_tokens=2500)
+    engine._packed._fixed = engine._packed.fixed_steps(engine.max_length, max_running)
+    asked = questions(model, 20, seed=5)
+    drawn = Sampling(12, temperature=0.7, top_p=0.8, seed=3, top_logprobs=2)
+    visual = [pool_visual_tokens(asked[0].grid, 36)]
+
+    async def both() -> tuple[list[list[int]], list[int]]:
+        draws = collect(engine.submit("drawn", asked[0].ids, visual, drawn))
+        rest = [collect(ask(engine, f"r{i}", each)) for i, each in enumerate(asked)]
+        *answers, told = await asyncio.gather(*rest, draws)
+        return answers, told
+
+    try:
+        answers, told = asyncio.run(both())
+    finally:
+        engine.close()
+    assert answers == [alone(model, each) for each in asked]
+    assert sum(runs.values()) > 20
+    assert set(runs) <= {1, 2, 4, 8, 16}
+    monkeypatch.setattr(forward, "best_step", lambda pool, heads: SdpaStep)
+    plain = LocalEngine(model, processor)
+
+    async def alone_drawn() -> list[int]:
+        return await collect(plain.submit("drawn", asked[0].ids, visual, drawn))
+
+    try:
+        assert asyncio.run(alone_drawn()) == told
+    finally:
+        plain.close()
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("max_running", [1, 5, 16])
 def test_answers_are_the_same_when_passes_are_begun_ahead(
@@ -201,7 +283,7 @@ def test_no_numbers_are_left_behind_by_a_failed_request(
 
 @torch.no_grad()
 def test_embeddings_but_for_what_lies_ready(model: M3ForConditionalGeneration) -> None:
-    packed = PackedModel(model, kv_tokens=64, longest=64, beat=lambda: None)
+    packed = PackedModel(model, kv_tokens=64, longest=64, most=4, beat=lambda: None)
     image = model.config.image_token_id
     pictures: Sequence[torch.Tensor] = [torch.randn(9, 64), torch.randn(4, 64)]
     ids = [1, 5, image, 6, 7, image, 8]

@@ -157,7 +157,7 @@ def test_a_draw_follows_the_distribution() -> None:
     draws = Choices([draw_of(Sampling(temperature=1.0, seed=0), CPU)], [0], CPU)
     counts = torch.zeros(4)
     for _ in range(4000):
-        counts[draws.choose(scores)] += 1
+        counts[draws.choose(scores, scores.argmax(-1))] += 1
     torch.testing.assert_close(
         counts / 4000, torch.tensor([0.7, 0.2, 0.1, 0.0]), atol=0.03, rtol=0.0
     )
@@ -175,7 +175,9 @@ def test_rows_that_draw_together_draw_as_alone(wishes: list[tuple[float, float]]
         Sampling(temperature=temperature, top_p=top_p, seed=i)
         for i, (temperature, top_p) in enumerate(wishes)
     ]
-    together = Choices([draw_of(each, CPU) for each in asked], [0] * len(asked), CPU).choose(logits)
+    together = Choices([draw_of(each, CPU) for each in asked], [0] * len(asked), CPU).choose(
+        logits, logits.argmax(-1)
+    )
     for i, each in enumerate(asked):
         scores = logits[i : i + 1].clone()
         if each.temperature:
