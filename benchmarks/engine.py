@@ -27,8 +27,10 @@ from _engine.baselines import (
     serve_engine,
     serve_static,
 )
+from _engine.bound import bound_share
 from _engine.device import device_figures
 from _engine.exactness import bf16_agreement, exactness
+from _engine.launches import host_copies_a_step, launches_a_layer
 from _engine.workload import ANSWER_TOKENS, MIX, QUESTION_TOKENS, build_model, draw_requests
 from _result import arguments, write
 
@@ -145,12 +147,20 @@ def under_load(
     return out
 
 
+def kind_of_attention(model: M3ForConditionalGeneration, processor: M3Processor) -> dict[str, str]:
+    """What the engine reads contexts with, and where: a slower way is never taken in silence."""
+    engine = fresh(model, processor)
+    stats = engine.stats()
+    engine.close()
+    return {"attention": stats.attention, "device": stats.device, "dtype": stats.dtype}
+
+
 def kv_bytes(model: M3ForConditionalGeneration, processor: M3Processor) -> dict[str, int]:
     """Cache of sixteen requests in flight: what the pool holds, and what the formula says."""
     asks = draw_requests(model, 20, 3)[:BATCH]
     engine = fresh(model, processor)
     pool = engine._pool
-    page = (pool.keys.nbytes + pool.values.nbytes) // pool.pages
+    page = pool.bytes_per_token * PAGE_TOKENS
 
     async def run() -> int:
         streams = [
@@ -238,6 +248,13 @@ def main() -> None:
     )
 
     cpu = measured_cpu(1)
+    shares = {
+        name: bound_share(
+            model, processor, draw_requests(model, count, 1, scale=scale), cpu, BATCH, repeats
+        )
+        for name, scale in (("mixed", None), ("all_finest", 576))
+    }
+    a_layer, besides = launches_a_layer()
     result: dict[str, Any] = {
         "benchmark": "engine",
         "command": "python benchmarks/engine.py --json benchmarks/results/engine.json",
@@ -263,6 +280,16 @@ def main() -> None:
             "hardware": asdict(cpu),
             "model_of_eight_times_the_operations": None if quick else wider(100, cpu),
         },
+        **kind_of_attention(model, processor),
+        "bound_share": {name: figures["share"] for name, figures in shares.items()},
+        "bound": shares,
+        "decode": {
+            "ops_per_layer": a_layer,
+            "ops_besides": besides,
+            "host_copies_per_step": host_copies_a_step(
+                model, processor, draw_requests(model, 20, 6)
+            ),
+        },
         "kv_bytes": kv_bytes(model, processor),
         "growth": growth(model, processor, 300 if quick else 10_000),
         "gpu": device_figures() if torch.cuda.is_available() and not quick else None,
@@ -270,7 +297,16 @@ def main() -> None:
     if quick:  # the code that measures a GPU, on this CPU and a small model
         small = device_figures(tiny_config(1200), "cpu", torch.float32, cpu, count=20, batch=4)
         print(f"the device figures' own code: {sorted(small)}")
-    for key in ("throughput_ratio", "routed_vs_finest", "kv_bytes", "growth", "gpu"):
+    for key in (
+        "attention",
+        "bound_share",
+        "decode",
+        "throughput_ratio",
+        "routed_vs_finest",
+        "kv_bytes",
+        "growth",
+        "gpu",
+    ):
         print(f"{key}: {result[key]}")
     print(f"poisson: { ({k: v for k, v in result['poisson'].items() if k != 'seconds'}) }")
     write(result, options.json)

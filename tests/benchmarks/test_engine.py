@@ -15,11 +15,14 @@ KEYS = {
     "poisson": {"ttft_ratio_vs_per_scale", "p95_ratio_vs_per_scale"},
     "routed_vs_finest": {"measured", "analytic"},
     "kv_bytes": {"measured", "computed"},
+    "bound_share": {"mixed", "all_finest"},
+    "decode": {"ops_per_layer", "host_copies_per_step"},
 }
 
 
 def holds_the_keys(report: dict[str, object]) -> bool:
-    return "gpu" in report and all(keys <= set(report[name]) for name, keys in KEYS.items())
+    told = {"gpu", "attention", "device", "dtype"}
+    return told <= set(report) and all(keys <= set(report[name]) for name, keys in KEYS.items())
 
 
 def test_the_committed_report_has_the_promised_keys() -> None:
@@ -47,4 +50,6 @@ def test_it_runs_small(tmp_path: Path, python: Any) -> None:
     )
     kv = report["kv_bytes"]
     assert kv["measured"] == kv["computed"] >= kv["computed_without_page_rounding"]
+    assert 0 < report["bound_share"]["mixed"] < 1
+    assert report["decode"]["host_copies_per_step"] == 0
     assert report["growth"]["kv_pages_used_at_the_end"] == 0
