@@ -200,6 +200,14 @@ class LocalEngine:
             self._cancel(job)
 
     def _work(self) -> None:
+        if self._pool.keys.is_cuda:  # before anybody's pictures
+            torch.cuda.synchronize()  # what was made until now was made elsewhere
+            with torch.cuda.stream(torch.cuda.Stream(priority=-1)):
+                self._run()
+        else:
+            self._run()
+
+    def _run(self) -> None:
         end = EngineClosed("the engine was closed")
         begun: Said | None = None  # a pass that was not read yet
         try:
