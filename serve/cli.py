@@ -311,6 +311,13 @@ def plan(
     text_tokens: Annotated[int, typer.Option(help="Prompt tokens besides.", min=1)] = 40,
     answer_tokens: Annotated[int, typer.Option(help="Answer tokens.", min=1)] = 16,
     max_batch: Annotated[int, typer.Option(help="Requests that share a pass.", min=1)] = 256,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="Report of python -m benchmarks.engine --gpu-slot on such a device: tells which "
+            "share of the computed figures to expect."
+        ),
+    ] = None,
 ) -> None:
     """Compute what one replica serves: requests a second, memory.
 
@@ -319,7 +326,9 @@ def plan(
     from serve.plan import lines, make_plan
 
     print(
-        *lines(make_plan(model, hardware, mix, text_tokens, answer_tokens, max_batch), mix),
+        *lines(
+            make_plan(model, hardware, mix, text_tokens, answer_tokens, max_batch), mix, measured
+        ),
         sep="\n",
     )
 
