@@ -141,7 +141,7 @@ def canary(
         bool, typer.Option("--force", help="Try it whatever model, recipe and audits say.")
     ] = False,
 ) -> None:
-    """Let a router answer a share of the sessions, judge it, end it.
+    """Let a router answer a share of the sessions, and judge it.
 
     Every running encoder loads it; the whole gate is asked when it is promoted.
     """
@@ -199,7 +199,7 @@ def shadow(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Let a router decide beside the one in force, changing nothing."""
+    """Let a router decide beside the one in force, for the log."""
     begins = router is not None
     _one_of(begins, stop=stop, report=report)
     _refuse_idle(
