@@ -320,7 +320,7 @@ def quarantine(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Keep a router that is not in force from coming (back) into force.
+    """Keep a router from coming (back) into force.
 
     A trial of it ends. Only promote --force takes it out of quarantine again.
     """
