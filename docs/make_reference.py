@@ -225,7 +225,7 @@ def _kind(annotation: Any) -> str:
     """Return the type of a flag as a reader says it."""
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{each}`" for each in get_args(annotation))
-    names = {str: "text", Path: "path", int: "integer", float: "number"}
+    names = {str: "text", Path: "path", Any: "path or address", int: "integer", float: "number"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

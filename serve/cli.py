@@ -68,9 +68,11 @@ def up(
         Path | None, typer.Option(help="CLIP folder, for routers fitted on CLIP relevance.")
     ] = None,
     registry: Annotated[
-        Path, typer.Option(help="Registry whose router in force is followed.")
-    ] = DEFAULT_REGISTRY,
-    log_dir: Annotated[Path, typer.Option(help="Folder of the decision log.")] = Path(".m3/log"),
+        str, typer.Option(help="Registry whose router in force is followed: folder or address.")
+    ] = str(DEFAULT_REGISTRY),
+    log_dir: Annotated[
+        str, typer.Option(help="Where the decision log is kept: folder or address.")
+    ] = ".m3/log",
     log_images: Annotated[
         bool, typer.Option(help="Store pictures and questions of audited requests.")
     ] = False,

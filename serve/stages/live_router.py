@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from router.errors import RouterFileError
-from router.registry import Entry, last_entry, router_folder
+from router.places import Place
+from router.registry import Entry, later_entry, router_folder
 from router.router import Router
 from serve.errors import ServeSetupError
 from serve.metrics import Metrics
@@ -30,7 +31,7 @@ class LiveRouter:
     Args:
         check: raises ValueError for a router that does not fit the model.
         metrics: where swaps are counted.
-        registry: folder that is followed, or None.
+        registry: what is followed, a folder or in an object store; or None.
         poll_s: seconds between looks.
         model_hash: of the model that is served, asked for when a router holds a certificate.
     """
@@ -39,7 +40,7 @@ class LiveRouter:
         self,
         check: Callable[[Router], None],
         metrics: Metrics,
-        registry: Path | None = None,
+        registry: Place | None = None,
         poll_s: float = 1.0,
         model_hash: Callable[[], str] | None = None,
     ) -> None:
@@ -48,8 +49,9 @@ class LiveRouter:
         self._registry, self._poll_s = registry, poll_s
         self.current: Router | None = None
         self.ok = True
-        self._wanted: Path | None = None  # in force, or tried in vain
-        self._serves: Path | None = None  # what is in force
+        self._wanted: Place | None = None  # in force, or tried in vain
+        self._serves: Place | None = None  # what is in force
+        self._word: Entry | None = None  # the registry's last, as far as it could be read
         self._heard = 0  # the number of the registry's last word
         self._first: Path | None = None  # to go back to when the registry's are rolled back
         self._chosen: Path | None = None
@@ -120,7 +122,7 @@ class LiveRouter:
         self._agreed()
         return folder is None or self.swap_to(folder)
 
-    def swap_to(self, folder: Path | None) -> bool:
+    def swap_to(self, folder: Place | None) -> bool:
         """Return whether the router in ``folder`` is in force now; if not, nothing has changed.
 
         None: no router.
@@ -141,7 +143,7 @@ class LiveRouter:
             LOG.info("router %s replaces %s", self.version or "none", before or "none")
             return True
 
-    def _load(self, folder: Path) -> Router:
+    def _load(self, folder: Place) -> Router:
         router = Router.from_pretrained(folder)
         self._check(router)
         if router.held.certificate is not None and self._model_hash is not None:
@@ -154,7 +156,7 @@ class LiveRouter:
         if self._registry is None:
             return None
         try:
-            entry = last_entry(self._registry)
+            entry = self._word = later_entry(self._registry, self._word)
         except RouterFileError as error:
             self._unread = str(error)
             self._failed(self._unread)
@@ -166,7 +168,7 @@ class LiveRouter:
         self._unread = ""
         return entry
 
-    def _promoted(self, entry: Entry | None) -> Path | None:
+    def _promoted(self, entry: Entry | None) -> Place | None:
         """Return the folder that an entry of the registry names; None where it is not there."""
         try:
             return None if self._registry is None else router_folder(self._registry, entry)

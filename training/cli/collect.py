@@ -6,14 +6,16 @@ Knows flags and progress; the sources are in training.sources, the work in train
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from m3model.terminal import bar, say, table
+from training.cli.versions import place_option
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from router.places import Place
     from training.sources.tasks import Source
 
 ModelOption = Annotated[
@@ -70,7 +72,7 @@ def collect(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the pictures that --data names.")
     ] = None,
-    from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
+    from_log: Annotated[Any, place_option("--from-log", what="Log of the service.")] = None,
     metric: Annotated[
         Literal["exact_match", "vqa", "anls", "relaxed", "choice", "token_f1", "agreement"] | None,
         typer.Option(help="How answers are scored where the data do not say; else exact match."),
@@ -146,7 +148,7 @@ def _show(out: Path) -> None:
 
 def source_of(
     scenes: int | None, seed: int, namespace: str, repeats: int,
-    data: Path | None, images: Path | None, from_log: Path | None, skip_bad: bool,
+    data: Path | None, images: Path | None, from_log: Place | None, skip_bad: bool,
     metric: str | None = None,
 ) -> Source:  # fmt: skip
     """Return the one source that the flags name."""

@@ -9,14 +9,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from m3model.terminal import one_command, say, table
+from training.cli.versions import place_option
 from training.errors import TrainingError
 
-LogOption = Annotated[Path, typer.Option("--log-dir", help="Log folder of the service.")]
+LogOption = Annotated[Any, place_option("--log-dir", what="Log of the service.")]
 DEFAULT_LOG = Path(".m3/log")
 
 log_app = one_command(

@@ -7,7 +7,7 @@ when it runs, so that `--help` is quick. Commands are registered in the order of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,11 +24,13 @@ from training.cli.readout import readout
 from training.cli.replay import replay
 from training.cli.versions import (
     ExpectOption,
+    RegistryOption,
     WhoOption,
     WhyOption,
     diff,
     gc,
     list_versions,
+    place_option,
     tell_strangers,
     user,
 )
@@ -45,7 +47,6 @@ OracleOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 RouterOption = Annotated[Path, typer.Option("--router", help="Router folder.")]
-RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
 CostOption = Annotated[Literal["tokens", "flops"], typer.Option(help="What a scale costs.")]
 SecondLookOption = Annotated[
     bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
@@ -232,7 +233,7 @@ app.command("gc", rich_help_panel=IN_FORCE)(gc)
 
 @app.command(rich_help_panel=IN_FORCE)
 def retrain(
-    from_log: Annotated[Path, typer.Option(help="Log folder of the service.")],
+    from_log: Annotated[Any, place_option("--from-log", what="Log of the service.")],
     out: OutOption,
     model: ModelOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,

@@ -8,13 +8,27 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from m3model.terminal import say, table
+from router.places import NoPlace, Place, as_place
 from router.registry import DEFAULT_REGISTRY, JOURNAL, strangers
+
+
+def place(told: str | Place) -> Place:
+    """Return the place that a flag's value means."""
+    try:
+        return as_place(told)
+    except NoPlace as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def place_option(*names: str, what: str) -> Any:
+    """Return a flag that takes a folder, or the address of one in an object store."""
+    return typer.Option(*names, parser=place, metavar="PLACE", help=what)
+
 
 WhoOption = Annotated[str | None, typer.Option(help="For the journal; else user and host.")]
 WhyOption = Annotated[str | None, typer.Option(help="For the journal: the reason, in a sentence.")]
@@ -22,7 +36,8 @@ ExpectOption = Annotated[
     str | None,
     typer.Option(help="Only while this is in force: folder name, router version, or start."),
 ]
-RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
+# typer takes no unions: the parameters are of type Place.
+RegistryOption = Annotated[Any, place_option("--registry", what="Registry of routers.")]
 
 
 def list_versions(registry: RegistryOption = DEFAULT_REGISTRY) -> None:
@@ -77,7 +92,7 @@ def gc(
     say(f"removed: {', '.join(removed) or 'nothing'}")
 
 
-def tell_strangers(registry: Path) -> None:
+def tell_strangers(registry: Place) -> None:
     """Name what lies in the journal's folder and is none of its entries."""
     if names := strangers(registry):
         say(f"no entries of the journal, left alone: {', '.join(names)} in {registry / JOURNAL}")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from m3model.engine.recipe import model_of
 from router import default_router_path
 from router.errors import RouterFileError
+from router.places import Place
 from router.registry import current_router_path
 from router.router import Router
 from training.errors import MixedData, TrainingError
@@ -58,7 +59,7 @@ class Contender:
     assumed: bool = False
 
     @classmethod
-    def read(cls, name: str, folder: Path) -> Contender:
+    def read(cls, name: str, folder: Place) -> Contender:
         """Return the router in a folder.
 
         Raises:
@@ -100,7 +101,7 @@ class Contender:
         return unseen_by(data, self.seen)
 
 
-def live(registry: Path, given: Path | None, model_hash: str) -> Contender:
+def live(registry: Place, given: Path | None, model_hash: str) -> Contender:
     """Return what is in force.
 
     Args:
@@ -136,7 +137,7 @@ def _shipped(model_hash: str) -> Contender | None:
 
 def at_the_gate(
     candidate: Path,
-    registry: Path,
+    registry: Place,
     oracle: Sequence[Path],
     *,
     incumbent: Path | None = None,
