@@ -1,4 +1,4 @@
-"""Router folders from elsewhere: of object stores, and of the Hugging Face Hub, also uploaded there.
+"""Router folders from elsewhere: of object stores, and of the Hugging Face Hub and to it.
 
 Knows names and files; knows nothing of what is in them. huggingface_hub is loaded on first use.
 """

@@ -38,5 +38,6 @@ server = make_server(
     "127.0.0.1", int(sys.argv[1]) if sys.argv[1:] else 0, one_at_a_time, threaded=True,
     request_handler=Silent,
 )  # fmt: skip
-print(server.server_port, flush=True)
+sys.stdout.write(f"{server.server_port}\n")
+sys.stdout.flush()
 server.serve_forever()

@@ -213,7 +213,7 @@ class StoredPlace:
         facts = {} if version is None else asdict(version)
         told = {name: fact for name, fact in facts.items() if fact is not None}
         try:
-            self._put(content, told or "create")
+            self._put(content, "create" if version is None else told)
         except FileExistsError:
             return False
         return True

@@ -102,9 +102,9 @@ def test_listings_are_those_of_a_folder(s3: str, tmp_path: Path) -> None:
         here, there = (folder / inner, store / inner) if inner else (folder, store)
         assert there.is_dir() == here.is_dir()
         if here.is_dir():
-            assert [
-                (each.name, each.is_dir(), each.is_file()) for each in there.iterdir()
-            ] == [(each.name, each.is_dir(), each.is_file()) for each in sorted(here.iterdir())]
+            assert [(each.name, each.is_dir(), each.is_file()) for each in there.iterdir()] == [
+                (each.name, each.is_dir(), each.is_file()) for each in sorted(here.iterdir())
+            ]
         for pattern in ("*.json", "*", "b*", "*/*.json", "b/*", "a.json", "b/c.*", "x.*"):
             assert [str(each.relative_to(there)) for each in there.glob(pattern)] == sorted(
                 str(each.relative_to(here)) for each in here.glob(pattern) if each.is_file()

@@ -103,9 +103,7 @@ def clear_away(registry: Place, keep: int) -> list[str]:
     state = _state(registry)
     if isinstance(registry, StoredPlace):
         there = folders(registry, state.entries)
-        return [
-            name for name in there if take_down(registry / name, lambda: _kept(registry, keep))
-        ]
+        return [name for name in there if take_down(registry / name, lambda: _kept(registry, keep))]
     for grave in registry.glob(".*.gone"):
         _bury(registry, grave, keep)
     removed = []

@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from m3model.errors import BadPicture
 from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
+from router.places import Place
 from training.errors import BadRecord
 from training.scoring import AGREEMENT, metric_of
 
@@ -113,7 +113,7 @@ class FileSource:
     """Pictures on disk, each with its questions (built by `llava_source` and `log_source`)."""
 
     kind: SourceKind
-    pictures: tuple[tuple[str, Path, tuple[Ask, ...]], ...]
+    pictures: tuple[tuple[str, Place, tuple[Ask, ...]], ...]
     origin: dict[str, Any]
     left_out: tuple[str, ...] = ()
     picture_ids: bool = False  # names are picture ids: the pixels must still hash to them
@@ -177,7 +177,7 @@ def scored_by_metric(source: FileSource, name: str) -> FileSource:
 
 
 def read_picture(
-    path: Path, record: str, limits: PictureLimits = DEFAULT_LIMITS
+    path: Place, record: str, limits: PictureLimits = DEFAULT_LIMITS
 ) -> NDArray[np.uint8]:
     """Return the pixels of a file, (H, W, 3) uint8 RGB, as the service would see them.
 
