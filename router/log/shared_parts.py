@@ -80,9 +80,10 @@ def _try(
             skip(path, error)
             known = replace(known, full=True)
     new = {name: table for name, table in given.items() if name not in here}
-    n_rows = sum(table.num_rows for table in new.values())
-    if not n_rows:
+    if not new:
         return 0
+    # Also a segment of which nothing stays: another compaction may have it in hand as it was.
+    n_rows = sum(table.num_rows for table in new.values())
     if known.full:
         path, version = folder / _ROWS.format(part_number(path) + 1), None
         before, known = before.slice(0, 0), Taken(day)

@@ -39,6 +39,7 @@ class Segments:
         self._number = 0
         self._open: _OpenSegment | None = None
         self._sent: _Sent | None = None  # to a store that has not said that it is there
+        self._there = 0, 0  # rows in a store, and unfit ones, that nobody was told of
 
     def write(self) -> tuple[int, int]:
         """Return (rows written, rows that do not fit the schema) when the waiting rows are on disk,
@@ -50,7 +51,10 @@ class Segments:
         if not self.waiting:
             return 0, 0
         if isinstance(self.folder, StoredPlace):
-            return self._send(self.folder)
+            while self.waiting:
+                self._send(self.folder)
+            told, self._there = self._there, (0, 0)
+            return told
         rows, unfit = self._to_table(self.waiting)
         if rows.num_rows:
             if self._open is None or self._open.is_gone():
@@ -82,8 +86,8 @@ class Segments:
         del self.waiting[first : first + excess]
         return excess
 
-    def _send(self, folder: StoredPlace) -> tuple[int, int]:
-        """Do the same with an object. One that failed may be there all the same, and in a part by
+    def _send(self, folder: StoredPlace) -> None:
+        """Put waiting rows into an object. One that failed may be there all the same, and in a part by
         now: it is sent again as it was, not with more in it, so that it is known by its name.
         """
         if self._sent is None:
@@ -97,7 +101,8 @@ class Segments:
             (folder / sent.name).write_bytes(sent.content)
         del self.waiting[: sent.n_waiting]
         self._sent = None
-        return sent.n_waiting - sent.unfit, sent.unfit
+        rows_there, unfit_there = self._there
+        self._there = rows_there + sent.n_waiting - sent.unfit, unfit_there + sent.unfit
 
     def _to_table(self, rows: list[Any]) -> tuple[pa.Table, int]:
         try:
