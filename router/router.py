@@ -276,8 +276,8 @@ class Router:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Place, *, revision: str | None = None) -> "Router":
-        """Return the router of a folder, here or in an object store ("s3://bucket/folder"), or of a
-        Hub repository "owner/name", checked throughout.
+        """Return the router of a folder, here or in an object store, or of a Hub repository
+        "owner/name", checked throughout.
 
         Raises:
             RouterFileError: the folder is missing, incomplete or damaged, was made for other

@@ -68,11 +68,14 @@ def up(
         Path | None, typer.Option(help="CLIP folder, for routers fitted on CLIP relevance.")
     ] = None,
     registry: Annotated[
-        str, typer.Option(help="Registry whose router in force is followed: folder or address.")
-    ] = str(DEFAULT_REGISTRY),
+        Any,
+        typer.Option(
+            parser=str, metavar="PLACE", help="Registry whose router in force is followed."
+        ),
+    ] = DEFAULT_REGISTRY,
     log_dir: Annotated[
-        str, typer.Option(help="Where the decision log is kept: folder or address.")
-    ] = ".m3/log",
+        Any, typer.Option(parser=str, metavar="PLACE", help="Where the decision log is kept.")
+    ] = Path(".m3/log"),
     log_images: Annotated[
         bool, typer.Option(help="Store pictures and questions of audited requests.")
     ] = False,

@@ -309,7 +309,7 @@ def s3_server() -> Iterator[str]:
     if moto.returncode:
         pytest.skip(f'no S3 server: pip install "moto[s3,server]" for {python}')
     with subprocess.Popen(
-        [python, ROOT / "tests/s3_server.py"], stdout=subprocess.PIPE, text=True
+        [python, ROOT / "tests/whole/s3_server.py"], stdout=subprocess.PIPE, text=True
     ) as server, pytest.MonkeyPatch.context() as patch:  # fmt: skip
         assert server.stdout is not None
         endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"

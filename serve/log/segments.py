@@ -87,8 +87,8 @@ class Segments:
         return excess
 
     def _send(self, folder: StoredPlace) -> None:
-        """Put waiting rows into an object. One that failed may be there all the same, and in a part by
-        now: it is sent again as it was, not with more in it, so that it is known by its name.
+        """Put waiting rows into an object. One that failed may be there all the same, and in a part
+        by now: it is sent again as it was, not with more in it, so that it is known by its name.
         """
         if self._sent is None:
             rows, unfit = self._to_table(self.waiting)

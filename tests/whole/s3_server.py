@@ -3,7 +3,7 @@
 Its own threads would tell two writers that both came first; here a condition is looked at and the
 object written before the next request is. Prints its port and serves until it is killed.
 
-    python tests/s3_server.py [port]
+    python tests/whole/s3_server.py [port]
 """
 
 import sys
