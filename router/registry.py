@@ -104,13 +104,12 @@ class Entry:
             RouterFileError: it cannot be read, or is torn, or is something else.
         """
         try:
-            content: bytes | OSError = path.read_bytes()
-        except OSError as error:
-            content = error
-        return cls.of(path, content)
+            return cls.of(path, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RouterFileError(f"cannot read {path}: {error}") from error
 
     @classmethod
-    def of(cls, path: Place, content: bytes | OSError) -> "Entry":
+    def of(cls, path: Place, content: str | bytes | OSError) -> "Entry":
         """Return the entry of a file whose content was read, or could not be.
 
         Raises:
@@ -119,7 +118,7 @@ class Entry:
         try:
             if isinstance(content, OSError):
                 raise content
-            told = json.loads(content.decode("utf-8"))
+            told = json.loads(content)
         except (OSError, ValueError, RecursionError) as error:
             raise RouterFileError(f"cannot read {path}: {error}") from error
         wrong = _fault(told, int(path.stem))
