@@ -107,10 +107,6 @@ class StoredPlace:
             places.append(above)
         return places
 
-    def with_name(self, name: str) -> StoredPlace:
-        """Return its neighbour of a name."""
-        return self.parent / name
-
     def relative_to(self, other: Any) -> PurePosixPath:
         """Return the way from a folder to it."""
         return PurePosixPath(self.key).relative_to(other.key)

@@ -84,7 +84,7 @@ def test_names_are_those_of_a_path(parts: list[str], other: str) -> None:
         assert getattr(place, name) == getattr(path, name)
     assert place.parent.key == ("" if len(parts) == 1 else str(path.parent))
     assert [each.key for each in place.parents][:-1] == [str(each) for each in path.parents][:-1]
-    assert place.with_name(other).key == str(path.with_name(other))
+    assert (place.parent / other).key == str(path.with_name(other))
     assert place.relative_to(StoredPlace("s3://bucket", parts[0])) == path.relative_to(parts[0])
 
 

@@ -14,6 +14,7 @@ import typer
 from m3model.errors import CheckpointMismatch, RelevanceUnavailable
 from m3model.terminal import bar, commands, run, say, table
 from router.errors import FeatureMismatch, RouterFileError
+from router.places import NoPlace
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
@@ -296,5 +297,5 @@ def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
     run(
         app, TrainingError, RouterFileError, FeatureMismatch, CheckpointMismatch,
-        RelevanceUnavailable, OSError,
+        RelevanceUnavailable, NoPlace, OSError,
     )  # fmt: skip
