@@ -297,8 +297,8 @@ def running(
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The bucket of an S3 server, a process of its own, for which the environment has the keys.
+def s3_process() -> Iterator[subprocess.Popen[str]]:
+    """An S3 server with a bucket, a process of its own, for which the environment has the keys.
 
     Its packages (``pip install "moto[s3,server]"``) may lie elsewhere: MOTO_PYTHON names the
     interpreter that has them.
@@ -320,15 +320,15 @@ def s3_server() -> Iterator[str]:
             patch.setenv(name, value)
         request = urllib.request.Request(f"{endpoint}/bucket", method="PUT", data=b"")
         with urllib.request.urlopen(request):
-            yield "s3://bucket"
+            yield server
         server.kill()
 
 
 @pytest.fixture
-def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3(s3_process: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of an empty folder in an object store; copies of routers lie in ``tmp_path``."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return f"{s3_server}/{uuid.uuid4().hex}"
+    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 def free_port() -> int:

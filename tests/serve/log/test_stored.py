@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,26 +112,36 @@ def test_what_was_sent_and_not_answered_is_there_once(
 
 
 def test_a_store_that_hangs_keeps_nobody_waiting_and_what_overflows_is_counted(
-    log_dir: StoredPlace, monkeypatch: pytest.MonkeyPatch
+    log_dir: StoredPlace, s3_process: subprocess.Popen[str]
 ) -> None:
-    done, really, waited = threading.Event(), StoredPlace.write_bytes, list[bool]()
-
-    def hangs(place: StoredPlace, content: bytes | memoryview) -> None:
-        waited.append(done.wait(60))
-        raise OSError(5, "no answer", str(place))
-
     log = DecisionLog(log_dir, max_waiting=4)
-    monkeypatch.setattr(StoredPlace, "write_bytes", hangs)
-    for number in range(100):
-        log.append(decision(number))
-    assert log.counts.dropped >= 90
-    done.set()
-    assert not log.flush()
-    assert all(waited)
-    assert log.counts.errors >= 1
-    monkeypatch.setattr(StoredPlace, "write_bytes", really)
+    s3_process.send_signal(signal.SIGSTOP)
+    try:
+        for number in range(100):
+            log.append(decision(number))
+        assert log.counts.dropped >= 90
+        assert not log.flush(0.05)
+        assert log.counts.written == 0
+    finally:
+        s3_process.send_signal(signal.SIGCONT)
     log.close()
     assert len(names(log_dir)) == log.counts.written == 100 - log.counts.dropped
+
+
+def test_a_store_that_is_away_is_an_error_until_it_is_back(
+    log_dir: StoredPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = DecisionLog(log_dir, flush_s=60.0, max_waiting=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredPlace, "write_bytes", _refuse)
+        for number in range(3):
+            log.append(decision(number))
+            assert not log.flush()
+    assert (log.counts.errors, log.counts.dropped) == (3, 0)
+    assert sum("answers go on" in record.message for record in caplog.records) == 1
+    assert log.flush()
+    log.close()
+    assert names(log_dir) == ["r0", "r1", "r2"]
 
 
 def test_one_bad_record_does_not_take_the_others_along(log_dir: StoredPlace) -> None:
@@ -161,7 +171,7 @@ def _refuse(place: StoredPlace, content: bytes | memoryview) -> None:
     raise OSError(5, "no", str(place))
 
 
-def test_a_store_that_cannot_be_written_is_said_at_start(s3_server: str) -> None:
+def test_a_store_that_cannot_be_written_is_said_at_start(s3: str) -> None:
     with pytest.raises(ServeSetupError, match="s3://nowhere-at-all/log: no such"):
         DecisionLog("s3://nowhere-at-all/log")
 
