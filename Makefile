@@ -5,6 +5,7 @@
 #   make test      the whole test suite
 #   make check     lint, types, layers, fast tests: about two minutes
 #   make bench     every benchmark, small
+#   make gpu       what needs a GPU: its tests and benchmark, in eight minutes at most
 #   make docs      docs/reference.md and the README's pictures, from code and results
 #   make clean     remove .venv, caches and build output (logs and registry in .m3 stay)
 
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check bench docs clean
+.PHONY: help demo serve test check bench gpu docs clean
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -53,6 +54,9 @@ bench: $(STAMP)
 	    echo "== $$script"
 	    $(BIN)/python "$$script" --quick
 	done
+
+gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.engine --gpu-slot
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_reference.py

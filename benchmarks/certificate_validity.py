@@ -180,8 +180,8 @@ def worlds(oracle: list[Path], router: Path) -> tuple[dict[Loss, World], dict[st
 
     shipped = Router.from_pretrained(router)
     data = check_fits(shipped, read_oracle(oracle))
-    names = {*certifying(data).picture_ids.tolist(), *data.split("test").picture_ids.tolist()}
-    held = data.take(np.array([name in names for name in data.picture_ids.tolist()]))
+    units = np.concatenate([certifying(data).units, data.split("test").units])
+    held = data.take(np.isin(data.units, units))
     held = held.take(np.argsort(held.pictures, kind="stable"))
     values = np.asarray(shipped.predict_values(held.features), dtype=np.float64)
     costs = row_costs(held.visual_tokens, shipped.scales, shipped.policy.costs)

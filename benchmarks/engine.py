@@ -2,11 +2,16 @@
 
     python benchmarks/engine.py --json benchmarks/results/engine.json
     python benchmarks/engine.py --quick
+    python -m benchmarks.engine --gpu-slot      # or: make gpu
 
 A small LLaVA with random weights (cost does not depend on values), one torch thread; 200 requests,
 30/25/20/15/10 % of them at 1/9/36/144/576 visual tokens, questions of 20-60 tokens, answers of
 5-60. Pictures come encoded, as in the service. With a CUDA device the shape of LLaVA-1.5-7B is
 measured there as well. Throughput is the median of interleaved repetitions.
+
+`--gpu-slot` measures that alone, in eight minutes at most: the tests that need a GPU, waits for the
+device, captured steps against eager ones, prompts, the mix, a load, memory, static batches. It
+writes after every part, and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,11 +20,13 @@ import asyncio
 import copy
 import statistics
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from _engine import gpu_slot
 from _engine.baselines import (
     Served,
     poisson,
@@ -27,8 +34,10 @@ from _engine.baselines import (
     serve_engine,
     serve_static,
 )
+from _engine.bound import bound_share
 from _engine.device import device_figures
 from _engine.exactness import bf16_agreement, exactness
+from _engine.launches import host_copies_a_step, launches_a_layer
 from _engine.workload import ANSWER_TOKENS, MIX, QUESTION_TOKENS, build_model, draw_requests
 from _result import arguments, write
 
@@ -39,6 +48,7 @@ from m3model.engine.kv_pool import PAGE_TOKENS
 from m3model.tiny import tiny_config
 
 BATCH = 16
+GPU_REPORT = Path(__file__).parent / "results" / "gpu.json"
 
 
 def fresh(model: M3ForConditionalGeneration, processor: M3Processor) -> LocalEngine:
@@ -145,12 +155,20 @@ def under_load(
     return out
 
 
+def kind_of_attention(model: M3ForConditionalGeneration, processor: M3Processor) -> dict[str, str]:
+    """What the engine reads contexts with, and where: a slower way is never taken in silence."""
+    engine = fresh(model, processor)
+    stats = engine.stats()
+    engine.close()
+    return {"attention": stats.attention, "device": stats.device, "dtype": stats.dtype}
+
+
 def kv_bytes(model: M3ForConditionalGeneration, processor: M3Processor) -> dict[str, int]:
     """Cache of sixteen requests in flight: what the pool holds, and what the formula says."""
     asks = draw_requests(model, 20, 3)[:BATCH]
     engine = fresh(model, processor)
     pool = engine._pool
-    page = (pool.keys.nbytes + pool.values.nbytes) // pool.pages
+    page = pool.bytes_per_token * PAGE_TOKENS
 
     async def run() -> int:
         streams = [
@@ -209,8 +227,17 @@ def growth(model: M3ForConditionalGeneration, processor: M3Processor, count: int
 
 def main() -> None:
     parser = arguments(__doc__, quick="few requests, a smaller model")
+    parser.add_argument("--gpu-slot", action="store_true", help="only what needs a GPU, quickly")
+    parser.add_argument(
+        "--seconds", type=float, default=460.0, help="that the parts of --gpu-slot may take"
+    )
     options = parser.parse_args()
     quick = options.quick
+    if options.gpu_slot:
+        if not (quick or torch.cuda.is_available()):
+            parser.error("--gpu-slot needs an NVIDIA GPU; with --quick its code runs on this CPU")
+        gpu_slot.run(options.json or GPU_REPORT, options.seconds, quick)
+        return
     torch.set_num_threads(1)
     model, processor = build_model(*((64, 2) if quick else ()))
     count, repeats, seeds = (20, 1, 1) if quick else (200, 3, 2)
@@ -238,6 +265,13 @@ def main() -> None:
     )
 
     cpu = measured_cpu(1)
+    shares = {
+        name: bound_share(
+            model, processor, draw_requests(model, count, 1, scale=scale), cpu, BATCH, repeats
+        )
+        for name, scale in (("mixed", None), ("all_finest", 576))
+    }
+    a_layer, besides = launches_a_layer()
     result: dict[str, Any] = {
         "benchmark": "engine",
         "command": "python benchmarks/engine.py --json benchmarks/results/engine.json",
@@ -263,6 +297,16 @@ def main() -> None:
             "hardware": asdict(cpu),
             "model_of_eight_times_the_operations": None if quick else wider(100, cpu),
         },
+        **kind_of_attention(model, processor),
+        "bound_share": {name: figures["share"] for name, figures in shares.items()},
+        "bound": shares,
+        "decode": {
+            "ops_per_layer": a_layer,
+            "ops_besides": besides,
+            "host_copies_per_step": host_copies_a_step(
+                model, processor, draw_requests(model, 20, 6)
+            ),
+        },
         "kv_bytes": kv_bytes(model, processor),
         "growth": growth(model, processor, 300 if quick else 10_000),
         "gpu": device_figures() if torch.cuda.is_available() and not quick else None,
@@ -270,7 +314,16 @@ def main() -> None:
     if quick:  # the code that measures a GPU, on this CPU and a small model
         small = device_figures(tiny_config(1200), "cpu", torch.float32, cpu, count=20, batch=4)
         print(f"the device figures' own code: {sorted(small)}")
-    for key in ("throughput_ratio", "routed_vs_finest", "kv_bytes", "growth", "gpu"):
+    for key in (
+        "attention",
+        "bound_share",
+        "decode",
+        "throughput_ratio",
+        "routed_vs_finest",
+        "kv_bytes",
+        "growth",
+        "gpu",
+    ):
         print(f"{key}: {result[key]}")
     print(f"poisson: { ({k: v for k, v in result['poisson'].items() if k != 'seconds'}) }")
     write(result, options.json)

@@ -209,7 +209,7 @@ def compare(models: list[Path], scenes: int, console: Console) -> dict[str, Any]
             answered(model, "validation", scenes, Path(folder) / str(number), console)
             for number, model in enumerate(models)
         ]
-    _, pictures = np.unique(found[0].picture_ids, return_inverse=True)
+    pictures = found[0].pictures
     rows = [
         {
             "model": model.name,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from _engine.workload import build_model
-from _load.service import Service, running
+from _load.service import Service, free_port, running
 from _result import arguments, write
 from PIL import Image
 
@@ -96,13 +95,6 @@ def bare(model: Path, looks: list[list[dict[str, Any]]], seconds: float) -> dict
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
     return {name: round(value, 2) for name, value in json.loads(done.stdout).items()}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def measure(

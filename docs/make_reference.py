@@ -44,6 +44,7 @@ VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "Ray's usage statistics; set to 0 unless you set it otherwise.",
     "XDG_CACHE_HOME": "Routers of an object store are copied below it, to `m3-router/routers`, "
     "before they are loaded; unset: `~/.cache`.",
+    "WORLD_SIZE": "`lmms-eval --model m3`: more than 1 process is refused. Launchers set it.",
 }
 BOUNDS = {
     "minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<",

@@ -292,8 +292,8 @@ class M3ForConditionalGeneration(LlavaForConditionalGeneration):
     def _mask_added_rows(self, logits: torch.Tensor) -> torch.Tensor:
         lowest = torch.finfo(logits.dtype).min
         # In place: these logits are large, and a linear layer's backward needs no output.
-        logits[..., self.config.text_vocab_size :] = lowest
-        logits[..., self.config.image_token_id] = lowest
+        logits[..., self.config.text_vocab_size :].fill_(lowest)
+        logits[..., self.config.image_token_id].fill_(lowest)
         return logits
 
 

@@ -49,5 +49,13 @@ def as_sent(tokens: torch.Tensor) -> torch.Tensor:
     """Visual tokens as they travel to the service's language model: in float16.
 
     Who labels what is served rounds alike, or near-equal answers would differ.
+
+    Raises:
+        ArithmeticError: a number that float16 does not hold.
     """
-    return tokens.to(torch.float16)
+    sent = tokens.to(torch.float16)
+    if not bool(sent.isfinite().all()):
+        raise ArithmeticError(
+            "the model's visual tokens are no numbers, or larger than the 65504 that float16 holds"
+        )
+    return sent

@@ -246,16 +246,21 @@ def bar(what: str, unit: str, line_every_s: float = LINE_EVERY_S) -> Iterator[Mo
 
 
 class _Speed:
-    """How fast something goes on, from where it stood when it was first heard of."""
+    """How fast something goes on, from where it stood when it was first heard of.
+
+    What stands lower than before is something else.
+    """
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
+        self._last = 0.0
 
     def after(self, done: float) -> float | None:
         """Return units a second so far, or None while nothing can be said."""
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done < self._last:
             self._first = (done, now)
+        self._last = done
         before, began = self._first
         return (done - before) / (now - began) if done > before and now > began else None
 

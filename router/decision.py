@@ -43,6 +43,9 @@ class Reason(StrEnum):
     read: the finest scale that the caller's constraints allow."""
     degraded = "degraded"
     """The service was overloaded: the raised price took another action, or no second look."""
+    restricted = "restricted"
+    """The router is held to a safer price, or to the finest scale allowed, until it is certified
+    anew or replaced."""
     fallback = "fallback"
     """Routing failed: the finest scale that the caller's constraints allow."""
 
@@ -63,6 +66,9 @@ class Constraints:
         pins: for each of several pictures the scale that its detail fixes, None where the policy
             chooses; empty where ``pinned`` or nothing says it for all.
         focus: whether a picture may be read finely in some cells only.
+        restricted: whether the router is held to less than it was promoted with: no second look,
+            and nothing by a certificate.
+        restricted_price: the price that it decides at then; None takes the finest scale.
     """
 
     pinned: int | None = None
@@ -74,6 +80,8 @@ class Constraints:
     price_floor: float = 0.0
     pins: tuple[int | None, ...] = ()
     focus: bool = True
+    restricted: bool = False
+    restricted_price: float | None = None
 
     def __post_init__(self) -> None:
         if self.reason is Reason.predicted and self.pinned is not None:

@@ -50,6 +50,7 @@ from router.places import Place
 from router.policy import Policy, best_shares
 from router.policy.offer import Offer, planned, scales_alone
 from router.predictor.chain import ComplexityPredictor
+from router.predictor.matrix import Matrix
 from router.second_look import SecondLook
 
 _FREE = Constraints()
@@ -174,20 +175,23 @@ class Router:
             if values is None:
                 raise ValueError("features are needed to decide; only pinned scales go without")
             if limits.max_harm is not None:
-                policy, bound = self.held.policy(policy, limits.max_harm, pictures)
-                if unfamiliar:
+                if not limits.restricted:
+                    policy, bound = self.held.policy(policy, limits.max_harm, pictures)
+                if unfamiliar or limits.restricted:
                     policy, bound = replace(policy, finest_only=True), NOTHING_LOST
                 keeps_promise(policy, offer, limits.max_harm)
             elif unfamiliar:
                 policy = replace(policy, finest_only=True)
+            elif limits.restricted:
+                policy = self._restricted_policy(limits.restricted_price)
             elif limits.second_look and pictures == 1 and self.second_look is not None:
                 look, policy = self.second_look, self._first_policy
             picks, reason = self._choose(policy, values, pins, cap, offer)
-            if unfamiliar and reason is Reason.predicted:
-                reason = Reason.unfamiliar
+            if reason is Reason.predicted and (unfamiliar or limits.restricted):
+                reason = Reason.unfamiliar if unfamiliar else Reason.restricted
             if reason is Reason.budget_cap:
                 bound = None  # the cap has overruled the choice that was certified
-            if limits.price_floor > 0.0 and limits.max_harm is None:
+            if limits.price_floor > 0.0 and limits.max_harm is None and not limits.restricted:
                 policy = replace(self.policy, price=max(self.policy.price, limits.price_floor))
                 cheaper, _ = self._choose(policy, values, pins, cap, offer)
                 if look is not None or cheaper != picks:
@@ -229,7 +233,7 @@ class Router:
         """Return whether the question is in a script that the router was fitted on."""
         return not unlike(question, self.metadata.get("scripts") or LATIN)
 
-    def predict_values(self, X: np.ndarray) -> np.ndarray:
+    def predict_values(self, X: Matrix) -> np.ndarray:
         """Return (n, A) what the policy weighs against cost: today P(action suffices).
 
         A predictor of something better to weigh would change this and `_values`, nothing else.
@@ -350,6 +354,11 @@ class Router:
     def _uniform_offer(self) -> Offer:
         """Without a plan, and wherever a focus may not be read."""
         return scales_alone(self.space, self.policy.costs)
+
+    def _restricted_policy(self, price: float | None) -> Policy:
+        """Return the policy at a price; without one, and where it was so before, the finest."""
+        finest = price is None or self.policy.finest_only
+        return replace(self.policy, price=price or 0.0, finest_only=finest)
 
     def _offer(self, plan: Plan | None, limits: Constraints, pictures: int) -> Offer:
         if plan is None:

@@ -19,6 +19,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "price_floor": (float,),
     "pins": (list,),
     "focus": (bool,),
+    "restricted": (bool,),
+    "restricted_price": (float, type(None)),
 }
 
 

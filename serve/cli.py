@@ -34,7 +34,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 FLAGS = {
     "model": "model", "router": "router", "text_encoder": "text_encoder", "registry": "registry",
     "log_dir": "log_dir", "log_images": "log_images", "log_prompts": "log_prompts",
-    "log_format": "log_format", "audit_rate": "audit_rate", "device": "device",
+    "log_format": "log_format", "audit_rate": "audit_rate", "label_idle": "label_idle",
+    "device": "device",
     "torch_threads": "torch_threads",
     "allowed_host": "allowed_hosts", "cors_origin": "cors_origins",
     "api_keys_file": "api_keys_file",
@@ -88,6 +89,10 @@ def up(
     audit_rate: Annotated[
         float, typer.Option(help="Share of requests marked as audited.", min=0.0, max=1.0)
     ] = 1.0,
+    label_idle: Annotated[
+        Path | None,
+        typer.Option(help="Folder to label audited requests into while idle; see --log-images."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="torch device; default: cuda if there.")
     ] = None,
@@ -311,6 +316,13 @@ def plan(
     text_tokens: Annotated[int, typer.Option(help="Prompt tokens besides.", min=1)] = 40,
     answer_tokens: Annotated[int, typer.Option(help="Answer tokens.", min=1)] = 16,
     max_batch: Annotated[int, typer.Option(help="Requests that share a pass.", min=1)] = 256,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="Report of python -m benchmarks.engine --gpu-slot on such a device: tells which "
+            "share of the computed figures to expect."
+        ),
+    ] = None,
 ) -> None:
     """Compute what one replica serves: requests a second, memory.
 
@@ -319,7 +331,9 @@ def plan(
     from serve.plan import lines, make_plan
 
     print(
-        *lines(make_plan(model, hardware, mix, text_tokens, answer_tokens, max_batch), mix),
+        *lines(
+            make_plan(model, hardware, mix, text_tokens, answer_tokens, max_batch), mix, measured
+        ),
         sep="\n",
     )
 

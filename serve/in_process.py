@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from serve.gateway.gateway import LAST_WORDS_S, Gateway
 from serve.gateway.request_log import RequestLog
+from serve.idle.labelling import labelling_while_idle
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint, spare_what_is_loaded
@@ -25,6 +26,7 @@ from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.telemetry import spans
 from serve.web.api import create_api
+from serve.web.listening import url_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -125,14 +127,17 @@ def run(settings: ServeSettings, listening: socket.socket, ready: Callable[[], N
     # uvicorn raises the signal again once it has shut down; by then it has done its work.
     _on_signals(_ignore)
 
+    url = url_of(listening.getsockname()[0], listening)
+
     async def serve() -> None:
         running = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started and not running.done():
             await asyncio.sleep(0.02)
         if server.started:
             ready()
-        while not server.should_exit and not running.done():
-            await asyncio.sleep(0.02)
+        with labelling_while_idle(settings, url, lambda: service.gateway.metrics):
+            while not server.should_exit and not running.done():
+                await asyncio.sleep(0.02)
         # uvicorn waits for answers under way; the gateway ends them in time.
         draining = asyncio.create_task(service.gateway.drain())
         await running

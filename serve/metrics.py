@@ -24,6 +24,9 @@ _RAY_LABELS = ("Component", "NodeAddress", "SessionName", "Version", "WorkerId",
 _MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000)
 
 
+ARMS = ("live", "canary")
+
+
 class Spec(NamedTuple):
     """One metric; ``values`` are all that its one label can have, where that is known."""
 
@@ -66,6 +69,40 @@ METRICS: dict[str, Spec] = {
     "m3_router_stale": Spec(
         "gauge", "1 while the router that should be loaded cannot be, or two are named."
     ),
+    "m3_trial_stale": Spec("gauge", "1 while a router that should be tried cannot be loaded."),
+    "m3_canary_stopped": Spec(
+        "gauge", "1 while an encoder gives a canary no requests because its decisions fail."
+    ),
+    "m3_arm_requests": Spec(
+        "counter", "Answers by which of two routers was to decide.", ("arm",), ARMS
+    ),
+    "m3_arm_visual_tokens": Spec("counter", "Visual tokens read for those.", ("arm",), ARMS),
+    "m3_arm_failures": Spec(
+        "counter", "Those that fell back to the finest scale, or failed.", ("arm",), ARMS
+    ),
+    "m3_arm_latency_ms": Spec("counter", "Milliseconds that those took, together.", ("arm",), ARMS),
+    "m3_shadow_decisions": Spec(
+        "counter",
+        "Requests that a shadow decided too, and what came of it.",
+        ("outcome",),
+        ("same", "differs", "failed"),
+    ),
+    "m3_drift_psi_max": Spec(
+        "gauge",
+        "Population stability index of the feature that moved farthest from what the router was "
+        "fitted on, less what chance gives; of an encoder's last 1,000 pictures.",
+    ),
+    "m3_drift_psi_mean": Spec("gauge", "The same, the mean over all features."),
+    "m3_drift_features": Spec("gauge", "Features that have moved, beyond chance."),
+    "m3_action_share": Spec(
+        "gauge", "Largest share of an encoder's last free decisions that took one action."
+    ),
+    "m3_router_collapsed": Spec(
+        "gauge", "1 while nearly all is read by one action, as it was not when fitted."
+    ),
+    "m3_router_restricted": Spec(
+        "gauge", "1 while the registry holds the router to a safer price or the finest scale."
+    ),
     "m3_tenant_requests": Spec(
         "counter", "Requests by the name of their key and outcome.", ("tenant", "status")
     ),
@@ -83,6 +120,11 @@ METRICS: dict[str, Spec] = {
     "m3_ready": Spec("gauge", "1 if a request would be answered, at the last probe or scrape."),
     "m3_pictures_not_logged": Spec(
         "counter", "Pictures of audited requests that are not kept, because too many wait."
+    ),
+    "m3_labelled_pictures": Spec("counter", "Pictures labelled while the service was idle."),
+    "m3_unlabelled_pictures": Spec("gauge", "Pictures of audited requests that wait for that."),
+    "m3_labelling_down": Spec(
+        "gauge", "1 while the process that labels (label_idle) should run and does not."
     ),
     "m3_inflight_requests": Spec("gauge", "Requests a gateway works on."),
     "m3_overload_pressure": Spec(

@@ -5,6 +5,7 @@ Knows the words of the command line; the computing is `m3model.capacity`'s.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,8 +143,44 @@ def _levels(read: Read) -> tuple[int, ...]:
     return read if isinstance(read, tuple) else (read,)
 
 
-def lines(plan: Plan, mix: str) -> list[str]:
-    """Return the plan and the mix it is for as a person reads them."""
+def achieved(report: Path) -> tuple[float, float, str]:
+    """Return which share of the bound was measured, for a mix and for all finest, and where.
+
+    Args:
+        report: of `python -m benchmarks.engine --gpu-slot`, or of `benchmarks/engine.py`.
+
+    Raises:
+        ServeSetupError: it holds no such measurement.
+    """
+    try:
+        told = json.loads(report.read_text("utf-8"))
+        if "parts" in told:
+            found, device = told["parts"]["mix and finest"], told["parts"]["device"]
+            shares = (found[each]["share_of_bound"] for each in ("mix", "finest"))
+            where = str(device.get("name", device["device"]))
+        else:
+            shares = (told["bound_share"][each] for each in ("mixed", "all_finest"))
+            where = f"{told['model']}, {told['device']}"
+        mixed, finest = map(float, shares)
+    except OSError as error:
+        raise ServeSetupError(f"--measured {report}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ServeSetupError(
+            f"--measured {report} holds no share of a bound; python -m benchmarks.engine "
+            "--gpu-slot writes such a report"
+        ) from None
+    if not (0 < mixed <= 1 and 0 < finest <= 1):
+        raise ServeSetupError(f"--measured {report}: {mixed:g} and {finest:g} are no shares")
+    return mixed, finest, where
+
+
+def lines(plan: Plan, mix: str, measured: Path | None = None) -> list[str]:
+    """Return the plan and the mix it is for as a person reads them, with what a measurement makes
+    of it where there is one.
+
+    Raises:
+        ServeSetupError: `measured` is not the report of one.
+    """
     shares = parsed_mix(mix)
     total = sum(shares.values())
     parts = ", ".join(
@@ -180,4 +217,15 @@ def lines(plan: Plan, mix: str) -> list[str]:
         f"({plan.load.kv_bytes / 2**20:.1f} MiB a request, {plan.finest.kv_bytes / 2**20:.1f} MiB "
         "at the finest scale)",
         "A roofline, computed and not measured: no scheduler, network or kernel launch is in it.",
+        *(() if measured is None else _expected(plan, measured)),
+    ]
+
+
+def _expected(plan: Plan, measured: Path) -> list[str]:
+    mixed, finest, where = achieved(measured)
+    cached = mixed * plan.load.features_cached, finest * plan.finest.features_cached
+    return [
+        f"Measured on {where}: {mixed:.0%} of such a bound for a mix, {finest:.0%} all at the "
+        f"finest scale; of this one, {cached[0]:.1f} and {cached[1]:.1f} requests/s with features "
+        "cached.",
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serve.routing_reply import Routing as Routing
 from serve.routing_reply import is_none
@@ -104,8 +104,15 @@ class StreamOptions(Wire):
         return self.include_usage or self.continuous_usage_stats
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it must be printable characters")
+    return text
+
+
 class RoutingRequest(Wire):
-    """The caller's own wishes: which scale, or how much may be spent, and whether to explain."""
+    """The caller's own wishes: which scale, how much may be spent, whether to explain; and what the
+    request belongs to."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -125,6 +132,12 @@ class RoutingRequest(Wire):
     focus: bool | None = None
     """false has every picture read at one scale all over; else one may be read coarsely, with fine
     tokens where the question looks. true beside a pinned scale or several pictures is refused."""
+    group_id: (
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)] | None
+    ) = None
+    """What the request belongs to, by a name of the caller's: a document, a session. Requests of a
+    group are decided by one router where two are tried, and count as one where routers are judged.
+    It is kept in the decision log."""
 
 
 class ChatRequest(Wire):

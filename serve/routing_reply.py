@@ -77,7 +77,9 @@ class Routing(BaseModel):
     """predicted, pinned (scale or model id), detail (of every picture), budget_cap (something else
     was wanted and fits neither cap nor context), no_image, unfamiliar (a question in a script or
     in words that router or model never met: the finest scales allowed), degraded (overload: a
-    raised price, no second look), or fallback (routing failed: the finest scales allowed)."""
+    raised price, no second look), restricted (the router is held to a safer price, or to the
+    finest scales allowed, until it is certified anew or replaced), or fallback (routing failed: the
+    finest scales allowed)."""
     p_suffices: dict[str, float] | None
     """Scale, or name of a focus -> probability that its answer suffices, the mean over pictures;
     null where nothing was predicted. Each picture's own are in ``explain``."""

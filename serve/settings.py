@@ -30,6 +30,10 @@ from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
 
 API_KEYS_VARIABLE = "M3_API_KEYS"
+LABEL_BESIDE = (
+    "only m3-serve up starts a process for it: leave it out and run m3-train collect --from-log "
+    "LOG --out DIR --follow --idle-of URL beside the service"
+)
 DETAILS = ("low", "high", "original")
 # No infinity either: times become buckets and Ray's limits, which end.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -251,6 +255,12 @@ class ServeSettings(BaseModel):
         1.0, ge=0, le=1, description="Share of requests, drawn uniformly, marked as audited."
     )
 
+    label_idle: FolderPath | None = Field(
+        None,
+        description="Folder of oracle data that audited requests are labelled into, by a process "
+        "of the lowest priority, while there is nothing else to do; needs log_images; None: none.",
+    )
+
     api_keys_file: FolderPath | None = Field(
         None,
         description="YAML file of API keys' SHA-256 with names and budgets, followed while running "
@@ -354,6 +364,14 @@ class ServeSettings(BaseModel):
             raise ValueError(
                 "gateway.autoscaling: a gateway's work is not counted in tokens; give "
                 "gateway.replicas"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_what_is_logged(self) -> ServeSettings:
+        if self.label_idle is not None and (self.log_dir is None or not self.log_images):
+            raise ValueError(
+                "label_idle: needs a log_dir and log_images: true, which keep what is labelled"
             )
         return self
 

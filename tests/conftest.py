@@ -204,6 +204,17 @@ def promote() -> Callable[[Path, Path | None], None]:
 
 
 @pytest.fixture(scope="session")
+def restrict() -> Callable[[Path, Any], None]:
+    """Holds what a registry has in force to a `router.registry.Restriction`; None: to nothing."""
+    from training.registry.restrictions import restrict as hold
+
+    def write(registry: Path, restriction: Any) -> None:
+        hold(restriction, registry)
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def picture_bytes() -> Callable[..., bytes]:
     """Returns a PNG of noise made from a seed."""
     from PIL import Image

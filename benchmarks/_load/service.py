@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -80,11 +81,26 @@ class Service:
         return {name: round(float(value), 2) for name, value in report.items()}
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @contextlib.contextmanager
-def running(*flags: str, port: int, **environment: str) -> Iterator[Service]:
-    """Run the service with these flags and variables while the context lasts."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+def running(
+    *flags: str, port: int, folder: Path | None = None, **environment: str
+) -> Iterator[Service]:
+    """Run the service with these flags and variables while the context lasts.
+
+    Args:
+        folder: of its ``log`` and ``registry``; None: one that goes away with it.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "serve.cli", "up", "--port", str(port), *flags,

@@ -76,7 +76,8 @@ class EngineStats:
     """What an engine is doing.
 
     Requests, prompt tokens in flight (waiting and running), seconds since the last sign of life;
-    pages of the key-value cache in all, in use, and holding prefixes for later questions.
+    pages of the key-value cache in all, in use, and holding prefixes for later questions; the kind
+    of attention, the device and the dtype that it works with ("" where it does not tell).
     """
 
     running: int
@@ -88,6 +89,9 @@ class EngineStats:
     kv_pages: int = 0
     kv_pages_used: int = 0
     kv_pages_kept: int = 0
+    attention: str = ""
+    device: str = ""
+    dtype: str = ""
 
 
 class Engine(Protocol):

@@ -83,6 +83,7 @@ class KVPool:
     Args:
         layers, heads, head_dim: of the language model (its key and value heads).
         tokens: capacity; rounded up to whole pages.
+        spare: tokens behind the pages, which are nobody's: rows that are not there write to them.
     """
 
     def __init__(
@@ -92,15 +93,17 @@ class KVPool:
         head_dim: int,
         tokens: int,
         *,
+        spare: int = 0,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         if tokens < 1:
             raise ValueError(f"a pool holds at least one token, not {tokens}")
         self.pages = pool_tokens(tokens) // PAGE_TOKENS
-        shape = (layers, self.pages * PAGE_TOKENS, heads, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        shape = (layers, self.pages * PAGE_TOKENS + spare, heads, head_dim)
+        # Zeros: what is masked is multiplied by nothing, which only numbers survive.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._free: list[tuple[int, int]] = [(0, self.pages)]  # (first, pages), by first
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         # Keys of what is kept, by start; of each the oldest first.
@@ -181,6 +184,12 @@ class KVPool:
         self._kept.move_to_end(key)
         return self._kept[key].extent, most
 
+    def clear(self, extent: Extent) -> None:
+        """Writes zeros over an extent: what a failed request left may be no numbers."""
+        end = extent.start + extent.pages * PAGE_TOKENS
+        for store in (self.keys, self.values):
+            store[:, extent.start : end].zero_()
+
     def copy(self, source: Extent, target: Extent, tokens: int) -> None:
         """Copies the rows of the first `tokens` tokens, in every layer."""
         for store in (self.keys, self.values):
@@ -203,7 +212,7 @@ def pool_tokens(tokens: int) -> int:
 
 
 def pool_for(
-    model: nn.Module, config: object, *, tokens: int | None, longest: int
+    model: nn.Module, config: object, *, tokens: int | None, longest: int, spare: int = 0
 ) -> KVPool:  # fmt: skip
     """A pool for a language model, where its weights are and in their dtype.
 
@@ -213,6 +222,7 @@ def pool_for(
         tokens: capacity; None: four fifths of a GPU's free memory, or an eighth of what the
             machine has available, but no more than 64 x `longest` and no less than one `longest`.
         longest: the longest prompt plus answer.
+        spare: as `KVPool` takes it.
     """
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     layers = int(config.num_hidden_layers)  # type: ignore[attr-defined]
@@ -225,10 +235,14 @@ def pool_for(
         entry = 2 * layers * heads * head_dim * weight.dtype.itemsize
         room = _free_bytes(weight.device) // entry
         tokens = max(longest, min(room, 64 * longest) if weight.device.type == "cpu" else room)
-    return KVPool(layers, heads, head_dim, tokens, dtype=weight.dtype, device=weight.device)
+    return KVPool(
+        layers, heads, head_dim, tokens, spare=spare, dtype=weight.dtype, device=weight.device
+    )
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+        # What the allocator keeps for later counts as used there, and is free for us.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(0.8 * (torch.cuda.mem_get_info(device)[0] + cached))
     return int(psutil.virtual_memory().available // 8)

@@ -11,17 +11,18 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 import torch
 
 from m3model.engine.detokenise import TextStream
-from m3model.engine.forward import PackedModel, end_ids
 from m3model.engine.interface import EngineStats, Sampling, TokenEvent
 from m3model.engine.kv_pool import MOST_COMPARED, Extent, Prefix
+from m3model.engine.passes.forward import PackedModel, Said, end_ids
+from m3model.engine.passes.sampling import draw_of
 from m3model.engine.request import EngineRequest, Row, checked_request, deliver_all, next_chunks
-from m3model.engine.sampling import logits_processors
 from m3model.errors import (
     BadRequest,
     EngineBusy,
@@ -33,7 +34,10 @@ from m3model.errors import (
 from m3model.model import M3ForConditionalGeneration
 from m3model.processing import M3Processor
 
-PROMPT_TOKENS_A_STEP = 512
+PROMPT_TOKENS_A_STEP = 512  # on a CPU, where more only makes answers wait
+GPU_PROMPT_TOKENS_A_STEP = 2048
+LEAST_PROMPT_TOKENS = 32  # a step that does not fit the memory is tried again down to this
+STEPS_UNTIL_MORE = 64  # that went well, and prompts get twice the share again
 FAILED_STEPS = 3  # in a row, and the engine gives up: a broken device fails them all
 LOG = logging.getLogger(__name__)
 
@@ -51,6 +55,13 @@ class LocalEngine:
             `max_position_embeddings`. Never more than the cache holds.
         kv_tokens: tokens that the key-value cache holds, all requests together; default: what
             memory allows (`pool_for`).
+        prompt_tokens: prompt tokens that a pass reads at most; default: 512, 2,048 on a GPU.
+        ahead: whether a pass is begun before the one before it was read, so that a device works
+            while its answers are looked at; default: on a GPU. An answer that ends costs one token
+            that nobody reads.
+
+    Raises:
+        ValueError: a language model that shared passes would get wrong.
     """
 
     def __init__(
@@ -62,6 +73,8 @@ class LocalEngine:
         max_waiting: int = 1024,
         max_length: int | None = None,
         kv_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        ahead: bool | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
@@ -70,11 +83,22 @@ class LocalEngine:
         longest = max_length or int(model.config.text_config.max_position_embeddings)
         self._beat = time.monotonic()
         self._packed = PackedModel(
-            model, kv_tokens=kv_tokens, longest=longest, beat=self._give_sign_of_life
+            model,
+            kv_tokens=kv_tokens,
+            longest=longest,
+            most=max_running,
+            beat=self._give_sign_of_life,
         )
         self._pool = self._packed.pool
         self.max_length = min(longest, self._pool.tokens)
         self._end_ids = end_ids(model)
+        on_gpu = self._pool.keys.is_cuda
+        self._ahead = on_gpu if ahead is None else ahead
+        self.prompt_tokens = prompt_tokens or (
+            GPU_PROMPT_TOKENS_A_STEP if on_gpu else PROMPT_TOKENS_A_STEP
+        )
+        self._share = self.prompt_tokens  # of prompts in a pass, now
+        self._went_well = self._failures = 0  # passes in a row
         self._wake = threading.Condition()  # guards the two below and the pool's bookkeeping
         self._waiting: deque[EngineRequest] = deque()
         self._rows: list[Row] = []
@@ -134,6 +158,9 @@ class LocalEngine:
                 kv_pages=self._pool.pages,
                 kv_pages_used=self._pool.pages_used,
                 kv_pages_kept=self._pool.pages_kept,
+                attention=self._packed.step.name,
+                device=str(self._pool.keys.device),
+                dtype=str(self._pool.keys.dtype).removeprefix("torch."),
             )
 
     def close(self, timeout_s: float = 30.0) -> None:
@@ -173,14 +200,28 @@ class LocalEngine:
             self._cancel(job)
 
     def _work(self) -> None:
+        if self._pool.keys.is_cuda:  # before anybody's pictures
+            torch.cuda.synchronize()  # what was made until now was made elsewhere
+            with torch.cuda.stream(torch.cuda.Stream(priority=-1)):
+                self._run()
+        else:
+            self._run()
+
+    def _run(self) -> None:
         end = EngineClosed("the engine was closed")
-        failed = 0
+        begun: Said | None = None  # a pass that was not read yet
         try:
-            while (chunks := self._next_step()) is not None:
-                if chunks:
-                    failed = 0 if self._step(chunks) else failed + 1
-                if failed >= FAILED_STEPS:
-                    raise RuntimeError(f"{failed} steps in a row failed")
+            while (chunks := self._next_step(begun is None)) is not None:
+                if begun is not None and not (chunks and self._packed.goes_on(chunks)):
+                    self._hear(begun)
+                    begun = None
+                    continue
+                before, begun = begun, self._begin_pass(chunks)
+                if before is not None:
+                    self._hear(before)
+                if begun is not None and not self._ahead:
+                    self._hear(begun)
+                    begun = None
         except Exception as error:
             LOG.exception("the engine died")
             end = EngineClosed(f"the engine died: {error}")
@@ -190,8 +231,8 @@ class LocalEngine:
             self._waiting, self._rows = deque(), []
         deliver_all((job, end) for job in left)
 
-    def _next_step(self) -> list[tuple[Row, int]] | None:
-        """What the next pass reads, waiting for work; None when closing."""
+    def _next_step(self, idle: bool) -> list[tuple[Row, int]] | None:
+        """What the next pass reads, waiting for work while `idle`; None when closing."""
         with self._wake:
             while True:
                 self._give_sign_of_life()
@@ -201,12 +242,12 @@ class LocalEngine:
                 self._leave(gone)
                 deliver_all((row.job, _cancelled(row.job)) for row in gone)
                 admitted = self._admit()
-                if self._rows:
+                if self._rows or not idle:
                     break
                 self._wake.wait(timeout=0.5)
         for row in admitted:
             self._begin(row)
-        return next_chunks(self._rows, PROMPT_TOKENS_A_STEP)
+        return next_chunks(self._rows, self._share)
 
     def _admit(self) -> list[Row]:
         """Lets the oldest requests in while the next pass and the cache have room for them.
@@ -216,7 +257,7 @@ class LocalEngine:
         """
         admitted: list[Row] = []
         unread = sum(row.left for row in self._rows)
-        while self._waiting and unread < PROMPT_TOKENS_A_STEP:
+        while self._waiting and unread < self._share:
             if len(self._rows) >= self.max_running:
                 break
             job = self._waiting[0]
@@ -230,17 +271,16 @@ class LocalEngine:
         return admitted
 
     def _begin(self, row: Row) -> None:
-        """Gives a row its prompt's embeddings, and the keys and values that lie ready."""
-        prompt, prefix = row.job, row.job.prefix
+        """Gives a row the keys and values that lie ready, and embeddings of the rest."""
+        job, prefix = row.job, row.job.prefix
         try:
-            row.draw = logits_processors(prompt.sampling, self._pool.keys.device)
-            with torch.no_grad():
-                row.embeds = self.model.embed_prompt(prompt.prompt_ids, prompt.visual_tokens)
+            row.draw = draw_of(job.sampling, self._pool.keys.device)
             with self._wake:
                 ready = None if prefix is None else self._ready(prefix)
             if ready is not None:
                 self._pool.copy(ready[0], row.extent, ready[1])
                 row.read = row.cached = ready[1]
+            row.embeds = self._packed.embed(job.prompt_ids, job.visual_tokens, row.cached)
         except Exception as error:
             self._check_device()
             self._fail([row], error)
@@ -260,18 +300,61 @@ class LocalEngine:
                     best, most = (other.extent, shared), shared
         return best
 
-    def _step(self, chunks: Sequence[tuple[Row, int]]) -> bool:
-        """Runs one pass and hands out its tokens; whether it succeeded."""
+    def _begin_pass(self, chunks: Sequence[tuple[Row, int]]) -> Said | None:
+        """Starts a pass; None where it failed, or did not fit the memory."""
+        if not chunks:
+            return None
         try:
-            said = self._packed.run(chunks)
+            return self._packed.launch(chunks)
+        except torch.OutOfMemoryError as error:
+            self._too_much(chunks, error)
         except Exception as error:
-            self._check_device()
-            LOG.warning("a step of %d requests failed: %s", len(chunks), error)
-            self._fail([row for row, _ in chunks], error)
-            return False
+            self._failed([row for row, _ in chunks], error)
+        return None
+
+    def _too_much(self, chunks: Sequence[tuple[Row, int]], error: Exception) -> None:
+        """Makes the next pass smaller; where it cannot be, the request that came last must go."""
+        forget_frames(error)
+        self._packed.forget()
+        if self._pool.keys.is_cuda:
+            torch.cuda.empty_cache()
+        if self._share > LEAST_PROMPT_TOKENS and any(new > 1 for _, new in chunks):
+            self._share, self._went_well = max(self._share // 2, LEAST_PROMPT_TOKENS), 0
+            LOG.warning("out of memory: prompts get %d tokens of a pass now", self._share)
+        else:
+            LOG.warning("out of memory with %d requests: the last one fails", len(chunks))
+            self._fail([max((row for row, _ in chunks), key=lambda row: row.admitted)], error)
+
+    def _failed(self, rows: Sequence[Row], error: Exception) -> None:
+        """Lets the rows of a failed pass go.
+
+        Raises:
+            RuntimeError: the device is lost, or nothing but failures for a while.
+        """
+        self._packed.forget()
+        self._check_device()
+        LOG.warning("a step of %d requests failed: %s", len(rows), error)
+        self._fail(rows, error)
+        self._failures += 1
+        if self._failures >= FAILED_STEPS:
+            raise RuntimeError(f"{self._failures} steps in a row failed")
+
+    def _hear(self, said: Said) -> None:
+        """Hands out the tokens of a pass."""
+        try:
+            heard = said.read()
+        except Exception as error:  # a device tells late what went wrong
+            self._failed([row for row in said.rows if not row.over], error)
+            return
+        self._failures = 0
+        self._went_well += 1
+        if self._went_well >= STEPS_UNTIL_MORE and self._share < self.prompt_tokens:
+            self._share, self._went_well = min(2 * self._share, self.prompt_tokens), 0
         events: list[tuple[EngineRequest, TokenEvent | EngineError]] = []
         done: list[Row] = []
-        for row, token_id, logprob in said:
+        for row, token_id, logprob in heard:
+            if row.over:  # it ended with the pass before
+                continue
             try:
                 if not math.isfinite(logprob):
                     raise ArithmeticError("the model's output is not a number")
@@ -282,10 +365,10 @@ class LocalEngine:
             events.append((row.job, event))
             if event.finish_reason is not None:
                 done.append(row)
-        with self._wake:
-            self._leave(done)
+        if done:
+            with self._wake:
+                self._leave(done)
         deliver_all(events)
-        return True
 
     def _check_device(self) -> None:
         """Returns if the cache can still be read: else no request is to blame for its failure.
@@ -303,6 +386,7 @@ class LocalEngine:
         """Takes rows out; a prefix that was read whole stays for the next question."""
         for row in gone:
             self._rows.remove(row)
+            row.over = True
             prefix = row.job.prefix
             if prefix is not None and row.read >= prefix.tokens:
                 self._pool.keep(row.extent, prefix)
@@ -310,14 +394,23 @@ class LocalEngine:
                 self._pool.release(row.extent)
 
     def _fail(self, rows: Sequence[Row], cause: Exception) -> None:
+        forget_frames(cause)
         with self._wake:
             for row in rows:
                 self._rows.remove(row)
+                row.over = True
+                self._pool.clear(row.extent)
                 self._pool.release(row.extent)
         for row in rows:
             error = RequestFailed(f"request {row.job.request_id} failed: {cause}")
             error.__cause__ = cause
             row.job.deliver(error)
+
+
+def forget_frames(error: BaseException) -> None:
+    """Lets go of what the frames of an error hold, activations above all: its reader keeps it."""
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
 
 
 def _cancelled(job: EngineRequest) -> RequestCancelled:

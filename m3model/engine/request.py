@@ -13,17 +13,20 @@ import time
 from array import array
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import LogitsProcessor
 
 from m3model.config import M3Config
-from m3model.engine.attention import Chunk
 from m3model.engine.detokenise import TextStream
 from m3model.engine.interface import Sampling, TokenEvent
-from m3model.engine.kv_pool import Extent, Prefix
+from m3model.engine.kv_pool import PAGE_TOKENS, Extent, Prefix
+from m3model.engine.passes.chunks import Chunk
 from m3model.errors import BadRequest, EngineError, PromptTooLong
 from m3model.prompt.visual_tokens import token_counts
+
+if TYPE_CHECKING:
+    from m3model.engine.passes.sampling import Draw
 
 
 @dataclass(eq=False)
@@ -153,21 +156,22 @@ def _bytes_of(tokens: torch.Tensor) -> bytes:
 class Row:
     """One request with room in the pool.
 
-    `read` tokens have their keys and values there; `draw` turns logits into scores whose argmax is
-    the next token. `embeds` (prompt, D) are there while the prompt is being read. `cached` tokens
-    were there before it began; `top` are the most probable next tokens, where it asks for them.
+    `read` tokens have their keys and values there, `cached` of them did before it began; `draw` is
+    how its tokens are drawn. `embeds` (prompt - cached, D) are there while the prompt is being
+    read. `top` are the most probable next tokens, where it asks for them; `over`, that it left.
     """
 
     job: EngineRequest
     extent: Extent
     text: TextStream
-    draw: Sequence[LogitsProcessor] = ()
+    draw: Draw | None = None
     embeds: torch.Tensor | None = None
     read: int = 0
     cached: int = 0
     top: tuple[tuple[int, float], ...] = ()
     ids: list[int] = field(default_factory=list)
     admitted: float = field(default_factory=time.monotonic)
+    over: bool = False
 
     @property
     def left(self) -> int:
@@ -176,7 +180,13 @@ class Row:
 
     def chunk(self, new: int) -> Chunk:
         """The next `new` tokens as attention needs them."""
-        return Chunk(self.extent.start, self.read, new)
+        return Chunk(self.extent.start, self.read, new, self.extent.pages * PAGE_TOKENS)
+
+    def next_embeds(self, new: int) -> torch.Tensor:
+        """(new, D): of the prompt's next `new` tokens."""
+        at = self.read - self.cached
+        assert self.embeds is not None
+        return self.embeds[at : at + new]
 
     def say(self, token_id: int, logprob: float, end_ids: Collection[int]) -> TokenEvent:
         """Takes the next token; the event has a finish reason when it is the last."""

@@ -13,8 +13,9 @@ Notation: n questions, A actions, the finest scale last, P pictures, G members o
 member 0 always the finest.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ def picture_losses(
         values: (n, A) predictions by something fitted on other pictures.
         outcomes: (n, A) scores in [0, 1].
         costs: (A,), or (n, A) where they depend on the question.
-        pictures: (n,) integers 0..P-1, each taken at least once.
+        pictures: (n,) integers 0..P-1, each taken at least once; see `betting_order`.
         prices: (G - 1,) ascending.
     """
     finest = np.full(len(values), values.shape[1] - 1, dtype=np.intp)
@@ -91,6 +92,20 @@ def mean_by_picture(losses: Array, pictures: NDArray[np.int64]) -> Array:
     """Return (P,): the mean of each picture's losses."""
     means: Array = np.bincount(pictures, losses) / np.bincount(pictures)
     return means
+
+
+def betting_order(units: Iterable[str]) -> NDArray[np.int64]:
+    """Return (n,): the number of each question's unit, in the order of a hash of their names.
+
+    Bets see one unit after the other. In the order of the names, where those tell (sessions by
+    their date, looks from flat to busy), easy ones may come first and win what the others could not
+    take back.
+    """
+    names, inverse = np.unique(np.asarray(units, dtype=np.str_), return_inverse=True)
+    digests = [hashlib.sha256(b"m3-router bets 1:" + n.encode()).digest() for n in names.tolist()]
+    places = np.empty(len(names), dtype=np.int64)
+    places[sorted(range(len(names)), key=digests.__getitem__)] = np.arange(len(names))
+    return places[inverse]
 
 
 def certified_member(losses: Array, level: float, delta: float, method: Method = "betting") -> int:

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable
 from functools import cache
 
 LATIN = ("LATIN",)  # what routers were fitted on before they said so
-LEAST_SHARE = 0.01  # of different questions that are partly in a script: fewer teach nothing of it
+# Different questions that are partly in a script: fewer teach nothing of it.
+LEAST_SHARE, LEAST_QUESTIONS = 0.01, 20
 
 
 def scripts_in(text: str) -> Counter[str]:
@@ -33,10 +34,13 @@ def unlike(text: str, known: Collection[str]) -> bool:
 
 
 def taught_by(questions: Iterable[str]) -> tuple[str, ...]:
-    """Return the scripts that at least `LEAST_SHARE` of the different questions are written in."""
+    """Return the scripts that enough of the different questions are written in: `LEAST_SHARE` of
+    them and `LEAST_QUESTIONS`. Where all are few, half of them are enough.
+    """
     asked = set(questions)
     found = Counter(script for question in asked for script in scripts_in(question))
-    return tuple(sorted(each for each, n in found.items() if n >= LEAST_SHARE * len(asked)))
+    enough = max(LEAST_SHARE * len(asked), min(LEAST_QUESTIONS, len(asked) / 2))
+    return tuple(sorted(each for each, n in found.items() if n >= enough))
 
 
 @cache

@@ -5,8 +5,8 @@ Notation: n rows, F features, K actions (the scales ascending, or scales and foc
 [0, 1] whether (or how probably) action k suffices for row i. Monotonicity is never forced.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,10 +14,18 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from router.errors import FeatureMismatch
-from router.predictor.boosting import Rows, train
+from router.predictor.boosting import Alone, Binned, Labelled, binned
 from router.predictor.calibration import Calibration, constant, fit_calibration
 from router.predictor.forest import fitting_order, summed
 from router.predictor.linear import LinearScores
+from router.predictor.matrix import (
+    Matrix,
+    blocks,
+    check_finite,
+    checked,
+    extent,
+    in_memory,
+)
 from router.predictor.trees import table_of
 
 if TYPE_CHECKING:
@@ -98,7 +106,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
 
     def fit(
         self,
-        X: np.ndarray,
+        X: Matrix,
         Y: np.ndarray,
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | Sequence[str] | None = None,
@@ -107,7 +115,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         """Return self, fitted.
 
         Args:
-            X: (n, F) finite features.
+            X: (n, F) finite features, an array or what is read block by block (`Matrix`).
             Y: (n, K) labels in [0, 1], bool or soft, a column for each action.
             sample_weight: (n,) not negative.
             groups: (n,) picture of each row; None takes every row as its own.
@@ -117,7 +125,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
             ValueError: shapes that do not fit, values that are not finite or not in [0, 1], or
                 bases that lead nowhere.
         """
-        X = _features(X)
+        X = checked(X)
         Y = np.asarray(Y, dtype=np.float64)
         if Y.ndim != 2 or len(Y) != len(X) or Y.shape[1] == 0:
             raise ValueError(f"expected ({len(X)}, K) labels, got {Y.shape}")
@@ -126,28 +134,63 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         if weight is not None and (weight.shape != (len(X),) or not (weight >= 0).all()):
             raise ValueError(f"expected ({len(X)},) weights that are not negative")
-        folds = self._folds(len(X), groups)
-        n_actions = Y.shape[1]
+        self._bases(Y.shape[1])
+        low, high = extent(X)
+        bins = Bins.of(X, self.folds(len(X), groups), self.parameters(), weight)
+        texts, calibrations = self.grown(bins, Y, Alone(), progress)
+        self._finish(texts, calibrations, low, high)
+        return self
+
+    def grown(
+        self, bins: "Bins", Y: np.ndarray, growing: Alone,
+        progress: Callable[[int, int, str], None] = lambda done, total, now: None,
+    ) -> tuple[list[str], list[Calibration]]:  # fmt: skip
+        """Return the K boosters' texts, and their calibrations, of rows in bins.
+
+        Args:
+            Y: (n, K) labels.
+            growing: where trees grow; these may be a part of the rows.
+        """
+        n, n_actions = Y.shape
         bases = self._bases(n_actions)
         order = fitting_order(bases)
-        nothing = np.zeros((len(folds) + 1, len(X)))
-        said = {-1: nothing}
+        said = {-1: np.zeros((len(bins.folds) + 1, n))}
         texts, calibrations = [""] * n_actions, [Calibration("none")] * n_actions
         for done, k in enumerate(order):
             progress(done, n_actions, f"booster {done + 1} of {n_actions}")
-            rows = Rows(X, Y[:, k], weight)
-            texts[k], calibrations[k], said[k] = self._fit_action(rows, folds, said[bases[k]])
+            texts[k], calibrations[k], said[k] = self._fit_action(
+                growing, bins, Y[:, k], said[bases[k]]
+            )
             still = {bases[later] for later in order[done + 1 :]}
             said = {base: sums for base, sums in said.items() if base in still}
-        self.calibrations_ = calibrations
-        self.n_features_in_ = X.shape[1]
-        self.adopt(texts)
-        levels = np.random.default_rng(0).random(X.shape[1])
-        low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
-        self.probe_row_ = np.asarray(low + levels * (high - low), dtype=np.float32)
-        return self
+        return texts, calibrations
 
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+    def take_over(
+        self, texts: Sequence[str], constants: Sequence[float | None], low: np.ndarray,
+        high: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Be fitted, without a calibration, by what was fitted elsewhere.
+
+        Args:
+            texts: K boosters.
+            constants: (K,) the label of actions whose labels do not vary, else None.
+            low, high: (F,) least and greatest features.
+        """
+        found = [Calibration("none") if c is None else constant(c) for c in constants]
+        self._finish(texts, found, low, high)
+
+    def _finish(
+        self, texts: Sequence[str], calibrations: list[Calibration], low: np.ndarray,
+        high: np.ndarray,
+    ) -> None:  # fmt: skip
+        self.calibrations_ = calibrations
+        self.n_features_in_ = len(low)
+        self.adopt(texts)
+        levels = np.random.default_rng(0).random(len(low))
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        self.probe_row_ = np.asarray(low + levels * (high - low), dtype=np.float32)
+
+    def predict_proba(self, X: Matrix) -> np.ndarray:
         """Return (n, K) calibrated P(action suffices) of features (n, F).
 
         Raises:
@@ -158,12 +201,15 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         columns = [calibration(raw[:, k]) for k, calibration in enumerate(self.calibrations_)]
         return np.stack(columns, axis=1)
 
-    def raw_scores(self, X: np.ndarray) -> np.ndarray:
+    def raw_scores(self, X: Matrix) -> np.ndarray:
         """Return (n, K) log odds before calibration; raises as `predict_proba` does."""
         X = self._checked(X)
-        if len(X) == 0:
-            return np.zeros((0, self.n_scales_))
-        return self.unchecked_scores(X)
+        said, row = [np.zeros((0, self.n_scales_))], 0
+        for block in blocks(X):
+            check_finite(block, row)
+            said.append(self.unchecked_scores(block))
+            row += len(block)
+        return said[1] if len(said) == 2 else np.concatenate(said)
 
     def unchecked_scores(self, X: np.ndarray) -> np.ndarray:
         """Return `raw_scores` of rows that are known to be float32, finite and of the right width.
@@ -184,7 +230,8 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         Their sum over the last axis is the raw score. Slow (milliseconds a row): for explanations.
         Raises as `predict_proba` does.
         """
-        X = self._checked(X)
+        X = in_memory(self._checked(X))
+        check_finite(X)
         parts = [b.predict(X, pred_contrib=True, num_threads=1) for b in self.boosters_]
         said = self._summed(np.stack([np.asarray(p, dtype=np.float64) for p in parts], axis=1))
         return said if self.linear_ is None else 0.5 * (said + self.linear_.contributions(X))
@@ -225,15 +272,21 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         rows = (y * np.log(p) + (1.0 - y) * np.log(1.0 - p)).mean(axis=1)
         return float(np.average(rows, weights=sample_weight))
 
-    def _checked(self, X: np.ndarray) -> np.ndarray:
+    def _checked(self, X: Matrix) -> Matrix:
         if not hasattr(self, "boosters_"):
             raise NotFittedError("this ComplexityPredictor is not fitted yet; call fit first")
-        X = _features(X)
+        X = checked(X)
         if X.shape[1] != self.n_features_in_:
             raise FeatureMismatch(
                 f"got {X.shape[1]} features, the predictor was fitted on {self.n_features_in_}"
             )
         return X
+
+    def folds(self, n: int, groups: np.ndarray | Sequence[str] | None) -> list[np.ndarray]:
+        """Return the rows of each fold that is fitted: one is enough without a calibration, since
+        it tells how many trees serve."""
+        every = self._folds(n, groups)
+        return every[:1] if self.calibration == "none" else every
 
     def _folds(self, n: int, groups: np.ndarray | Sequence[str] | None) -> list[np.ndarray]:
         """Return row indices of each fold, no group in two; none where there are too few groups."""
@@ -248,7 +301,7 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         return [np.flatnonzero(fold_of_group[members] == fold) for fold in range(self.n_folds)]
 
     def _fit_action(
-        self, rows: Rows, folds: list[np.ndarray], before: np.ndarray
+        self, growing: Alone, bins: "Bins", y: np.ndarray, before: np.ndarray
     ) -> tuple[str, Calibration, np.ndarray]:
         """Return the text of one booster, fitted on all rows, its calibration, and its sums.
 
@@ -256,43 +309,41 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         each fold, which have not seen its rows, and those fitted on all rows. The sums are the same
         with this booster added.
         """
-        y, said = rows.y, before.copy()
-        if float(np.ptp(y)) == 0.0:
+        said, parameters = before.copy(), growing.parameters(self.parameters())
+        if not growing.varies(y):
             # Nothing to learn. One tree that cannot split keeps the folder complete, and says
             # nothing to boosters that start here; the calibration holds the constant itself.
             flat = y if self.bases is None and not self.chained else np.full(len(y), 0.5)
-            text = train(Rows(rows.X, flat), self._parameters(), 1).model_to_string()
+            text = growing.boosted(Labelled(bins.whole, flat), parameters, 1).model_to_string()
             return text, constant(float(y[0])), said
-        if self.calibration == "none":
-            folds = folds[:1]
         tried = []
-        for fold, held in enumerate(folds):
-            here = _onwards(rows, before[fold])
-            kept = here.take(np.setdiff1d(np.arange(len(y)), held))
-            if float(np.ptp(kept.y)) > 0.0:
-                most, watched = self.n_estimators, here.take(held)
-                patience = self.early_stopping_rounds
-                made = train(kept, self._parameters(), most, watched, patience)
-                tried.append((fold, held, made))
+        for fold, (learnt, held) in enumerate(bins.folds):
+            part, watched = (_labelled(on, y, before[fold]) for on in (learnt, held))
+            if growing.varies(part.y):
+                most, patience = self.n_estimators, self.early_stopping_rounds
+                made = growing.boosted(part, parameters, most, watched, patience)
+                tried.append((fold, held.rows, made))
         n_trees = self.n_estimators
         if tried:
             n_trees = max(1, round(float(np.mean([made.best_iteration for *_, made in tried]))))
-        whole = train(_onwards(rows, before[-1]), self._parameters(), n_trees)
-        raw = [
-            made.predict(rows.X, raw_score=True, num_iteration=n_trees, num_threads=1)
-            for made in (*(made for *_, made in tried), whole)
-        ]
-        for fold, add in zip([*(fold for fold, *_ in tried), -1], raw, strict=True):
-            said[fold] += add
+        whole = growing.boosted(_labelled(bins.whole, y, before[-1]), parameters, n_trees)
+        told, start = [*((fold, made) for fold, _, made in tried), (-1, whole)], 0
+        for block in blocks(bins.X):
+            for fold, made in told:
+                said[fold, start : start + len(block)] += made.predict(
+                    block, raw_score=True, num_iteration=n_trees, num_threads=self.num_threads
+                )
+            start += len(block)
         text = whole.model_to_string()
         if self.calibration == "none" or not tried:
             return text, Calibration("none"), said
         unseen = np.concatenate([held for _, held, _ in tried])
         scores = np.concatenate([said[fold][held] for fold, held, _ in tried])
-        part = None if rows.weight is None else rows.weight[unseen]
-        return text, fit_calibration(self.calibration, scores, y[unseen], part), said
+        part_weight = None if bins.weight is None else bins.weight[unseen]
+        return text, fit_calibration(self.calibration, scores, y[unseen], part_weight), said
 
-    def _parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
+        """Return what LightGBM is told."""
         return {
             # cross_entropy, not binary: it takes soft labels, and for hard ones it is the same.
             "objective": "cross_entropy",
@@ -310,9 +361,30 @@ class ComplexityPredictor(BaseEstimator):  # type: ignore[misc,unused-ignore]  #
         }
 
 
-def _onwards(rows: Rows, said: np.ndarray) -> Rows:
-    """Return the rows with where they start, if something was said of them."""
-    return replace(rows, start=said) if said.any() else rows
+@dataclass(frozen=True)
+class Bins:
+    """What all boosters are fitted on: every row, and of each fold the others and its own."""
+
+    X: Matrix
+    weight: np.ndarray | None
+    whole: Binned
+    folds: list[tuple[Binned, Binned]]
+
+    @classmethod
+    def of(
+        cls, X: Matrix, folds: list[np.ndarray], parameters: Mapping[str, Any],
+        weight: np.ndarray | None,
+    ) -> "Bins":  # fmt: skip
+        everyone, pairs = np.arange(len(X)), []
+        for held in folds:
+            learnt = binned(X, np.setdiff1d(everyone, held), parameters, weight)
+            pairs.append((learnt, binned(X, held, parameters, weight, like=learnt)))
+        return cls(X, weight, binned(X, everyone, parameters, weight), pairs)
+
+
+def _labelled(on: Binned, y: np.ndarray, said: np.ndarray) -> Labelled:
+    """Return rows with their labels and where they start, if something was said of any row."""
+    return Labelled(on, y[on.rows], said[on.rows] if said.any() else None)
 
 
 def booster_of(text: str) -> "lightgbm.Booster":
@@ -320,16 +392,3 @@ def booster_of(text: str) -> "lightgbm.Booster":
     import lightgbm
 
     return lightgbm.Booster(model_str=text)
-
-
-def _features(X: np.ndarray) -> np.ndarray:
-    X = np.ascontiguousarray(X, dtype=np.float32)
-    if X.ndim != 2 or X.shape[1] == 0:
-        raise ValueError(f"expected (n, F) features, got {X.shape}")
-    if not np.isfinite(X).all():
-        rows, columns = np.nonzero(~np.isfinite(X))
-        raise ValueError(
-            f"features must be finite: row {rows[0]}, column {columns[0]} is "
-            f"{X[rows[0], columns[0]]} ({len(rows)} such values)"
-        )
-    return X

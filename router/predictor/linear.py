@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from router.predictor.matrix import Matrix, in_memory
+
 _EPS = 1e-6
+MOST_ROWS = 30_000  # that are learnt from; more would change the last digits alone
 _DIGITS = 9  # significant ones that are kept: a router's file stays small
 
 
@@ -71,20 +74,25 @@ class LinearScores:
         return cls(*(np.asarray(stored[n], float) for n in ("mean", "scale", "weights", "offset")))
 
 
-def fit_linear(X: np.ndarray, Y: np.ndarray, strength: float) -> LinearScores:
+def fit_linear(X: Matrix, Y: np.ndarray, strength: float) -> LinearScores:
     """Return ridge logistic regressions on labels in [0, 1]: each row is partly of each class.
 
     Args:
-        X: (n, F) features.
+        X: (n, F) features; of more than `MOST_ROWS` rows, that many evenly spaced ones are taken.
         Y: (n, A) labels.
         strength: of the ridge on standardised features, in rows.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if len(X) > MOST_ROWS:
+        evenly = np.arange(MOST_ROWS) * len(X) // MOST_ROWS
+        X, Y = X[evenly], Y[evenly]
+    X = in_memory(X)
     mean, spread = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
     scale = np.where(spread > _EPS, spread, 1.0)
-    rows = (X - mean) / scale
-    both, classes = np.concatenate([rows, rows]), np.repeat([1, 0], len(rows))
+    both, classes = np.empty((2 * len(X), X.shape[1])), np.repeat([1, 0], len(X))
+    both[: len(X)] = (X - mean) / scale
+    both[len(X) :] = both[: len(X)]
     weights, offset = [], []
     for y in Y.T:
         kept = np.clip(y, _EPS, 1.0 - _EPS)

@@ -2,8 +2,8 @@
 
 The annotations are the columns (see `tables`): a field that may be None is nullable, a tuple is a
 list. Version 2 tells of actions; a row that names none is of scales alone. Version 3 tells under
-which wishes and by which recipe. Knows columns; knows nothing of Arrow, files, routers or the
-service.
+which wishes and by which recipe, version 4 what a shadow would have done. Knows columns; knows
+nothing of Arrow, files, routers or the service.
 Notation: K scales, A actions, F features.
 """
 
@@ -17,6 +17,9 @@ import numpy as np
 Int32 = Annotated[int, "int32"]
 Float32 = Annotated[float, "float32"]
 
+# Statuses of decisions that are the service's fault, not the caller's.
+SERVICE_FAULTS = ("internal_error", "timeout", "not_ready", "replica_died")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OracleRecord:
@@ -26,11 +29,11 @@ class OracleRecord:
     ``action_space`` is the hash of the space that the actions are of; ``cells`` what each of them
     reads finely. ``scores`` is exact match where a reference answer exists, else agreement with the
     finest scale's answer. ``p_reference`` is the model's likelihood of the reference answer with
-    its end token, ``confidence`` that of its own answer. Nothing is made monotone: a finer scale
-    may score worse. ``metric`` names how answers were scored and ``threshold`` from which score on
-    an answer counts as right; None is exact match, as before version 3. ``group_id`` names what the
-    picture belongs to (a document, a video, near copies), which no split may divide: None is the
-    picture itself. ``label_recipe`` is the hash of all that determined the answers.
+    its end token (NaN: not known), ``confidence`` that of its own answer. Nothing is made monotone:
+    a finer scale may score worse. ``metric`` names how answers were scored and ``threshold`` from
+    which score on an answer counts as right; None is exact match, as before version 3. ``group_id``
+    names what the picture belongs to (a document, a video, near copies), which no split may divide:
+    None is the picture itself. ``label_recipe`` is the hash of all that determined the answers.
     """
 
     picture_id: str
@@ -39,7 +42,7 @@ class OracleRecord:
     kind: str = ""
     dataset: str
     reference: str | None = None
-    source: Literal["scenes", "llava", "log"]
+    source: Literal["scenes", "llava", "log", "lmms-eval", "hf"]
     scales: tuple[Int32, ...]
     answers: tuple[str, ...]
     scores: tuple[Float32, ...]
@@ -87,7 +90,12 @@ class DecisionRecord:
     answer was drawn with, ``messages`` the JSON of the whole conversation with pictures by their
     identity (kept where ``question`` is), ``certificate`` the identity of the certificate in force,
     ``arm`` the router that decided where two were tried ("live", "canary"), ``group_id`` as in
-    `OracleRecord`, ``label_recipe`` the recipe whose answer this is.
+    `OracleRecord`, where the caller gave one, ``label_recipe`` the recipe whose answer this is.
+
+    ``shadow`` is JSON, None where no router ran as a shadow: its ``version``, and either the
+    ``actions`` that it would have read, their ``visual_tokens``, the same of the first look that
+    was served (``served``) and the ``ms`` that it took, or the kind of error that it ``failed``
+    with.
     """
 
     request_id: str
@@ -127,6 +135,7 @@ class DecisionRecord:
     arm: str | None = None
     group_id: str | None = None
     label_recipe: str | None = None
+    shadow: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,8 +27,8 @@ from router.records.rows import Record
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = "3"
-READ_VERSIONS = ("1", "2", "3")
+SCHEMA_VERSION = "4"
+READ_VERSIONS = ("1", "2", "3", "4")
 _ARROW_NAMES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 

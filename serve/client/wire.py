@@ -107,6 +107,7 @@ class AskOptions(TypedDict, total=False):
     max_harm: float | None  # share of right answers that may be lost: certified or refused
     second_look: bool | None  # False: keep the first answer; True: refuse if none can follow
     focus: bool | None  # False: read the whole picture at one scale
+    group_id: str | None  # what the request belongs to: a document, a session; it is logged
     explain: bool  # also say why: values, costs, contributions, what would change the choice
     # "auto" (the router decides), "low", "high", "original": for all pictures, or one for each
     detail: str | Sequence[str]
@@ -165,6 +166,7 @@ def chat_body(
         "max_harm": options.get("max_harm"),
         "second_look": options.get("second_look"),
         "focus": options.get("focus"),
+        "group_id": options.get("group_id"),
         "explain": options.get("explain") or None,
     }
     if routing := {key: value for key, value in routing.items() if value is not None}:

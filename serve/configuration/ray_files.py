@@ -25,7 +25,7 @@ from serve.configuration.faults import (
     unknown_keys,
     wrong_values,
 )
-from serve.settings import DeploymentSettings, RouterChoice, ServeSettings
+from serve.settings import LABEL_BESIDE, DeploymentSettings, RouterChoice, ServeSettings
 
 BUILDER = "serve.on_ray.app:build_app"
 MANIFEST_KIND = "RayService"
@@ -134,6 +134,8 @@ def _application_faults(application: Mapping[str, Any]) -> Iterator[Fault]:
     wrong = settings_file.faults_of(arguments)
     yield from (fault.below(("args",)) for fault in wrong)
     settings = None if wrong else ServeSettings(**arguments)
+    if settings is not None and settings.label_idle is not None:
+        yield Fault(("args", "label_idle"), LABEL_BESIDE)
     names: set[str] = set()
     for number, deployment in enumerate(application.get("deployments") or []):
         name, place = deployment["name"], ("deployments", number)

@@ -193,6 +193,7 @@ class Gateway:
             "scales": list(self.card.scales),
             "router_version": None if encoder is None else encoder.router_version or None,
             "router_ok": encoder is not None and encoder.router_ok,
+            "restricted": None if encoder is None else encoder.restricted or None,
             "inflight": self.admission.inflight,
             "encoder": encoder and asdict(encoder),
             "engine": generator and asdict(generator),
@@ -223,8 +224,8 @@ class Gateway:
             parsed = trace.parsed = parse() if small else await asyncio.to_thread(parse)
         request = EncodeRequest(
             parsed.pictures, parsed.question, parsed.constraints, decide_only=decide_only,
-            needs_second_look=needs_second_look(trace.body),
-            prompt=parsed.messages, traceparent=trace.span.traceparent,
+            needs_second_look=needs_second_look(trace.body), tenant=trace.call.tenant,
+            group_id=trace.group_id, prompt=parsed.messages, traceparent=trace.span.traceparent,
             pressure=self.admission.pressure, time_left_s=self._left_s(trace),
         )  # fmt: skip
         encoded = trace.encoded = await self._of_encoder(
@@ -381,6 +382,7 @@ class Gateway:
             if not trace.refused:
                 self.metrics.observe("m3_request_latency_ms", trace.elapsed_ms)
             if trace.endpoint == "chat":
+                trace.count_for_arm(self.metrics)
                 self.metrics.count("m3_pictures_not_logged", self.log.write(trace))
                 for name, count in self.log.news().items():
                     self.metrics.count(name, count)

@@ -16,10 +16,13 @@ from typing import Any, cast
 
 from m3model.engine.recipe import cut_after
 from router.actions import Reading
+from router.decision import Reason
 from router.records import DecisionRecord
+from router.records.rows import SERVICE_FAULTS
 from router.wishes import constraints_to_json
 from serve.gateway.call import Call
 from serve.gateway.question import ParsedRequest
+from serve.metrics import Metrics
 from serve.protocol import REPLY_ID_PREFIX, ChatRequest
 from serve.settings import ServeSettings
 from serve.stages.messages import (
@@ -30,8 +33,6 @@ from serve.stages.messages import (
     focus_name,
 )
 from serve.telemetry import spans
-
-LIVE = "live"  # the router that decides where no other is tried beside it
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,26 @@ class Trace:
                 first_focus=None if self.first is None else focus_name((self.first.reading,)),
             )  # fmt: skip
 
+    def count_for_arm(self, metrics: Metrics) -> None:
+        """Count the answer for the router that was to decide, one of two where one is tried."""
+        if self.encoded is None:
+            return
+        arm, decision = self.encoded.arm, self.encoded.decision
+        metrics.count("m3_arm_requests", arm=arm)
+        metrics.count("m3_arm_visual_tokens", decision.visual_tokens, arm=arm)
+        if decision.reason is Reason.fallback or self.status in SERVICE_FAULTS:
+            metrics.count("m3_arm_failures", arm=arm)
+        metrics.count("m3_arm_latency_ms", self.elapsed_ms, arm=arm)
+
     @property
     def reply_id(self) -> str:
         """The id of its reply."""
         return self.signed_id or REPLY_ID_PREFIX + self.call.request_id
+
+    @property
+    def group_id(self) -> str | None:
+        """What its caller says it belongs to."""
+        return None if self.body.routing is None else self.body.routing.group_id
 
     @property
     def elapsed_ms(self) -> float:
@@ -241,7 +258,9 @@ class Trace:
             max_tokens=limit,
             messages=self._messages() if may_keep else None,
             certificate=None if encoded is None else encoded.certificate,
-            arm=None if decision is None else LIVE,
+            arm=None if encoded is None else encoded.arm,
+            group_id=self.group_id,
+            shadow=None if encoded is None else encoded.shadow,
             label_recipe=cut_after(encoded.label_recipe, limit) if encoded else None,
         )
 

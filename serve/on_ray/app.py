@@ -23,7 +23,7 @@ from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client, _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import NotReady, ServiceError
+from serve.errors import NotReady, ServeSetupError, ServiceError
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
 from serve.metrics import RayMetrics
@@ -31,7 +31,7 @@ from serve.on_ray.autoscaling import autoscaling_config
 from serve.on_ray.outstanding import Workload, answer_work
 from serve.on_ray.replica_routing import STATS_PERIOD_S, WELL, PictureRouter, TokenRouter
 from serve.on_ray.stages import RayEncoder, RayGenerator
-from serve.settings import DeploymentSettings, RouterChoice, ServeSettings
+from serve.settings import LABEL_BESIDE, DeploymentSettings, RouterChoice, ServeSettings
 from serve.stages.checkpoint import ModelCard, load_checkpoint, spare_what_is_loaded
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
@@ -54,6 +54,7 @@ APP_NAME = "m3"
 # Ray ends a replica after three failed checks in a row: 7 s after its loop stops, and about 3 s
 # after its worker has been silent for `heartbeat_limit_s`.
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 1.0, 2.0
+PEERS_S = 2.0  # for other gateways to say what they work on
 ERROR_SENT_S = 0.1  # time for an error to leave a replica that ends
 LOG = logging.getLogger("ray.serve")
 
@@ -200,17 +201,36 @@ class GatewayReplica:
         metrics = RayMetrics(settings.request_timeout_s)
         self._gateway = Gateway(*stages, card, settings, metrics, request_log)
         self._keys = LiveKeys(first_keys, metrics, file)
+        self._all: DeploymentHandle | None = None
         spare_what_is_loaded()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(
             self._gateway, ray_request_id, sets_request_id=False, keys=self._keys,
-            budgets=Budgets(_gateways),
+            budgets=Budgets(_gateways), inflight=self._inflight_everywhere,
         )  # fmt: skip
 
     async def drain(self) -> bool:
         """Take no further requests; return whether all in flight ended in time."""
         return await self._gateway.drain()
+
+    async def inflight(self) -> int:
+        """Return how many requests this gateway works on."""
+        return self._gateway.admission.inflight
+
+    async def _inflight_everywhere(self) -> int:
+        if (expected := _gateways()) == 1:
+            return await self.inflight()
+        told: list[int] = []
+        try:
+            if self._all is None:
+                self._all = serve.get_deployment_handle("gateway", APP_NAME)
+            told = await asyncio.wait_for(self._all.broadcast("inflight").results_async(), PEERS_S)
+        except Exception as error:  # whatever it is, a gateway does not say
+            LOG.warning("a gateway does not say what it works on: %s", type(error).__name__)
+        if len(told) < expected:
+            raise NotReady("A gateway does not say what it works on. Try again.")
+        return sum(told)
 
     async def check_health(self) -> None:
         """Return: that the loop runs is all there is to test."""
@@ -293,6 +313,8 @@ def build_app(settings: ServeSettings) -> Application:
         ServeSetupError: of what the settings name something is missing or does not fit, or Ray's
             proxies listen where others reach them, and no keys are asked for.
     """
+    if settings.label_idle is not None:
+        raise ServeSetupError(f"label_idle: {LABEL_BESIDE}")
     keys = given_keys(settings.api_keys_file)
     if (host := proxy_host()) is not None:
         check_exposure(host, has_keys=keys is not None)

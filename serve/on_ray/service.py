@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from serve.errors import ServeSetupError
+from serve.idle.labelling import labelling_while_idle
+from serve.metrics import RayMetrics
 from serve.on_ray.cluster import Progress, last_line, local_cluster, remote_cluster
 from serve.settings import ServeSettings
 
@@ -184,12 +186,15 @@ def _serve(
     stop: threading.Event,
 ) -> None:
     progress("starting gateway, encoder and generator")
-    gateway = deploy(settings, host, port)
+    # What labels is a process beside this one, and no part of the application.
+    gateway = deploy(settings.model_copy(update={"label_idle": None}), host, port)
     drain_s = HASTY_DRAIN_S
     if wait_until_running(stop):
         drain_s = settings.drain_s + 10.0
         ready()
-        stop.wait()
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        with labelling_while_idle(settings, url, lambda: RayMetrics(settings.request_timeout_s)):
+            stop.wait()
     # Requests may have come before everything ran, so the log is written out in any case.
     progress("draining")
     try:

@@ -31,6 +31,8 @@ def under_pressure(
         max_harm: share of the answers that may be lost; None: the price never rises.
     """
     wishes = (constraints.pinned, constraints.max_visual_tokens, constraints.max_harm)
+    if constraints.restricted:
+        return constraints  # what is certified does not hold
     if pressure <= 0.0 or max_harm is None or any(wish is not None for wish in wishes):
         return constraints
     if not (constraints.focus or router.space.is_uniform):

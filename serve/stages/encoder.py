@@ -15,6 +15,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,10 @@ from router.decision import (
 from router.errors import RoutingError
 from router.explain import relevance_map
 from router.router import Router
+from serve.arms.assignment import CANARY, LIVE, session_of
+from serve.arms.shadowing import differs, has_failed, would_have
+from serve.drift.restriction import in_words, under_restriction
+from serve.drift.watch import DriftWatch
 from serve.errors import BadRequest, NotReady, no_second_look, refusal, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
@@ -93,9 +98,10 @@ class Encoder:
         self._callers: Counter[str] = Counter()  # of each picture that is being encoded
         self._routing_failed = ""
         self._recipe = None if settings.log_dir is None else checkpoint.label_recipe
+        self._drift = DriftWatch(metrics)
         self._router = LiveRouter(
             self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
-            lambda: checkpoint.model_hash,
+            lambda: checkpoint.model_hash, self._drift.begin,
         )  # fmt: skip
         self._router.start(settings.router, _default_router(settings))
 
@@ -120,11 +126,10 @@ class Encoder:
         n_pictures = len(request.pictures)
         with spans.span("m3.encode", request.traceparent, pictures=n_pictures) as work:
             pictures = await self._encode_all(request.pictures, work.traceparent)
-            router = self._router.current  # one for the whole request: swaps cannot split it
             with spans.span("m3.route", work.traceparent):
-                quick = self._decides_quickly(request, pictures)
-                made = await self._done(quick, self._decide, request, pictures, router)
-                decision, held_to = await self._within_context(request, pictures, router, made)
+                # One router for the whole request: swaps cannot split it.
+                arm, router, (decision, held_to) = await self._by_arm(request, pictures)
+                shadow = await self._shadow(request, pictures, decision)
             if request.decide_only:
                 self._prompts.check(text_tokens + decision.visual_tokens)
             tokens: tuple[NDArray[np.float16], ...] = ()
@@ -139,9 +144,11 @@ class Encoder:
         ids = tuple(picture.picture_id for picture in pictures)
         space = None if router is None else router.space.hash
         proof = None if router is None or decision.price is None else router.held.certificate
+        if held_to.restricted:
+            proof = None
         return Encoded(
             ids, tokens, decision, encode_ms, text_tokens, space, held_to,
-            None if proof is None else proof.identity, self._recipe,
+            None if proof is None else proof.identity, self._recipe, arm, shadow,
         )  # fmt: skip
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
@@ -164,6 +171,9 @@ class Encoder:
             cached_pictures=len(self._cache),
             heartbeat_s=self._batcher.heartbeat_s,
             certificate=self._router.certificate,
+            trial=self._router.trial.told,
+            restricted=in_words(self._router.restriction),
+            drift=self._drift.told,
         )
 
     async def check_health(self) -> None:
@@ -322,6 +332,63 @@ class Encoder:
         except BadRequest:
             return made
 
+    async def _by_arm(
+        self, request: EncodeRequest, pictures: list[EncodedPicture]
+    ) -> tuple[str, Router | None, Made]:
+        """Return which of two routers decided, the router and its decision.
+
+        A wish that a canary cannot keep is the live router's to keep or to refuse.
+        """
+        trial, ids = self._router.trial, [picture.picture_id for picture in pictures]
+        # Before the router: what replaces a restricted one comes with its end.
+        live = under_restriction(request, self._router.restriction)
+        arm, router = LIVE, self._router.current
+        canary = trial.canary_for(
+            lambda: session_of(request.tenant, request.group_id, request.prompt, ids)
+        )
+        made: Made | None = None
+        if canary is not None:
+            with suppress(BadRequest):
+                made = await self._decided(request, pictures, canary)
+                arm, router = CANARY, canary
+        if made is None:
+            made = await self._decided(live, pictures, router)
+        if self._asks_router(request):
+            trial.saw(arm, failed=made[0].reason is Reason.fallback)
+        return arm, router, made
+
+    async def _shadow(
+        self, request: EncodeRequest, pictures: list[EncodedPicture], served: RoutingDecision
+    ) -> str | None:
+        """Return what a shadow would have done, for the log; None where none is asked."""
+        router = self._router.trial.shadow() if self._asks_router(request) else None
+        if router is None:
+            return None
+        started, plainly = time.perf_counter(), replace(request.constraints, explain=False)
+        request = replace(request, constraints=plainly)
+        try:
+            quick = self._decides_quickly(request, pictures)
+            decision, _ = await self._done(quick, self._ask, request, pictures, router)
+            told = would_have(decision, served, _ms_since(started))
+        except Exception as error:  # nothing of a shadow's may reach the caller
+            self._metrics.count("m3_shadow_decisions", outcome="failed")
+            return has_failed(router.version, error)
+        outcome = "differs" if differs(decision, served) else "same"
+        self._metrics.count("m3_shadow_decisions", outcome=outcome)
+        return told
+
+    def _asks_router(self, request: EncodeRequest) -> bool:
+        """Return whether the request leaves anything to decide."""
+        n_pictures = len(request.pictures)
+        return n_pictures > 0 and request.constraints.fixed(n_pictures) is None
+
+    async def _decided(
+        self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
+    ) -> Made:
+        quick = self._decides_quickly(request, pictures)
+        made = await self._done(quick, self._decide, request, pictures, router)
+        return await self._within_context(request, pictures, router, made)
+
     def _decide(
         self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
     ) -> Made:
@@ -338,6 +405,8 @@ class Encoder:
         constraints, n_pictures = request.constraints, len(pictures)
         if request.needs_second_look and (router is None or router.second_look is None):
             raise no_second_look("the router in force has none")
+        if request.needs_second_look and constraints.restricted:
+            raise no_second_look("the router in force is restricted until it is certified anew")
         if not pictures:
             return decided((), Reason.no_image, router_version=version), constraints
         fixed = constraints.fixed(n_pictures)
@@ -347,20 +416,7 @@ class Encoder:
         if router is None:  # said at the start; nothing failed
             return finest_fallback(scales, constraints, n_pictures=n_pictures), constraints
         try:
-            features, maps = self._vision.features(
-                pictures, request.question, router.schema.relevance
-            )
-            if n_pictures == 1 and not request.needs_second_look:  # as certificates are
-                constraints = under_pressure(
-                    constraints, router, request.pressure, self._settings.overload.max_harm
-                )
-            plan = plan_of(router, maps) if constraints.focus else None
-            known = router.knows(request.question) and self._vision.reads(request.question)
-            decision = router.route(features, constraints, plan=plan, unfamiliar=not known)
-            if (why := decision.explanation) is not None:
-                why = replace(why, relevance=tuple(map(relevance_map, maps)))
-            # Callers pay for the features too.
-            decision = replace(decision, latency_ms=_ms_since(started), explanation=why)
+            decision, constraints = self._ask(request, pictures, router)
         except RoutingError:
             raise
         except Exception as error:  # a dead router costs tokens, never answers
@@ -371,6 +427,25 @@ class Encoder:
             )  # fmt: skip
         self._metrics.observe("m3_route_latency_ms", decision.latency_ms)
         return decision, constraints
+
+    def _ask(self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router) -> Made:
+        """Return what a router decides; whatever goes wrong is raised."""
+        started, constraints = time.perf_counter(), request.constraints
+        features, maps = self._vision.features(pictures, request.question, router.schema.relevance)
+        if len(pictures) == 1 and not request.needs_second_look:  # as certificates are
+            constraints = under_pressure(
+                constraints, router, request.pressure, self._settings.overload.max_harm
+            )
+        plan = plan_of(router, maps) if constraints.focus else None
+        known = router.knows(request.question) and self._vision.reads(request.question)
+        decision = router.route(features, constraints, plan=plan, unfamiliar=not known)
+        if router is self._router.current:
+            ids = [picture.picture_id for picture in pictures]
+            self._drift.note(router, features, ids, decision)
+        if (why := decision.explanation) is not None:
+            why = replace(why, relevance=tuple(map(relevance_map, maps)))
+        # Callers pay for the features too.
+        return replace(decision, latency_ms=_ms_since(started), explanation=why), constraints
 
     def _note_failure(self, error: Exception) -> None:
         self._metrics.count("m3_routing_failures")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from router.actions import Reading
 from router.decision import Constraints, RoutingDecision
+from serve.arms.assignment import LIVE
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class EncodeRequest:
     ``decide_only``: the caller wants the decision, so no visual tokens are sent back.
     ``needs_second_look``: a router without one is to be refused. ``pressure``: from 0 to 1, how far
     the price should rise within what is certified. ``time_left_s``: None has no end.
+    ``tenant`` and ``group_id``: what the request belongs to, besides the conversation's start.
     ``traceparent``, here and below: the span that the work is part of (`serve.telemetry.spans`).
     """
 
@@ -34,6 +36,8 @@ class EncodeRequest:
     needs_second_look: bool = False
     # The conversation: pictures may read what it leaves of the context.
     prompt: tuple[dict[str, Any], ...] = ()
+    tenant: str = ""
+    group_id: str | None = None
     traceparent: str | None = None
     pressure: float = 0.0
     time_left_s: float | None = None
@@ -46,7 +50,8 @@ class Encoded:
     ``action_space``: hash of the actions that the router chose between; None without a router.
     ``constraints``: what the decision was held to, the service's own limits included.
     ``certificate``: identity of the one in force, where a router decided. ``label_recipe``: of
-    answers without a limit.
+    answers without a limit. ``arm``: which of two routers on trial decided. ``shadow``: what one
+    that only decides would have done, as in `router.records.DecisionRecord`.
     """
 
     picture_ids: tuple[str, ...]
@@ -58,6 +63,8 @@ class Encoded:
     constraints: Constraints | None = None
     certificate: str | None = None
     label_recipe: str | None = None
+    arm: str = LIVE
+    shadow: str | None = None
 
 
 def focus_name(readings: Sequence[Reading]) -> str | None:
@@ -137,13 +144,20 @@ class AnswerPart:
 
 @dataclass(frozen=True)
 class EncoderStatus:
-    """What an encoder replica says about itself; ``certificate``: its promise in a sentence."""
+    """What an encoder replica says about itself; ``certificate``: its promise in a sentence;
+    ``trial``: what is tried beside the router in force, "" where nothing is; ``restricted``: what
+    its router is held to and why, "" if to nothing; ``drift``: what has moved in its traffic, "" if
+    nothing is known to have.
+    """
 
     router_version: str
     router_ok: bool
     cached_pictures: int
     heartbeat_s: float
     certificate: str = ""
+    trial: str = ""
+    restricted: str = ""
+    drift: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ application runs under uvicorn and inside a Ray Serve replica.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -53,6 +53,7 @@ def create_api(
     sets_request_id: bool = True,
     keys: LiveKeys | None = None,
     budgets: Budgets | None = None,
+    inflight: Callable[[], Awaitable[int]] | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -62,6 +63,7 @@ def create_api(
         sets_request_id: False where whatever stands in front sets the x-request-id header.
         keys: let callers in; None: those of the settings, else of this process's environment.
         budgets: of callers; None: this is the only gateway.
+        inflight: returns how many requests all gateways work on; None: as ``budgets``.
 
     Raises:
         ServeSetupError: the keys that count cannot be told.
@@ -79,7 +81,7 @@ def create_api(
     app.state.gateway, app.state.keys = gateway, keys
     add_answers(app, gateway, callers)
     add_models(app, gateway, callers)
-    add_state(app, gateway)
+    add_state(app, gateway, inflight)
     add_console(app)
     failed = add_errors(app, gateway, callers)
     add_front(app, gateway, failed, has_keys=keys.are_asked_for)
@@ -87,7 +89,9 @@ def create_api(
     return app
 
 
-def add_state(app: FastAPI, gateway: Gateway) -> None:
+def add_state(
+    app: FastAPI, gateway: Gateway, inflight: Callable[[], Awaitable[int]] | None
+) -> None:
     """Put in the paths that probes and Prometheus look at; they need no key."""
 
     @app.get("/health")
@@ -103,6 +107,12 @@ def add_state(app: FastAPI, gateway: Gateway) -> None:
     async def live() -> JSONResponse:
         """Say that this process answers, whatever the other parts do."""
         return JSONResponse({"status": "live"})
+
+    @app.get("/health/inflight")
+    async def all_inflight() -> JSONResponse:
+        """Say how many requests are worked on; cheap, for what waits for spare capacity."""
+        here = gateway.admission.inflight
+        return JSONResponse({"inflight": here if inflight is None else await inflight()})
 
     @app.get("/health/ready")
     async def ready() -> JSONResponse:

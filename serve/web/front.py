@@ -28,7 +28,7 @@ EXPOSED_HEADERS = (
 ANY = "*"
 Failed = Callable[[Request, Exception], Awaitable[Response]]
 # Probes ask under whatever address they have, and learn nothing that would help a stranger.
-PROBED = ("/health", "/health/live", "/health/ready")
+PROBED = ("/health", "/health/live", "/health/ready", "/health/inflight")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3model.config import check_scales
-from m3model.pooling import pool_visual_tokens
+from m3model.pooling import as_sent, pool_visual_tokens
 
 
 def scales_of(side: int) -> list[int]:
@@ -87,3 +87,12 @@ def test_scales_of_a_config_are_checked(scales: list[int]) -> None:
 
 def test_scales_come_out_ascending() -> None:
     assert check_scales([576, 1, 36], 24) == (1, 36, 576)
+
+
+@pytest.mark.parametrize("value", [70_000.0, float("inf"), float("nan")])
+def test_what_float16_does_not_hold_is_not_sent(value: float) -> None:
+    tokens = torch.ones(4, 8)
+    assert as_sent(tokens).dtype == torch.float16
+    tokens[2, 3] = value
+    with pytest.raises(ArithmeticError, match="65504"):
+        as_sent(tokens)

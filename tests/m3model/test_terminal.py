@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from m3model.terminal import bar, commands, described, fail, run, stage, table
+from m3model.terminal import _Speed, bar, commands, described, fail, run, stage, table
 
 
 class Mendable(Exception):
@@ -131,6 +131,13 @@ def test_a_bar_in_a_pipe_is_a_line_now_and_then(capsys):
         for done in (1, 2, 3):
             move(done, 3)
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_each_part_of_a_work_has_its_own_speed(monkeypatch):
+    times = iter((0.0, 100.0, 101.0, 103.0))
+    monkeypatch.setattr("m3model.terminal.time.monotonic", lambda: next(times))
+    speed = _Speed()
+    assert [speed.after(done) for done in (0, 50, 0, 8)] == [None, 0.5, None, 4.0]
 
 
 def test_only_the_first_of_several_processes_talks(capsys, monkeypatch):

@@ -225,6 +225,6 @@ def test_decisions_without_a_router() -> None:
 
 
 def test_reasons_are_the_words_of_the_wire() -> None:
-    words = "predicted pinned detail budget_cap no_image unfamiliar degraded fallback"
+    words = "predicted pinned detail budget_cap no_image unfamiliar degraded restricted fallback"
     assert [str(reason) for reason in Reason] == words.split()
     assert issubclass(RoutingError, ValueError)

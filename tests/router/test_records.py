@@ -102,7 +102,7 @@ def test_records_survive_parquet(tmp_path: Path) -> None:
         (feedback, FeedbackRecord),
     ):
         table = through_parquet(to_table(records, kind), tmp_path / f"{kind.__name__}.parquet")
-        assert table.schema.metadata[b"schema_version"] == b"3"
+        assert table.schema.metadata[b"schema_version"] == b"4"
         assert from_table(table, kind) == records
         none = through_parquet(to_table([], kind), tmp_path / "none.parquet")
         assert from_table(none, kind) == []
@@ -129,7 +129,9 @@ SERVED = [
     ("certificate", TEXT, True), ("arm", TEXT, True), ("group_id", TEXT, True),
     ("label_recipe", TEXT, True),
 ]  # fmt: skip
-# What is on disk since version 3: (column, type, may be null). Derived from nothing.
+# What version 4 added.
+SHADOW = [("shadow", TEXT, True)]
+# What is on disk since version 4: (column, type, may be null). Derived from nothing.
 COLUMNS = {
     OracleRecord: [
         ("picture_id", TEXT, False),
@@ -181,6 +183,7 @@ COLUMNS = {
         ("scales", pa.list_(INT32), True),
         *ACTIONS,
         *SERVED,
+        *SHADOW,
     ],
     FeedbackRecord: [
         ("request_id", TEXT, False),
@@ -196,7 +199,7 @@ COLUMNS = {
 def test_the_annotations_give_the_schema_that_is_on_disk(kind: type) -> None:
     expected = pa.schema(
         [pa.field(name, arrow, nullable=nullable) for name, arrow, nullable in COLUMNS[kind]],
-        metadata={"schema_version": "3", "record": kind.__name__},
+        metadata={"schema_version": "4", "record": kind.__name__},
     )
     assert schema_of(kind).equals(expected, check_metadata=True), schema_of(kind)
 
@@ -237,7 +240,7 @@ def test_logs_from_before_a_column_are_read() -> None:
 def test_tables_of_version_1_are_read_as_scales_alone() -> None:
     for records, kind, newer in (
         ([oracle(1), oracle(2)], OracleRecord, LABELLED),
-        (DECISIONS, DecisionRecord, SERVED),
+        (DECISIONS, DecisionRecord, (*SERVED, *SHADOW)),
     ):
         added = [name for name, _, _ in (*ACTIONS, *newer)]
         table = to_table(records, kind).drop_columns(added)
@@ -283,8 +286,8 @@ def test_tables_that_do_not_fit_are_refused() -> None:
     table = to_table([oracle(1)], OracleRecord)
     with pytest.raises(ValueError, match="lacks the columns scores"):
         from_table(table.drop_columns("scores"), OracleRecord)
-    with pytest.raises(ValueError, match="schema version 4; this program reads 1, 2, 3"):
-        from_table(table.replace_schema_metadata({"schema_version": "4"}), OracleRecord)
+    with pytest.raises(ValueError, match="schema version 5; this program reads 1, 2, 3, 4"):
+        from_table(table.replace_schema_metadata({"schema_version": "5"}), OracleRecord)
     at = table.schema.get_field_index("scores")
     wrong = table.set_column(at, "scores", pa.array(["high"]))
     with pytest.raises(ValueError, match="does not fit"):

@@ -40,11 +40,22 @@ def test_scripts_are_those_of_the_letters() -> None:
     assert not unlike("что это?", ("CYRILLIC", "LATIN"))
 
 
-def test_a_script_is_taught_by_one_question_in_a_hundred() -> None:
-    latin = [f"what is {number}?" for number in range(99)]
-    assert taught_by([*latin, "что?"]) == ("CYRILLIC", "LATIN")
-    assert taught_by([*latin, *latin, "which?", "что?"]) == ("LATIN",)  # one of 101 different ones
+def test_a_script_is_taught_by_one_question_in_a_hundred_and_by_twenty() -> None:
+    latin = [f"what is {number}?" for number in range(1980)]
+    other = [f"что {number}?" for number in range(20)]
+    assert taught_by([*latin, *other]) == ("CYRILLIC", "LATIN")
+    assert taught_by([*latin, *latin, *other]) == ("CYRILLIC", "LATIN")  # different ones count
+    assert taught_by([*latin, "which?", *other]) == ("LATIN",)  # 20 of 2,001
+    assert taught_by([*latin[:60], *other[:19]]) == ("LATIN",)  # a quarter, and too few
+    assert taught_by([*latin[:60], *other]) == ("CYRILLIC", "LATIN")
     assert taught_by([]) == ()
+
+
+def test_a_small_log_teaches_what_half_of_it_is_written_in() -> None:
+    latin = [f"what is {number}?" for number in range(12)]
+    assert taught_by([*latin, "牌子上写着什么"]) == ("LATIN",)
+    assert taught_by(["牌子上写着什么"]) == ("CJK",)
+    assert taught_by(["牌子上写着什么", "what?"]) == ("CJK", "LATIN")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ maybe_scale = st.none() | st.sampled_from(SCALES)
         price_floor=st.floats(0, 1e6),
         pins=st.lists(maybe_scale, max_size=4).map(tuple),
         focus=st.booleans(),
+        restricted=st.booleans(),
+        restricted_price=st.none() | st.floats(0, 1e6),
     )
 )
 def test_every_constraint_comes_back(constraints: Constraints) -> None:
@@ -41,7 +43,7 @@ def test_what_is_written_down() -> None:
     assert json.loads(constraints_to_json(held_to)) == {
         "pinned": None, "max_visual_tokens": None, "reason": "predicted", "explain": False,
         "max_harm": None, "second_look": False, "price_floor": 0.0, "pins": [9, None],
-        "focus": True,
+        "focus": True, "restricted": False, "restricted_price": None,
     }  # fmt: skip
     assert constraints_from_json("{}") == Constraints()
     assert constraints_from_json('{"pinned": 9}') == Constraints(9, reason=Reason.pinned)

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from router.log import read_log
@@ -188,6 +189,44 @@ def test_ray_serves_answers_the_cli_and_leaves_nothing(
     assert not folders.pop().exists()
     assert read_log(tmp_path / "log").decisions.num_rows > 0
     assert "Traceback" not in (tmp_path / "stderr").read_text()
+
+
+def of_metric(url: str, name: str) -> float:
+    """The sum of a metric over all who tell it."""
+    lines = httpx2.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[{{ ]", line))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode", ["--in-process", pytest.param("--gateways=2", marks=pytest.mark.ray)]
+)
+def test_what_is_audited_is_labelled_while_there_is_nothing_else_to_do(
+    tiny_model: Path, tmp_path: Path, ask_body: Any, mode: str
+) -> None:
+    labelling = ("--log-images", "--label-idle", "labels")
+    with started(tmp_path, mode, *labelling, *configured(tmp_path, tiny_model)) as (process, url):
+        for seed in range(3):
+            body = ask_body(seeds=(seed,))
+            reply = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+            assert reply.status_code == 200
+        assert httpx2.get(f"{url}/health/inflight").json() == {"inflight": 0}
+        # It comes last on this machine, too.
+        deadline = time.monotonic() + 300
+        while not of_metric(url, "m3_labelled_pictures_total"):
+            assert time.monotonic() < deadline, (tmp_path / "stderr").read_text()
+            time.sleep(0.2)
+        assert of_metric(url, "m3_labelling_down") == 0
+        (labeller,) = [p for p in descendants(process.pid) if "--follow" in p.cmdline()]
+        assert os.sched_getscheduler(labeller.pid) == os.SCHED_IDLE
+        end(process, signal.SIGTERM)
+    assert not labeller.is_running()
+    rows = [row for file in (tmp_path / "labels").glob("*.parquet")
+            for row in pq.read_table(file).to_pylist()]  # fmt: skip
+    logged = read_log(tmp_path / "log").decisions.to_pylist()
+    assert rows
+    assert {row["question_id"] for row in rows} <= {row["request_id"] for row in logged}
+    assert {row["source"] for row in rows} == {"log"}
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve.errors import ServeSetupError
-from serve.plan import DEFAULT_MIX, make_plan, parsed_mix
+from serve.plan import DEFAULT_MIX, lines, make_plan, parsed_mix
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -88,3 +88,36 @@ def test_a_mistake_is_one_line(command: Any) -> None:
 def test_mistakes_say_what_is_wrong(model: str, hardware: str, mix: str, says: str) -> None:
     with pytest.raises(ServeSetupError, match=says):
         make_plan(model, hardware, mix, 40, 16, 256)
+
+
+def test_a_measurement_tells_which_share_to_expect(command: Any, tmp_path: Path) -> None:
+    """Half of the bound for a mix, a quarter at the finest scale."""
+    report = tmp_path / "gpu.json"
+    figures = {"mix": {"share_of_bound": 0.5}, "finest": {"share_of_bound": 0.25}}
+    parts = {"mix and finest": figures, "device": {"name": "A card", "device": "cuda:0"}}
+    report.write_text(json.dumps({"parts": parts}), "utf-8")
+    plan = make_plan("7b", "h200", "9:1,144:1", 40, 16, 256)
+    *_, computed, said = lines(plan, "9:1,144:1", report)
+    assert "not measured" in computed
+    assert said == (
+        "Measured on A card: 50% of such a bound for a mix, 25% all at the finest scale; of this "
+        f"one, {plan.load.features_cached / 2:.1f} and {plan.finest.features_cached / 4:.1f} "
+        "requests/s with features cached."
+    )
+    assert (
+        command("m3-serve", "plan", "--measured", report)
+        .stdout.splitlines()[-1]
+        .startswith("Measured on A card")
+    )
+
+
+@pytest.mark.parametrize(
+    "told", ["", "[]", "{}", '{"parts": {}}', '{"bound_share": {"mixed": 2, "all_finest": 1}}']
+)
+def test_what_is_no_measurement_is_refused(command: Any, tmp_path: Path, told: str) -> None:
+    report = tmp_path / "gpu.json"
+    report.write_text(told, "utf-8")
+    done = command("m3-serve", "plan", "--measured", report)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: --measured {report}")
+    assert len(done.stderr.splitlines()) == 1

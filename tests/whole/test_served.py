@@ -271,3 +271,20 @@ def test_a_log_is_decided_again_to_the_last_action(served: Served, oracle: Path)
     # It is the constraints and the confidence that decide: without them it comes out otherwise.
     free = [replace(record, constraints="{}") for record in served.records()]
     assert len(served_again(served.router, free, seen).differing) > 5
+
+
+def test_replay_says_how_many_decisions_it_takes_again(
+    served: Served, oracle: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    router, log, out = served.log.parent / "router", served.log, tmp_path / "rows.json"
+    words = ["m3-train", "replay", "--split", "all", "--resamples", 100, "--log", log]
+    done = command(*words, "--oracle", oracle, "--router", router, "--json", out)
+    assert done.returncode == 0, done.stderr
+    all_of_them = f"{len(served.bodies)} of {len(served.bodies)} logged decisions are taken again"
+    assert all_of_them in done.stderr
+    assert "warning" not in done.stderr
+    told = json.loads(out.read_text())["served_again"][str(router)]
+    assert (told["same"], told["differing"]) == (len(served.bodies), 0)
+    done = command(*words, "--oracle", oracle, "--policy", "finest")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--log needs --router DIR" in done.stderr

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m3model.terminal import bar, say, table
+from router.registry import DEFAULT_REGISTRY
 from training.cli.collect import router_folder
+from training.cli.versions import user
 
 if TYPE_CHECKING:
     from router.certificate.promise import Certificate
@@ -53,12 +55,17 @@ def certify(
             help="Leave the router's price; only requests with routing.max_harm are bound.",
         ),
     ] = False,
+    registry: Annotated[
+        Path, typer.Option("--registry", help="Registry that counts attempts, where there is one.")
+    ] = DEFAULT_REGISTRY,
 ) -> None:
     """Prove how many right answers a router loses at most.
 
     On calibration pictures; the router's price is set to it, unless --keep-price.
     """
     from router.router import Router
+    from training.drift.attempts import tried
+    from training.drift.population import carry_population
     from training.errors import TrainingError
     from training.fitting.certified import certified_router
     from training.fitting.certify import certify as prove
@@ -85,6 +92,10 @@ def certify(
     except OSError as error:
         raise TrainingError(f"cannot write {target}: {error}; give --out DIR") from error
     write_seen(target, data, folder)
+    if registry.is_dir() and (n := tried(registry, "certify", before.version, data.data_hash,
+                                         user(), bound=bound)) > 1:  # fmt: skip
+        say(f"{n} routers were certified or judged on these data: each may be wrong by {delta:g}")
+    carry_population(folder, target, made, data)
     _show(found, before)
     for line in _sentences(found, before, keep_price):
         say(line)

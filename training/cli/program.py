@@ -6,8 +6,10 @@ when it runs, so that `--help` is quick. Commands are registered in the order of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,8 +20,17 @@ from router.places import NoPlace
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
-from training.cli.collect import ModelOption, WorkersOption, collect, model_folder, router_folder
-from training.cli.log import log_app
+from training.cli.collect import (
+    ModelOption,
+    SkipBadOption,
+    WorkersOption,
+    collect,
+    import_lmms_eval,
+    model_folder,
+    router_folder,
+)
+from training.cli.doctor import doctor
+from training.cli.log import log_app, place_option
 from training.cli.model import model as train_model
 from training.cli.readout import readout
 from training.cli.replay import replay
@@ -28,14 +39,19 @@ from training.cli.versions import (
     RegistryOption,
     WhoOption,
     WhyOption,
+    canary,
     diff,
     gc,
     list_versions,
-    place_option,
+    quarantine,
+    shadow,
     tell_strangers,
     user,
 )
 from training.errors import GateClosed, TrainingError
+
+if TYPE_CHECKING:
+    from training.fitting.predictor import Grow
 
 MODEL, ROUTER, IN_FORCE, OTHERS = "A model", "Its router", "The router in force", "For others"
 
@@ -68,6 +84,7 @@ TargetOption = Annotated[
 app.command("model", rich_help_panel=MODEL)(train_model)
 app.command("readout", rich_help_panel=MODEL)(readout)
 app.command("collect", rich_help_panel=ROUTER)(collect)
+app.command("import-lmms-eval", rich_help_panel=ROUTER)(import_lmms_eval)
 
 
 @app.command(rich_help_panel=ROUTER)
@@ -80,19 +97,29 @@ def fit(
         Literal["auto", "soft", "hard"], typer.Option(help="What the predictor learns.")
     ] = "auto",
     second_look: SecondLookOption = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Fit on a Ray cluster: auto (of RAY_ADDRESS, or here), host:port, or local.",
+        ),
+    ] = None,
 ) -> None:
-    """Fit a router on oracle data: predictor, calibration, price."""
+    """Fit a router on oracle data: boosters, calibration, price."""
+    from training.drift.population import write_population
     from training.fitting.fit import fit as fit_router
     from training.oracle.data import read_oracle
     from training.promotion.seen import write_seen
 
     data = read_oracle(oracle)
-    with bar("fitting", "steps") as move:
+    with _growing(ray) as grow, bar("fitting", "steps") as move:
         result = fit_router(
-            data, target=target, cost=cost, labels=labels, second_look=second_look, progress=move
-        )
+            data, target=target, cost=cost, labels=labels, second_look=second_look,
+            progress=move, grow=grow,
+        )  # fmt: skip
     result.router.save_pretrained(out)
     write_seen(out, data)
+    write_population(out, result.router, data)
     here = result.metrics["on_calibration"]
     table(
         "calibration pictures (the price was chosen on them: optimistic)",
@@ -118,6 +145,18 @@ def fit(
     for line in result.advice:
         say(line)
     say(f"router {result.router.version} in {out}")
+
+
+@contextmanager
+def _growing(ray: str | None) -> Iterator[Grow | None]:
+    """Yield what fits boosters; None: this process."""
+    if ray is None:
+        yield None
+        return
+    from training.fitting import on_ray
+
+    with on_ray.cluster(ray):
+        yield on_ray.grow
 
 
 @app.command(rich_help_panel=ROUTER)
@@ -187,7 +226,8 @@ def promote(
         bool, typer.Option(help="Whatever the gate or a quarantine says; the journal keeps it.")
     ] = False,
 ) -> None:
-    """Put a router in force, past the gate; running services take over."""
+    """Put a router in force, past the gate; services take over."""
+    from training.drift.attempts import counted
     from training.promotion.gate import at_the_gate
     from training.promotion.verdict_report import closed, said_of, write_verdict
     from training.registry.changes import current_router_path
@@ -196,6 +236,7 @@ def promote(
 
     current = None if force else current_router_path(registry)
     found = at_the_gate(router, registry, oracle or (), incumbent=incumbent, reference=reference)
+    found = counted(found, registry, who or user())
     for note in found.notes:
         say(note)
     if verdict is not None:
@@ -219,7 +260,7 @@ def rollback(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Put back the router before; the one in force goes into quarantine."""
+    """Put back the router before; quarantine the one in force."""
     from training.registry.changes import rollback as go_back
 
     folder = go_back(registry, expect=expect, who=who or user(), why=why or "")
@@ -227,6 +268,9 @@ def rollback(
     say(f"in force: {folder or 'the router that services start with, shipped or --router'}")
 
 
+app.command("canary", rich_help_panel=IN_FORCE)(canary)
+app.command("shadow", rich_help_panel=IN_FORCE)(shadow)
+app.command("quarantine", rich_help_panel=IN_FORCE)(quarantine)
 app.command("list", rich_help_panel=IN_FORCE)(list_versions)
 app.command("diff", rich_help_panel=IN_FORCE)(diff)
 app.command("gc", rich_help_panel=IN_FORCE)(gc)
@@ -266,10 +310,12 @@ def retrain(
     ] = None,
     who: WhoOption = None,
     force: Annotated[bool, typer.Option(help="Promote whatever the gate says.")] = False,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Collect from a log, fit, evaluate and promote in one go.
 
-    Target, cost, second look and certificate are the live router's unless told otherwise.
+    Into the same --out it labels only what the log has gained. Target, cost, second look and
+    certificate are the live router's unless told otherwise.
     """
     from training.promotion.retrain import RetrainJob
     from training.promotion.retrain import retrain as learn
@@ -278,6 +324,7 @@ def retrain(
     job = RetrainJob(
         from_log, model_folder(model), out, registry, tuple(oracle or ()),
         target, cost, second_look, max_harm, router, reference, workers, force, who or user(),
+        skip_bad,
     )  # fmt: skip
     with bar("retraining", "steps") as move:
         result = learn(job, progress=move, say=say)
@@ -289,6 +336,7 @@ def retrain(
     )
 
 
+app.command("doctor", rich_help_panel=IN_FORCE)(doctor)
 app.add_typer(log_app, rich_help_panel=IN_FORCE)
 app.command("bench", rich_help_panel=OTHERS)(bench)
 

@@ -6,11 +6,15 @@ Knows flags and tables; the replay itself is in training.promotion.replay.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from m3model.terminal import bar, interval, table
+from m3model.terminal import bar, interval, say, table
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from training.evaluation.served import ServedAgain
 
 
 def replay(
@@ -28,6 +32,13 @@ def replay(
             help="finest, fixed:SCALE, or price:NUMBER (the first router at that price); repeat.",
         ),
     ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Log folder of the service that the questions are from: also says how many of "
+            "its decisions each router takes again."
+        ),
+    ] = None,
     split: Annotated[
         Literal["test", "all"],
         typer.Option(help="all: training pictures too, which flatters who was fitted on them."),
@@ -37,23 +48,35 @@ def replay(
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
 ) -> None:
-    """Show what other policies would have done to the same questions."""
+    """Show what other policies would do to the same questions."""
     from router.router import Router
     from training.files import write_json
     from training.oracle.data import read_oracle
-    from training.promotion.replay import parse_policy
+    from training.promotion.replay import logged_again, parse_policy
     from training.promotion.replay import replay as compare
 
     specs = [parse_policy(text) for text in policy or ()]
     routers = [(str(path), Router.from_pretrained(path)) for path in router or ()]
+    if log is not None and not routers:
+        raise TrainingError("--log needs --router DIR, whose decisions it holds")
     data = read_oracle(oracle)
     asked = data if split == "all" else data.split("test")
     with bar("replaying", "steps") as move:
         rows = compare(routers, asked, policies=specs, resamples=resamples, progress=move)
+    again: dict[str, ServedAgain] = {}
+    if log is not None:
+        again, skipped = logged_again(routers, log, oracle)
+        for line in skipped:
+            say(f"left out: {line}")
     if json_out is not None:
         json_out.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"split": split, "n_questions": len(asked), "n_pictures": asked.n_pictures}
-        write_json(json_out, {**facts, "data_hash": data.data_hash, "rows": rows})
+        facts: dict[str, Any] = {
+            "split": split, "n_questions": len(asked), "n_pictures": asked.n_pictures,
+            "data_hash": data.data_hash,
+        }  # fmt: skip
+        if again:
+            facts["served_again"] = {name: each.as_dict() for name, each in again.items()}
+        write_json(json_out, {**facts, "rows": rows})
     table(
         f"{len(asked)} questions about {asked.n_pictures} pictures ({split}), each against the "
         "first, 95 % intervals by picture",
@@ -68,3 +91,5 @@ def replay(
             for row in rows
         ],
     )  # fmt: skip
+    for name, found in again.items():
+        say(f"{name}: {found.sentence}")

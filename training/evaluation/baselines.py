@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from router.predictor.matrix import Matrix
 from training.figures.metrics import Picks
 from training.fitting.predictor import fit_predictor
 from training.oracle.data import OracleData
@@ -94,7 +95,7 @@ def _fitted(name: str, parts: Parts, steps: Steps) -> Baseline:
     return Baseline(name, held, test)
 
 
-def _seen(name: str, parts: Parts) -> list[NDArray[np.float32]]:
+def _seen(name: str, parts: Parts) -> Sequence[Matrix]:
     """Return (n, F) for each part: all that the baseline of this name sees of its questions."""
     if name in SEES:
         columns = parts[0].schema.columns(*SEES[name])

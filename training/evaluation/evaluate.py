@@ -23,6 +23,8 @@ from training.evaluation.exam import (
 from training.evaluation.sections import SECTIONS
 from training.figures.curves import RESOURCES
 from training.figures.slices import slices
+from training.fitting.calibration_parts import SHARED
+from training.fitting.references import left_out
 from training.oracle.data import OracleData
 from training.progress import Progress, Steps, unseen
 
@@ -43,7 +45,8 @@ def evaluate(
         data: all splits; the test pictures are judged, the others serve the baselines.
         target: share of the finest accuracy that prices the baselines.
         resamples: bootstrap resamples for the intervals.
-        say: called with a warning where the router was fitted for another model.
+        say: called with a warning where the router was fitted for another model or its parts share
+            pictures, and with which test questions do not count.
         progress: called at every step.
 
     Raises:
@@ -54,6 +57,11 @@ def evaluate(
     fitted_for = router.metadata.get("model_hash", data.model_hash)
     if fitted_for != data.model_hash:
         say(f"the router was fitted for model {fitted_for}, these data are of {data.model_hash}")
+    if router.metadata.get("calibrated_on") == SHARED:
+        say("the same calibration pictures fitted this router's probabilities, gates and price")
+    apart = left_out(data.split("test"), exam.test)
+    if apart is not None:
+        say(f"test: {apart}")
     steps = Steps(progress, _steps_of(exam))
     ours = examined(router, exam)
     rivals = rivals_in(exam, steps)

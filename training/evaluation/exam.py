@@ -32,6 +32,7 @@ from training.figures.metrics import Array
 from training.fitting import fit as fitting
 from training.fitting.calibration_parts import calibration_parts
 from training.fitting.predictor import Labels
+from training.fitting.references import of_one_kind, speaking
 from training.fitting.second_look import look_line, two_looks
 from training.oracle.data import OracleData, check_fits
 from training.progress import Steps
@@ -130,7 +131,9 @@ def exam_of(router: Router, data: OracleData, target: float, resamples: int) -> 
         NotEnoughData: too few test pictures.
     """
     data = check_fits(router, data)
-    test = data.split("test")
+    calibration, test = data.split("calibration"), data.split("test")
+    referenced = speaking(calibration, test)
+    calibration, test = of_one_kind(calibration, referenced), of_one_kind(test, referenced)
     if test.n_pictures < MIN_TEST_PICTURES:
         raise NotEnoughData(
             f"only {test.n_pictures} test pictures (of {data.n_pictures}); collect about "
@@ -139,7 +142,7 @@ def exam_of(router: Router, data: OracleData, target: float, resamples: int) -> 
     costs = router.policy.costs
     on = questions_of(test, costs, resamples)
     return Exam(
-        data, data.split("train"), data.split("calibration"), test, on, costs, target,
+        data, data.split("train"), calibration, test, on, costs, target,
         looks_twice=router.second_look is not None, labels=router.metadata.get("labels", "auto"),
     )  # fmt: skip
 
@@ -194,7 +197,7 @@ def _priced(baseline: Baseline, exam: Exam) -> Rival:
         scores, tokens, on = scores[:, columns], tokens[:, columns], on.over_scales
     found = calibrate_price(
         baseline.calibration, scores, row_costs(tokens, held.scales, exam.costs),
-        held.units.tolist(), target=exam.target,
+        held.pictures, target=exam.target,
     )  # fmt: skip
     outcome = cmp.run_policy(baseline.name, baseline.test, found.policy(exam.costs), on)
     if baseline.over_scales:
@@ -205,9 +208,12 @@ def _priced(baseline: Baseline, exam: Exam) -> Rival:
 def _uniform_router(exam: Exam, steps: Steps) -> Rival:
     """Return our own router over the uniform scales: same predictor, pictures, target and looks."""
     data = exam.data.only(uniform_space(exam.data.scales))
-    parts = fitting.Parts(data, data.split("train"), *calibration_parts(data), exam.costs, "")
+    train, (held, pricing, rule) = data.split("train"), calibration_parts(data)
+    referenced = speaking(train, held)
+    held, pricing = of_one_kind(held, referenced), of_one_kind(pricing, referenced)
+    parts = fitting.Parts(data, train, held, pricing, rule, exam.costs, "")
     predictor, priced = fitting.learnt(parts, exam.target, exam.labels, exam.looks_twice, steps)
-    test, on, look = data.split("test"), exam.on.over_scales, priced.look
+    test, on, look = exam.test.only(data.space), exam.on.over_scales, priced.look
     values = np.asarray(predictor.predict_proba(test.features), float)
     if look is None:
         outcome = cmp.run_policy(UNIFORM_ROUTER, values, priced.price.policy(exam.costs), on)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,32 @@ class ServedAgain:
     same: int = 0
     differing: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def sentence(self) -> str:
+        """Return it for people, a warning where not all are decided as they were."""
+        of = self.same + len(self.differing)
+        told = f"{self.same} of {of} logged decisions are taken again"
+        if self.differing:
+            name, served, now = self.differing[0]
+            told = (
+                f"warning: only {told}, so what is replayed is not what was served; request {name} "
+                f"was read by {', '.join(served)}, now by {', '.join(now)}"
+            )
+        left = ", ".join(f"{count} {why}" for why, count in self.left_out.items())
+        return f"{told} (left out: {left})" if left else told
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON, with the first of those that differ."""
+        return {
+            "same": self.same,
+            "differing": len(self.differing),
+            "left_out": dict(self.left_out),
+            "first_differing": [
+                {"request_id": name, "served": list(served), "now": list(now)}
+                for name, served, now in self.differing[:10]
+            ],
+        }
 
 
 def served_again(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LEVEL = (2.5, 97.5)
-_KEPT = 8_000_000  # counts kept in memory (64 MB); more are drawn anew, block by block
+_AT_ONCE = 8_000_000  # counts that are multiplied at once, as float64 (64 MB)
+_KEPT = 512_000_000  # counts kept, a byte each; more are drawn anew for every interval
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,24 @@ class Resampler:
 
     def _counts(self) -> Iterator[Array]:
         n_pictures = len(self._order[1])
-        if self.resamples * n_pictures <= _KEPT:
+        if self.resamples * n_pictures <= _AT_ONCE:
             yield self._all_counts
-            return
-        rows = max(1, _KEPT // n_pictures)
+        elif self.resamples * n_pictures <= _KEPT:
+            yield from (block.astype(np.float64) for block in self._kept_blocks)
+        else:
+            yield from self._blocks()
+
+    def _blocks(self) -> Iterator[Array]:
+        n_pictures = len(self._order[1])
+        rows = max(1, _AT_ONCE // n_pictures)
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.resamples, rows):
             yield _draw(rng, min(rows, self.resamples - start), n_pictures)
+
+    @cached_property
+    def _kept_blocks(self) -> list[NDArray[np.uint8]]:
+        # That one picture is drawn 256 times among thousands does not happen.
+        return [block.astype(np.uint8) for block in self._blocks()]
 
     @cached_property
     def _all_counts(self) -> Array:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from router.records import calibrates
+from training.oracle.columns.names import numbered
 from training.oracle.data import OracleData
 
 SEPARATE: Literal["a third of the calibration pictures"] = "a third of the calibration pictures"
@@ -42,5 +43,5 @@ def calibration_parts(data: OracleData) -> tuple[OracleData, OracleData, str]:
 
 
 def _fits(calibration: OracleData) -> np.ndarray:
-    names, inverse = np.unique(calibration.units, return_inverse=True)
+    names, inverse = numbered(calibration.units)
     return np.array([calibrates(name) for name in names.tolist()], dtype=bool)[inverse]

@@ -1,7 +1,8 @@
 """Certifies a router on pictures that nothing in it has seen, and says what that is worth.
 
-Knows oracle data, routers and what a certificate must tell; the statistics are
-router.certificate's.
+Questions without a reference count too: an answer that differs from the finest's is taken as lost,
+which is no less than what is lost, so the bound holds for all of them. Knows oracle data, routers
+and what a certificate must tell; the statistics are router.certificate's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from router.certificate.proof import (
     Array,
     Loss,
     Method,
+    betting_order,
     certified_member,
     mean_by_picture,
     picture_losses,
@@ -77,7 +79,7 @@ def certify(
     costs = row_costs(on.visual_tokens, router.scales, router.policy.costs)
     values = np.asarray(router.predict_values(on.features), dtype=np.float64)
     family = price_family(most_costs(router))
-    losses = picture_losses(values, on.scores, costs, on.pictures, family, loss)
+    losses = picture_losses(values, on.scores, costs, betting_order(on.units), family, loss)
     rungs = []
     for level in levels:
         steps.begin(f"{loss} of at most {level:g}")
@@ -151,7 +153,9 @@ def _questions(router: Router, data: OracleData) -> OracleData:
 
 
 def _finest_right(on: OracleData) -> float:
-    return float(on.right[:, -1].mean())
+    """Return how often the finest is right, as far as references tell; without one it agrees."""
+    right, known = on.right[:, -1], on.has_reference
+    return float((right[known] if known.any() else right).mean())
 
 
 def _picks(values: Array, costs: Array, price: float | None) -> np.ndarray:
@@ -169,10 +173,9 @@ def _slice(
     part, chosen = on.take(on.groups == kind), picks[on.groups == kind]
     # From the finest down, each tested at the full delta until one fails: as in the family.
     floors = on.scales[::-1]
+    units = betting_order(part.units)
     raised = [
-        mean_by_picture(
-            question_losses(part.scores, _raised(part, chosen, floor), loss), part.pictures
-        )
+        mean_by_picture(question_losses(part.scores, _raised(part, chosen, floor), loss), units)
         for floor in floors
     ]
     member = certified_member(np.stack(raised), bound, delta)

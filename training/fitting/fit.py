@@ -19,9 +19,11 @@ from training.errors import NotEnoughData, TrainingError
 from training.figures.metrics import Array, brier, calibration_error, picked
 from training.fitting.calibration_parts import MIN_PART_PICTURES, SHARED, calibration_parts
 from training.fitting.card import fitted_card
-from training.fitting.predictor import Labels, fit_predictor
+from training.fitting.predictor import Grow, Labels, fit_predictor
+from training.fitting.references import left_out, of_one_kind, speaking
 from training.fitting.second_look import STARTS, fit_gates, other_half_gates, price_second_look
 from training.fitting.telling import check_telling, warnings
+from training.oracle.columns.names import numbered
 from training.oracle.data import OracleData
 from training.progress import Progress, Steps, unseen
 
@@ -48,7 +50,8 @@ class FitResult:
 class Parts:
     """Which questions serve for what, and what a scale costs; the test pictures serve nothing.
 
-    What other numbers of tokens cost lies on the line between the scales.
+    Those that fit probabilities all have a reference or all have none, and so have those that
+    price. What other numbers of tokens cost lies on the line between the scales.
     """
 
     data: OracleData  # all splits, for what is said about them
@@ -59,6 +62,7 @@ class Parts:
     costs: tuple[float, ...]  # (K,) of the uniform scales
     unit: str
     audits: int | None = None  # audited pictures that can price; None: not told from the others
+    apart: str | None = None  # which calibration questions do not price, in words
 
     def costs_of(self, part: OracleData) -> Array:
         """Return (n, A) what each action costs the questions of a part."""
@@ -84,6 +88,7 @@ def fit(
     second_look: bool = False,
     audits: OracleData | None = None,
     progress: Progress = unseen,
+    grow: Grow | None = None,
 ) -> FitResult:
     """Return a router fitted on the data.
 
@@ -96,6 +101,7 @@ def fit(
         audits: those of the data that are a sample of the traffic. They alone choose the price
             where there are `PRICING_AUDITS` for it; advice says where there are not.
         progress: called at every step.
+        grow: fits the boosters elsewhere, see `fit_predictor`.
 
     Raises:
         NotEnoughData: too few training or calibration pictures; says how many are needed.
@@ -106,7 +112,7 @@ def fit(
     parts = parts_of(data, cost, audits)
     check_telling(parts.train)
     steps = Steps(progress, steps_of(len(data.space), second_look) + 1)
-    predictor, priced = learnt(parts, target, labels, second_look, steps)
+    predictor, priced = learnt(parts, target, labels, second_look, steps, grow)
     steps.begin("figures and card")
     metrics = _metrics(parts, priced)
     facts = _facts(parts, target, labels, metrics, priced)
@@ -149,13 +155,29 @@ def parts_of(data: OracleData, cost: Cost, audits: OracleData | None = None) -> 
             f"{MIN_CALIBRATION_PICTURES} are needed (about {4 * MIN_TRAIN_PICTURES} pictures in "
             f"all, better {GOOD_PICTURES})"
         )
-    fitting, pricing, rule = calibration_parts(data)
-    found = None
-    if audits is not None:
-        ours = pricing.take(np.isin(pricing.units, audits.units))
-        found = ours.n_pictures
-        pricing = ours if found >= PRICING_AUDITS else pricing
-    return Parts(data, train, fitting, pricing, rule, *costs_of(data, cost), found)
+    fitting, calibrating, rule = calibration_parts(data)
+    referenced = speaking(train, fitting)
+    pricing, found = _pricing(calibrating, referenced, audits)
+    return Parts(
+        data, train, of_one_kind(fitting, referenced), pricing, rule, *costs_of(data, cost), found,
+        left_out(calibrating, of_one_kind(calibrating, pricing.one_kind)),
+    )  # fmt: skip
+
+
+def _pricing(
+    calibrating: OracleData, referenced: bool | None, audits: OracleData | None
+) -> tuple[OracleData, int | None]:
+    """Return the questions that choose prices, all with a reference or all without, and how many
+    audited pictures could do so; None where audits are not told from the others."""
+    everyone = of_one_kind(calibrating, referenced)
+    if audits is None:
+        return everyone, None
+    known = np.isin(numbered(calibrating.units)[0], numbered(audits.units)[0])
+    ours = calibrating.take(known[calibrating.pictures])
+    kinds = [ours.take(ours.has_reference), ours.take(~ours.has_reference)]
+    enough = [kind for kind in kinds if kind.n_pictures >= PRICING_AUDITS]
+    found = enough[0] if enough else max(kinds, key=lambda kind: kind.n_pictures)
+    return (found if enough else everyone), found.n_pictures
 
 
 def costs_of(data: OracleData, cost: Cost) -> tuple[tuple[float, ...], str]:
@@ -175,19 +197,22 @@ def steps_of(n_actions: int, second_look: bool) -> int:
 
 
 def learnt(
-    parts: Parts, target: float, labels: Labels, second_look: bool, steps: Steps
-) -> tuple[ComplexityPredictor, Priced]:
+    parts: Parts, target: float, labels: Labels, second_look: bool, steps: Steps,
+    grow: Grow | None = None,
+) -> tuple[ComplexityPredictor, Priced]:  # fmt: skip
     """Return the predictor and the prices that these parts teach; `steps_of` are taken."""
-    predictor = _predictor(parts, labels, steps)
+    predictor = _predictor(parts, labels, steps, grow)
     return predictor, _priced(predictor, parts, target, second_look, steps)
 
 
-def _predictor(parts: Parts, labels: Labels, steps: Steps) -> ComplexityPredictor:
+def _predictor(
+    parts: Parts, labels: Labels, steps: Steps, grow: Grow | None
+) -> ComplexityPredictor:
     train, fitting = parts.train, parts.fitting
     asked = f"predictor ({len(train)} questions)"
     return fit_predictor(
         (train.features, fitting.features), train, fitting, labels,
-        progress=lambda done, total, now: steps.begin(f"{asked}: {now}"),
+        progress=lambda done, total, now: steps.begin(f"{asked}: {now}"), grow=grow,
     )  # fmt: skip
 
 
@@ -197,8 +222,7 @@ def _priced(
     pricing = parts.pricing
     steps.begin(f"price ({len(pricing)} questions)")
     values = np.asarray(predictor.predict_proba(pricing.features), float)
-    pictures = pricing.units.tolist()
-    costs = parts.costs_of(pricing)
+    pictures, costs = pricing.pictures, parts.costs_of(pricing)
     price = calibrate_price(values, pricing.scores, costs, pictures, target=target)
     if not second_look:
         return Priced(values, price, None, None)
@@ -289,6 +313,7 @@ def _facts(
         "calibrated_on": parts.rule,
         "scripts": list(parts.data.scripts),
         **({"priced_on_audits": parts.audits} if _audits_price(parts) else {}),
+        **({} if parts.apart is None else {"priced_apart": parts.apart}),
         **metrics,
         **({} if look is None else {"second_look": look}),
     }
@@ -316,6 +341,8 @@ def _advice(parts: Parts, target: float, priced: Priced) -> list[str]:
             f"only {parts.audits} audited pictures can choose the price (they do alone from "
             f"{PRICING_AUDITS} on): it was chosen on all {parts.pricing.n_pictures} of these data"
         )
+    if parts.apart is not None:
+        advice.append(f"price: {parts.apart}")
     if parts.rule == SHARED:
         advice.append(
             f"the same {parts.pricing.n_pictures} calibration pictures fit probabilities and "

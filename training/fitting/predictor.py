@@ -5,22 +5,29 @@ Knows questions, labels and predictors; does not know prices, routers or who ask
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.actions import ActionSpace
+from router.predictor.boosting import SAMPLED
 from router.predictor.calibration import fit_calibration
 from router.predictor.chain import ComplexityPredictor
 from router.predictor.linear import fit_linear
+from router.predictor.matrix import Matrix
+from training.errors import TrainingError
 from training.figures.metrics import Array
+from training.fitting.references import speaking
 from training.oracle.data import OracleData
 from training.progress import Progress, unseen
 from training.scoring import METRICS
 
 Labels = Literal["auto", "soft", "hard"]
-LEAST_TOLD = 30  # questions with a reference that say what the finest is worth
+Grow = Callable[[ComplexityPredictor, Matrix, Array, NDArray[np.int64], Progress], None]
+ONE_THREAD = SAMPLED  # training questions; up to here every machine makes the same bytes
 RIDGE = 500.0  # rows; docs/experiments.md
 
 
@@ -30,15 +37,23 @@ def labels_of(data: OracleData, kind: Labels = "auto") -> Array:
     ``soft`` is P(reference answer), ``hard`` the score. ``auto`` takes the soft label where the
     question has a reference that an answer either hits or misses. Without one the likelihood is
     that of the finest answer, which says little about being right, and a graded score says itself
-    how near an answer is: there the score is taken.
+    how near an answer is: there the score is taken, as where no likelihood is known (NaN).
+
+    Raises:
+        TrainingError: ``soft``, and some likelihood is not known.
     """
     if kind == "hard":
         return np.clip(data.scores, 0.0, 1.0)
-    soft = np.clip(data.soft, 0.0, 1.0)
+    soft, told = np.clip(data.soft, 0.0, 1.0), np.isfinite(data.soft).all(axis=1)
     if kind == "soft":
+        if not told.all():
+            raise TrainingError(
+                f"--labels soft needs likelihoods, which {(~told).sum()} of {len(data)} training "
+                "questions lack: leave it out, and these are learnt from their scores"
+            )
         return soft
     graded = np.isin(data.metrics, [metric.name for metric in METRICS.values() if metric.graded])
-    takes_soft = data.has_reference & ~graded
+    takes_soft = data.has_reference & ~graded & told
     return np.where(takes_soft[:, None], soft, np.clip(data.scores, 0.0, 1.0))
 
 
@@ -52,17 +67,16 @@ def _one_population(
     theirs to say: they alone calibrate, and agreement is brought to their meaning. With fewer,
     agreement is learnt, from the rows without one.
     """
-    told = train.has_reference, calibration.has_reference
-    kinds = {bool(each) for part in told for each in np.unique(part)}
-    if len(kinds) < 2:
+    told, referenced = calibration.has_reference, speaking(train, calibration)
+    if referenced is None:
         return np.ones(len(train), bool), np.ones(len(calibration), bool)
-    if min(part.sum() for part in told) >= LEAST_TOLD or min((~part).sum() for part in told) == 0:
-        return np.ones(len(train), bool), told[1] if told[1].any() else ~told[1]
-    return ~told[0], ~told[1]
+    if referenced:
+        return np.ones(len(train), bool), told if told.any() else ~told
+    return ~train.has_reference, ~told
 
 
 def _as_being_right(
-    features: NDArray[np.float32], targets: Array, data: OracleData, finest: ComplexityPredictor
+    features: Matrix, targets: Array, data: OracleData, finest: ComplexityPredictor
 ) -> Array:
     """Return targets (n, A) that all say P(right), also where only agreement is known.
 
@@ -72,18 +86,19 @@ def _as_being_right(
     known = data.has_reference
     if known.all() or not known.any():
         return targets
-    finest.fit(features[known], targets[known][:, -1:], groups=data.units[known])
+    finest.fit(features[known], targets[known][:, -1:], groups=data.pictures[known])
     made = targets.copy()
     made[~known] *= finest.predict_proba(features[~known])
     return made
 
 
 def fit_predictor(
-    features: tuple[NDArray[np.float32], NDArray[np.float32]],
+    features: tuple[Matrix, Matrix],
     train: OracleData,
     calibration: OracleData,
     labels: Labels = "auto",
     progress: Progress = unseen,
+    grow: Grow | None = None,
 ) -> ComplexityPredictor:
     """Return a predictor fitted on the training questions, calibrated to the calibration scores.
 
@@ -95,6 +110,7 @@ def fit_predictor(
     Args:
         features: (n, F) of the training and (m, F) of the calibration questions.
         progress: called as each action's booster begins.
+        grow: fits boosters in place of the predictor's own ``fit``, as `on_ray.grow` does.
     """
     learnt, held = _one_population(train, calibration)
     if not learnt.all():
@@ -102,11 +118,13 @@ def fit_predictor(
     if not held.all():
         features, calibration = (features[0], features[1][held]), calibration.take(held)
     made: dict[str, Any] = {"calibration": "none", "learning_rate": 0.15, "n_estimators": 200}
+    if len(train) > ONE_THREAD:
+        made["num_threads"] = len(os.sched_getaffinity(0))
     predictor = ComplexityPredictor(**_starts(train.space), **made)
     targets = _as_being_right(
         features[0], labels_of(train, labels), train, ComplexityPredictor(**made)
     )
-    predictor.fit(features[0], targets, groups=train.units, progress=progress)
+    (grow or _here)(predictor, features[0], targets, train.pictures, progress)
     if not train.space.is_uniform:
         predictor.linear_ = fit_linear(features[0], targets, RIDGE)
     raw = predictor.raw_scores(features[1])
@@ -117,6 +135,13 @@ def fit_predictor(
         )
     ]
     return predictor
+
+
+def _here(
+    predictor: ComplexityPredictor, X: Matrix, Y: Array, groups: NDArray[np.int64],
+    progress: Progress,
+) -> None:  # fmt: skip
+    predictor.fit(X, Y, groups=groups, progress=progress)
 
 
 def _starts(space: ActionSpace) -> dict[str, Any]:

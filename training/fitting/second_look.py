@@ -144,8 +144,10 @@ def price_second_look(
 def start_prices(values: Array, scores: Array, costs: Array) -> list[float]:
     """Return up to `STARTS` prices along the single look's hull of accuracy over cost."""
     prices = candidate_prices(values, costs)
-    picks = np.stack([choose_many(values, costs, price) for price in prices.tolist()])
-    accuracy, cost = picked(scores, picks).mean(axis=1), picked(costs, picks).mean(axis=1)
+    accuracy, cost = np.empty(len(prices)), np.empty(len(prices))
+    for number, price in enumerate(prices.tolist()):  # all at once would be gigabytes
+        picks = choose_many(values, costs, price)
+        accuracy[number], cost[number] = picked(scores, picks).mean(), picked(costs, picks).mean()
     corners = zip(*hull(cost, accuracy), strict=True)
     kept = [int(np.flatnonzero((cost == x) & (accuracy == y))[0]) for x, y in corners]
     step = max(1, -(-len(kept) // STARTS))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from training.errors import ScoresSayNothing
 from training.figures.metrics import Array
+from training.fitting.references import of_one_kind, speaking
 from training.oracle.data import OracleData, scored_by
 
 LEAST_RIGHT = 0.05  # of the questions, by the finest scale
@@ -29,10 +30,14 @@ FEW = 10  # questions of one kind, below which its share says nothing
 def check_telling(data: OracleData) -> None:
     """Refuse scores of which nothing can be learnt.
 
+    Where some questions have a reference and enough do, theirs: agreement would hide that no answer
+    ever matched one.
+
     Raises:
         ScoresSayNothing: the finest scale is right on next to none, or no action differs.
     """
-    why = why_untelling(data.scores, scored_by(data))
+    part = of_one_kind(data, speaking(data))
+    why = why_untelling(part.scores, scored_by(part))
     if why is not None:
         raise ScoresSayNothing(why)
 
@@ -62,9 +67,10 @@ def why_untelling(scores: Array, how: str) -> str | None:
 
 def untelling_kinds(data: OracleData) -> dict[str, float]:
     """Return the kinds ("dataset/kind") that the finest scale hardly ever answers: their share."""
-    names, kind = np.unique(data.groups, return_inverse=True)
+    known = data.has_reference  # elsewhere the finest is right by agreement with itself
+    names, kind = np.unique(data.groups[known], return_inverse=True)
     counts = np.bincount(kind)
-    right = np.bincount(kind, data.scores[:, -1]) / counts
+    right = np.bincount(kind, data.scores[known, -1]) / counts
     low = np.flatnonzero((right < LEAST_RIGHT) & (counts >= FEW))
     return {str(names[place]): float(right[place]) for place in low}
 

@@ -2,7 +2,8 @@
 
 `collection` runs it over `workers`, `labelling` asks the model (`rows`: which questions share a
 sequence, `packed`: how they are answered in one), `data` reads the Parquet again (`questions`:
-which rows count), `tally` at first sight. What is right is `training.scoring`'s to say.
+which rows count), `tally` at first sight; `growth` tells what a folder holds already. What is right
+is `training.scoring`'s to say.
 """
 
 from training.oracle.collection import CollectResult, collect

@@ -22,13 +22,17 @@ from m3model.engine.recipe import model_of, shared_recipe
 from router.actions import ActionSpace, uniform_space
 from router.features.schema import FeatureSchema, feature_schema
 from router.features.scripts import taught_by
-from router.records import OracleRecord, Split, conform, oracle_arrays, split_of
+from router.predictor.matrix import Matrix
+from router.records import Split, split_of
 from router.router import Router
 from training.errors import MixedData, NotEnoughData, TrainingError
 from training.oracle.collection import MANIFEST
-from training.oracle.questions import metrics_of, settled, without_repeats
+from training.oracle.columns.features import IN_MEMORY
+from training.oracle.columns.names import Coding, Facts, Texts, numbered
+from training.oracle.columns.shards import Columns, batches, columns_of
+from training.oracle.growth.folder import finished_shards
+from training.oracle.questions import last_of, once, settled, without_repeats
 from training.scoring import METRICS, agreement_of
-from training.scoring.metric import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -44,25 +48,25 @@ class OracleData:
     """n questions under A actions, as arrays. Row i of everything is the same question.
 
     ``scores``, ``soft`` (P(reference answer)), ``confidence``, ``visual_tokens``: (n, A) float64,
-    columns as in ``space``, the anchor last; ``features`` (n, F) float32; ``flops`` (K,) of the K
-    uniform scales, or None. ``units`` are what no split divides (`router.records.units_of`) and
-    what counts as one picture; ``pictures`` (n,) are their numbers 0..P-1. ``metrics`` say how rows
-    were scored.
+    columns as in ``space``, the anchor last; ``features`` (n, F) float32, in a file where they are
+    many; ``flops`` (K,) of the K uniform scales, or None. ``units`` are what no split divides
+    (`router.records.units_of`) and what counts as one picture; ``pictures`` (n,) are their numbers
+    0..P-1. ``metrics`` say how rows were scored.
     """
 
-    picture_ids: NDArray[np.str_]
-    units: NDArray[np.str_]
+    picture_ids: Texts
+    units: Texts
     question_ids: NDArray[np.str_]
     groups: NDArray[np.str_]  # "dataset/kind": what a static policy may know
     scores: NDArray[np.float64]
     soft: NDArray[np.float64]
     confidence: NDArray[np.float64]
-    features: NDArray[np.float32]
+    features: Matrix
     has_reference: NDArray[np.bool_]
     metrics: NDArray[np.str_]
     thresholds: NDArray[np.float64]  # a score from here on is right
     size_px: NDArray[np.float64]  # NaN where unknown
-    metadata: list[dict[str, Any]]
+    metadata: Sequence[dict[str, Any]]
     visual_tokens: NDArray[np.float64]
     space: ActionSpace
     flops: NDArray[np.float64] | None
@@ -83,18 +87,24 @@ class OracleData:
     @cached_property
     def pictures(self) -> NDArray[np.int64]:
         """Return (n,): the number of each question's unit."""
-        return np.unique(self.units, return_inverse=True)[1].astype(np.int64)
+        return numbered(self.units)[1]
 
     @property
     def n_pictures(self) -> int:
         """Return how many different pictures there are, what belongs together counted as one."""
-        return len(np.unique(self.units))
+        return int(self.pictures.max(initial=-1)) + 1
 
     @cached_property
     def right(self) -> NDArray[np.bool_]:
         """Return (n, A): whether each action's answer counts as right."""
         enough: NDArray[np.bool_] = self.scores >= self.thresholds[:, None]
         return enough
+
+    @property
+    def one_kind(self) -> bool | None:
+        """Return whether all questions have a reference, or all have none; None: some have."""
+        some = bool(self.has_reference.any())
+        return some if some == bool(self.has_reference.all()) else None
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -109,8 +119,8 @@ class OracleData:
     @cached_property
     def splits(self) -> NDArray[np.str_]:
         """Return (n,): the split each question's unit belongs to, for all time."""
-        names, inverse = np.unique(self.units, return_inverse=True)
-        return np.array([split_of(name) for name in names])[inverse]
+        names, inverse = numbered(self.units)
+        return np.array([split_of(name) for name in names.tolist()])[inverse]
 
     def take(self, rows: NDArray[Any]) -> OracleData:
         """Return the questions of a mask or index array."""
@@ -124,7 +134,7 @@ class OracleData:
                     "visual_tokens",
                 )
             },
-            metadata=[self.metadata[i] for i in index],
+            metadata=_chosen(self.metadata, index),
             space=self.space, flops=self.flops, schema=self.schema,
             feature_schema=self.feature_schema, model_hash=self.model_hash,
             sources=self.sources, data_hash=self.data_hash, seconds=self.seconds,
@@ -182,15 +192,30 @@ class OracleData:
         return replace(self, **tables, space=space, repeats=repeats)
 
 
-def read_oracle(folders: Sequence[Path]) -> OracleData:
+def _chosen(metadata: Sequence[dict[str, Any]], rows: NDArray[Any]) -> Sequence[dict[str, Any]]:
+    return metadata[rows] if isinstance(metadata, Facts) else [metadata[row] for row in rows]
+
+
+def read_oracle(
+    folders: Sequence[Path], *, in_memory: int = IN_MEMORY, schema: FeatureSchema | None = None
+) -> OracleData:
     """Return the questions of the folders together; a question that several hold is taken once.
+
+    Args:
+        in_memory: bytes of features beyond which they lie in a file without a name, in TMPDIR.
+        schema: of their features; None: the one that this version computes.
 
     Raises:
         TrainingError: a folder holds no oracle data.
         MixedData: different models, scales, actions or feature schemas.
         NotEnoughData: no question at all.
     """
-    return _arrays(*oracle_table(folders))
+    paths, manifest, data_hash = _shards(folders)
+    schema = _checked(schema or _schema_of(manifest), manifest)
+    found = columns_of(paths, len(schema.names), in_memory)
+    if found is None:
+        raise _no_question(folders)
+    return _arrays(found, manifest, schema, data_hash)
 
 
 def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
@@ -200,13 +225,25 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
         TrainingError, MixedData, NotEnoughData: as `read_oracle`.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    manifests, tables = [], []
+    paths, manifest, data_hash = _shards(folders)
+    tables = [table for path in paths for table in batches(path)]
+    if not sum(table.num_rows for table in tables):
+        raise _no_question(folders)
+    return once(settled(pa.concat_tables(tables))), manifest, data_hash
+
+
+def _no_question(folders: Sequence[Path]) -> NotEnoughData:
+    return NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
+
+
+def _shards(folders: Sequence[Path]) -> tuple[list[Path], dict[str, Any], str]:
+    """Return the folders' shards, what their manifests have in common, and a hash of the data."""
+    manifests, shards = [], list[Path]()
     digest = hashlib.sha256()
     for folder in folders:
         manifests.append(read_manifest(folder))
-        paths = sorted(folder.glob("oracle-*.parquet"))
+        paths = finished_shards(folder, manifests[-1])
         written = manifests[-1].get("shards", 0)  # told when a run has finished
         if len(paths) < written:
             raise TrainingError(
@@ -214,11 +251,10 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
                 "bring the others back, or run the same `m3-train collect` again"
             )
         for path in paths:
-            try:
-                tables.append(conform(pq.read_table(path), OracleRecord))
-            except (OSError, pa.ArrowException, ValueError) as error:
-                raise TrainingError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-            digest.update(path.read_bytes())
+            with path.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
+        shards += paths
     first = manifests[0]
     for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
         for key in ("model_hash", "scales", "feature_schema"):
@@ -242,23 +278,7 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
                 "the same version, and both or neither with --no-focus"
             )
     first = {**first, "label_recipe": shared_recipe(m.get("label_recipe") for m in manifests)}
-    table = pa.concat_tables(tables) if tables else None
-    if table is None or table.num_rows == 0:
-        raise NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
-    return once(settled(table)), first, digest.hexdigest()[:16]
-
-
-def once(table: Any) -> Any:
-    """Return the table with each question about a picture once, the last one.
-
-    A question that two folders (or two requests) hold counts once, or it would weigh double. Within
-    another conversation it is another one: a log's rows say which, as ``asked`` in their metadata.
-    """
-    told = [json.loads(text or "{}").get("asked") for text in table["metadata"].to_pylist()]
-    names = ("picture_id", "question")
-    asked = zip(*(table[name].to_pylist() for name in names), told, strict=True)
-    last = {key: row for row, key in enumerate(asked)}
-    return table.take(sorted(last.values()))
+    return shards, first, digest.hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -294,62 +314,69 @@ def space_of(manifest: dict[str, Any]) -> ActionSpace:
         raise TrainingError(f"{MANIFEST} holds damaged actions: {error}") from error
 
 
-def _arrays(table: Any, manifest: dict[str, Any], data_hash: str) -> OracleData:
-    scales = tuple(int(scale) for scale in manifest["scales"])
-    relevance = str(manifest["relevance"])
-    schema = feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"], relevance)
+def _schema_of(manifest: dict[str, Any]) -> FeatureSchema:
+    scales, relevance = tuple(map(int, manifest["scales"])), str(manifest["relevance"])
+    return feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"], relevance)
+
+
+def _checked(schema: FeatureSchema, manifest: dict[str, Any]) -> FeatureSchema:
     if schema.hash != manifest["feature_schema"]:
         raise MixedData(
             f"the data hold features {manifest['feature_schema']}, this version computes "
             f"{schema.hash}: collect them again"
         )
+    return schema
+
+
+def _arrays(
+    found: Columns, manifest: dict[str, Any], schema: FeatureSchema, data_hash: str
+) -> OracleData:
     space = space_of(manifest)
     same = {column: manifest[column] for column in ("model_hash", "feature_schema")}
     same["action_space"] = None if manifest.get("actions") is None else space.hash
     for column, wanted in same.items():
-        found = table[column].unique().to_pylist()
-        if found != [wanted]:
-            raise MixedData(f"the shards and their manifest differ in {column}: {found[:3]}")
-    metadata = [json.loads(text) if text else {} for text in table["metadata"].to_pylist()]
-    table, metadata, again = without_repeats(table, metadata, len(space))
-    try:
-        arrays = oracle_arrays(table)
-    except ValueError as error:
-        raise MixedData(str(error)) from error
-    has_reference = np.array([r is not None for r in table["reference"].to_pylist()])
-    if arrays.scores.shape[1] != len(space):
-        raise MixedData(f"{arrays.scores.shape[1]} scores a question for {len(space)} actions")
+        told = sorted(map(str, found.told[column]))
+        if found.told[column] != {wanted}:
+            raise MixedData(f"the shards and their manifest differ in {column}: {told[:3]}")
+    if found.scores.shape[1] != len(space):
+        raise MixedData(f"{found.scores.shape[1]} scores a question for {len(space)} actions")
+    asked = Coding()
+    told_asked = found.metadata.telling("asked")
+    asked.add(repr(told_asked.get(row)) for row in range(len(found.scores)))
+    kept = last_of(found.pictures.codes, found.questions.codes, asked.codes)
+    originals, again = without_repeats(
+        found.pictures.codes[kept], found.question_ids[kept],
+        found.metadata[kept].telling("repeat_of"), found.scores[kept],
+    )  # fmt: skip
+    kept = kept[originals]
+    everything = len(kept) == len(found.scores)
     return OracleData(
-        picture_ids=arrays.picture_ids.astype(np.str_),
-        units=arrays.units.astype(np.str_),
-        question_ids=arrays.question_ids.astype(np.str_),
-        groups=np.array(
-            [f"{d}/{k}" for d, k in zip(arrays.datasets, arrays.kinds, strict=True)], np.str_
-        ),
-        scores=arrays.scores.astype(np.float64),
-        soft=arrays.p_reference.astype(np.float64),
-        confidence=arrays.confidence.astype(np.float64),
-        features=arrays.features,
-        has_reference=has_reference,
-        metrics=metrics_of(table, has_reference),
-        thresholds=np.array(
-            [THRESHOLD if t is None else t for t in table["threshold"].to_pylist()]
-        ),
-        size_px=np.array([np.nan if v is None else v for v in table["size_px"].to_pylist()]),
-        metadata=metadata,
-        visual_tokens=arrays.visual_tokens.astype(np.float64),
+        picture_ids=found.pictures[kept],
+        units=found.units[kept],
+        question_ids=found.question_ids[kept],
+        groups=found.groups[kept],
+        scores=found.scores[kept].astype(np.float64),
+        soft=found.soft[kept].astype(np.float64),
+        confidence=found.confidence[kept].astype(np.float64),
+        features=found.features if everything else found.features[kept],
+        has_reference=found.has_reference[kept],
+        metrics=found.metrics[kept],
+        thresholds=found.thresholds[kept],
+        size_px=found.size_px[kept],
+        metadata=found.metadata[kept],
+        visual_tokens=found.visual_tokens[kept].astype(np.float64),
         space=space,
         flops=np.array(manifest["flops"], float) if manifest.get("flops") else None,
         schema=schema,
         feature_schema=schema.hash,
         model_hash=manifest["model_hash"],
-        sources=tuple(sorted(set(table["source"].to_pylist()))),
+        sources=tuple(numbered(found.sources[kept])[0].tolist()),
         data_hash=data_hash,
         repeats=again,
         seconds=dict(manifest.get("analytic_seconds") or {}),
         encode=EncodeCost(**(manifest.get("encode") or {})),
         label_recipe=manifest.get("label_recipe"),
-        scripts=taught_by(table["question"].unique().to_pylist()),
+        scripts=taught_by(numbered(found.questions[kept])[0].tolist()),
     )
 
 

@@ -124,8 +124,14 @@ class Labeller:
     ) -> list[OracleRecord]:
         """Return one record per question, in the order of the tasks.
 
-        ``recipe`` is that of answers without a limit; each row names its own.
+        ``recipe`` is that of answers without a limit; each row names its own. On a CPU pictures are
+        labelled one by one: several together save nothing there, and what a picture gives then does
+        not depend, to the last bit, on which others are labelled with it.
         """
+        if len(tasks) > 1 and self.device == "cpu":
+            told: dict[str, Any] = {"feature_schema": feature_schema, "model_hash": model_hash}
+            told |= {"source": source, "recipe": recipe}
+            return [record for task in tasks for record in self.label([task], **told)]
         jobs = [job for task in tasks for job in self._jobs(task)]
         finest = self.space.anchor.coarse
         asked = [(j, q) for j, job in enumerate(jobs) for q in range(len(job.asks))]

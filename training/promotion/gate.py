@@ -9,7 +9,6 @@ through. Knows routers, folders and oracle data; what figures are worth is train
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +18,13 @@ from numpy.typing import NDArray
 
 from m3model.engine.recipe import model_of
 from router import default_router_path
+from router.certificate.proof import betting_order
 from router.errors import RouterFileError
 from router.places import Place
-from router.registry import current_router_path
+from router.registry import Restriction, last_entry, router_folder
 from router.router import Router
 from training.errors import MixedData, TrainingError
+from training.fitting.references import left_out
 from training.fitting.telling import untelling_kinds, why_untelling
 from training.oracle.data import OracleData, check_fits, read_oracle, scored_by
 from training.promotion.replay import played
@@ -51,12 +52,14 @@ class Contender:
         router: None takes always the finest scale.
         seen: marks of the pictures that shaped it; None leaves it to the rule of the splits.
         assumed: nobody named it: it is what a service takes by itself.
+        held: what it is restricted to: it does no more than that, and its certificate is none.
     """
 
     name: str
     router: Router | None = None
     seen: NDArray[np.uint64] | None = None
     assumed: bool = False
+    held: Restriction | None = None
 
     @classmethod
     def read(cls, name: str, folder: Place) -> Contender:
@@ -108,13 +111,14 @@ def live(registry: Place, given: Path | None, model_hash: str) -> Contender:
         given: the service's `--router`, which counts where nothing was ever promoted.
         model_hash: of the model that serves.
     """
-    promoted = current_router_path(registry)
-    if promoted is not None:
-        return Contender.read("the router in force", promoted)
-    if given is not None:
-        return Contender.read("the router in force", given)
-    shipped = _shipped(model_hash) or Contender("always the finest scale")
-    return replace(shipped, assumed=True)
+    entry = last_entry(registry)
+    named = router_folder(registry, entry) or given
+    if named is not None:
+        found = Contender.read("the router in force", named)
+    else:
+        shipped = _shipped(model_hash) or Contender("always the finest scale")
+        found = replace(shipped, assumed=True)
+    return replace(found, held=None if entry is None else entry.restriction)
 
 
 def pinned(given: Path | None, data: OracleData) -> Contender | None:
@@ -136,7 +140,7 @@ def _shipped(model_hash: str) -> Contender | None:
 
 
 def at_the_gate(
-    candidate: Path,
+    candidate: Place,
     registry: Place,
     oracle: Sequence[Path],
     *,
@@ -158,18 +162,18 @@ def at_the_gate(
         current = live(registry, incumbent, made_for if audits is None else audits.model_hash)
     except (TrainingError, RouterFileError) as error:
         return refused(f"what is live cannot be read: {error}")
-    if audits is None and ours.version != current.version:
+    if audits is None and (ours.version != current.version or current.held):
         return refused(
             f"nothing shows that it may replace {current.name}: give audits to judge it by "
             "(m3-train collect --from-log, then --oracle)"
         )
     if audits is None:
         return SAME
-    audits = _of_the_traffic(audits)
+    audits = of_the_traffic(audits)
     return judge(ours, current, pinned(reference, audits), audits)
 
 
-def _of_the_traffic(data: OracleData) -> OracleData:
+def of_the_traffic(data: OracleData) -> OracleData:
     """Return what comes from a log, where anything does: the rest would drown it."""
     if "log" not in data.sources or len(data.sources) == 1:
         return data
@@ -189,7 +193,7 @@ def judge(
         audits: questions drawn from the traffic; those about pictures that shaped one of the
             routers are left out, and kinds of question whose scores say nothing.
     """
-    if candidate.version and candidate.version == incumbent.version:
+    if candidate.version and candidate.version == incumbent.version and not incumbent.held:
         return SAME
     present = [candidate, incumbent, *([] if reference is None else [reference])]
     for each in present:
@@ -199,9 +203,12 @@ def judge(
     stranger = _who_else_answered(audits, incumbent)
     if stranger is not None:
         return refused(stranger)
-    fresh = audits.take(np.all([each.unseen(audits) for each in present], axis=0))
+    unseen = audits.take(np.all([each.unseen(audits) for each in present], axis=0))
+    fresh = _of_one_kind(unseen)
     empty = untelling_kinds(fresh)
     notes = _notes(candidate, incumbent, audits, empty)
+    apart = left_out(unseen, fresh)
+    notes = notes if apart is None else (*notes, apart)
     refusal = _why_unusable(fresh)
     if refusal is None and empty:
         fresh = fresh.take(~np.isin(fresh.groups, list(empty)))
@@ -213,6 +220,15 @@ def judge(
     evidence = _evidence(candidate, incumbent, reference, fresh)
     facts = _facts(candidate, incumbent, reference, evidence, fresh)
     return replace(weigh(evidence), facts=facts, notes=notes)
+
+
+def _of_one_kind(fresh: OracleData) -> OracleData:
+    """Return the questions with a reference where those can show something, else those without."""
+    if fresh.one_kind is not None:
+        return fresh
+    told = fresh.take(fresh.has_reference)
+    enough = too_few(told.n_pictures, len(told)) is None
+    return told if enough else fresh.take(~fresh.has_reference)
 
 
 def _why_unusable(fresh: OracleData) -> Verdict | None:
@@ -247,30 +263,24 @@ def _evidence(
     most = float(fresh.scales[-1])
     looks = any(each.router and each.router.second_look for each in (candidate, incumbent))
     return Evidence(
-        units=in_betting_order(fresh.units),
+        units=betting_order(fresh.units),
         candidate=_played(candidate, fresh),
         incumbent=_played(incumbent, fresh),
         reference=None if reference is None else _played(reference, fresh),
         finest=fresh.scores[:, -1],
         floor=_floor(candidate.router),
         most_tokens=2.0 * most if looks else most,
-        stronger=_stronger(candidate.router, incumbent.router),
+        stronger=_stronger(candidate.router, None if incumbent.held else incumbent.router),
     )
 
 
-def in_betting_order(units: NDArray[np.str_]) -> NDArray[np.int64]:
-    """Return (n,): the number of each question's unit, in the order of a hash of their names."""
-    names, inverse = np.unique(units, return_inverse=True)
-    digests = [hashlib.sha256(b"m3-router bets 1:" + n.encode()).digest() for n in names.tolist()]
-    places = np.empty(len(names), dtype=np.int64)
-    places[sorted(range(len(names)), key=digests.__getitem__)] = np.arange(len(names))
-    return places[inverse]
-
-
 def _played(contender: Contender, fresh: OracleData) -> Played:
-    if contender.router is None:
+    router, held = contender.router, contender.held
+    if router is None or (held is not None and held.price is None):
         return Played("", fresh.scores[:, -1], fresh.visual_tokens[:, -1])
-    outcome = played(contender.router, fresh, contender.name)
+    if held is not None and held.price is not None:
+        router = router.with_policy(replace(router.policy, price=held.price))
+    outcome = played(router, fresh, contender.name)
     return Played(contender.version, outcome.score, outcome.spent(fresh.visual_tokens))
 
 

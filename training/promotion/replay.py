@@ -1,26 +1,32 @@
 """Replays audited questions under several policies: exact counterfactuals, side by side.
 
 All actions on a question were run on one set of weights, so what a policy would have done is looked
-up, not estimated. Knows routers and oracle data; does not know the service.
+up, not estimated. What a log says was served is decided again from its records. Knows routers,
+oracle data and logs; does not know the service.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from router.log import NewerLog, read_log
 from router.policy import Policy, token_costs
+from router.records import DecisionRecord, OracleRecord, from_table
+from router.records.rows import Record
 from router.router import Router
-from training.errors import NotEnoughData, TrainingError
+from training.errors import BadRecord, NotEnoughData, TrainingError
 from training.evaluation.exam import questions_of
+from training.evaluation.served import ServedAgain, seen_in, served_again
 from training.figures import comparison as cmp
 from training.figures.metrics import picked
 from training.fitting.second_look import two_looks
-from training.oracle.data import OracleData, check_fits
+from training.oracle.data import OracleData, check_fits, oracle_table
 from training.progress import Progress, Steps, unseen
 
 
@@ -45,8 +51,16 @@ def parse_policy(text: str) -> PolicySpec:
             return PolicySpec(text)
         if kind == "fixed":
             return PolicySpec(text, scale=int(number))
-        if kind == "price" and 0 <= float(number) < math.inf:
-            return PolicySpec(text, price=float(number))
+        if kind == "price":
+            price = float(number)
+            if not 0 <= price < math.inf:
+                raise TrainingError(
+                    f"policy {text!r}: a price is a number from 0 on, the accuracy that one unit "
+                    "of cost must be worth"
+                )
+            return PolicySpec(text, price=price)
+    except TrainingError:
+        raise
     except ValueError:
         pass
     raise TrainingError(f"unknown policy {text!r}: use finest, fixed:SCALE or price:NUMBER")
@@ -111,6 +125,37 @@ def played(router: Router, data: OracleData, name: str) -> cmp.Outcome:
         MixedData: the router was made for other features, scales or actions.
     """
     return _Replayed(router, data).as_it_stands(name)
+
+
+def logged_again(
+    routers: Sequence[tuple[str, Router]], log: Path, oracle: Sequence[Path]
+) -> tuple[dict[str, ServedAgain], list[str]]:
+    """Return how each router (by its name) decides again what it decided for a log, and which
+    files of the log cannot be read.
+
+    Args:
+        log: folder of a service's log.
+        oracle: folders with the questions of that log.
+
+    Raises:
+        BadRecord: records of a newer version.
+        TrainingError, FileNotFoundError: no oracle data, or no log.
+    """
+    table, found = oracle_table(oracle)[0], {}
+    try:
+        logged = read_log(log)
+        for name, router in routers:
+            seen = seen_in(_records(table, OracleRecord), router)
+            found[name] = served_again(router, _records(logged.decisions, DecisionRecord), seen)
+    except (NewerLog, ValueError) as error:
+        raise BadRecord(f"the log {log} cannot be decided again: {error}") from error
+    return found, [str(skipped) for skipped in logged.notes.skipped]
+
+
+def _records(table: Any, kind: type[Record]) -> Iterator[Record]:
+    """Yield a table's rows as records, a thousand in memory at a time."""
+    for start in range(0, len(table), 1000):
+        yield from from_table(table.slice(start, 1000), kind)
 
 
 def _check(

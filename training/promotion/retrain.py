@@ -16,6 +16,8 @@ from router.certificate.proof import Loss
 from router.places import Place
 from router.registry import current_router_path
 from router.router import Router
+from training.drift.attempts import counted
+from training.drift.population import write_population
 from training.errors import GateClosed, TrainingError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.exam import MIN_TEST_PICTURES
@@ -49,6 +51,7 @@ class RetrainJob:
         router: the service's `--router`, which is in force where nothing was promoted.
         reference: the router that no promotion moves; None: the shipped one where it fits.
         who: for the journal.
+        skip_bad: count pictures and labels that cannot be read instead of stopping.
     """
 
     log: Place
@@ -65,6 +68,7 @@ class RetrainJob:
     workers: int | None = None
     force: bool = False
     who: str = ""
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,21 +170,27 @@ def retrain(
     say(f"to replace {incumbent.name}: {wishes.sentence}")
     # What is labelled now must go with what was collected before.
     space = space_of(read_manifest(job.more_oracle[0])) if job.more_oracle else None
-    collect(
+    labels = collect(
         source, job.model, job.out / "oracle", workers=job.workers, space=space,
+        skip_bad=job.skip_bad,
         progress=lambda done, total: progress(done, total, "labelling pictures"),
     )  # fmt: skip
+    for note in labels.notes():
+        say(note)
+    say(f"{labels.labelled_now} of {labels.pictures} pictures labelled now")
     audits = read_oracle([job.out / "oracle"])
     data = read_oracle([job.out / "oracle", *job.more_oracle]) if job.more_oracle else audits
     router = _fitted(wishes, data, audits, progress, say)
     folder = router.save_pretrained(job.out / "router")
     write_seen(folder, data)
+    write_population(folder, router, data)
     enough = audits.split("test").n_pictures >= MIN_TEST_PICTURES
     judged_on = audits if enough else data
     report = evaluate(router, judged_on, target=wishes.target, say=say, progress=progress)
     reference = pinned(job.reference, audits)
     verdict = judge(Contender("the candidate", router, read_seen(folder)), incumbent, reference,
                     audits)  # fmt: skip
+    verdict = counted(verdict, job.registry, job.who)
     _write(report, verdict, job)
     for note in verdict.notes:
         say(note)

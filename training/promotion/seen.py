@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from router.places import Place
 from training.files import replacing
+from training.oracle.columns.names import numbered
 from training.oracle.data import OracleData
 
 SEEN_FILE = "seen.npy"
@@ -31,7 +32,7 @@ def write_seen(folder: Path, data: OracleData, *more: Place) -> None:
     if len(known) < len(before):
         path.unlink(missing_ok=True)  # what lay there was another router's
         return
-    ours = marks(np.unique(data.units[data.splits != "test"]).tolist())
+    ours = marks(numbered(data.units[data.splits != "test"])[0].tolist())
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.unique(np.concatenate([ours, *known])), allow_pickle=False)
 
@@ -57,5 +58,5 @@ def unseen_by(data: OracleData, seen: NDArray[np.uint64] | None) -> NDArray[np.b
     if seen is None:
         rule: NDArray[np.bool_] = data.splits == "test"
         return rule
-    names, inverse = np.unique(data.units, return_inverse=True)
+    names, inverse = numbered(data.units)
     return ~np.isin(marks(names.tolist()), seen)[inverse]

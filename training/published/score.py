@@ -1,4 +1,4 @@
-"""Scores somebody's choice of actions on a published table: exact, with intervals by picture.
+"""Scores somebody's choice of actions on a published table: exact, with intervals by group.
 
 Needs nothing but the table and the picks. Knows published tables and picks; does not know routers.
 """
@@ -93,7 +93,7 @@ def score_picks(table: Published, picks: Picks, *, resamples: int = 2000) -> dic
     accuracy = float(ours.score.mean())
     return {
         "n_questions": len(test),
-        "n_pictures": len(np.unique(test.picture_ids)),
+        "n_pictures": len(np.unique(test.units)),
         "finest_accuracy": float(on.scores[:, -1].mean()),
         "fixed": [
             {"scale": action.coarse, **cmp.fixed(k, on).summary(on)}

@@ -23,16 +23,17 @@ from training.oracle.data import space_of
 
 TABLE = "instances.parquet"
 DATASHEET = "datasheet.md"
-FORMAT = "2"  # 1: the scales alone, without the columns about actions
+FORMAT = "3"  # 2: without group_id; 1: the scales alone, without the columns about actions
 HARDWARE = "NVIDIA H100 SXM"
 COLUMNS = {
-    "picture_id": "SHA-256 of the picture's pixels; decides the split",
+    "picture_id": "SHA-256 of the picture's pixels",
+    "group_id": "what the picture belongs to, else itself; decides the split, counts as one",
     "question_id": "unique name of the question",
     "question": "its text",
     "kind": "question type",
     "dataset": "where the question is from",
     "reference": "right answer (null: unknown)",
-    "split": "train, calibration or test, by picture",
+    "split": "train, calibration or test, by group",
     "repeat_of": "question_id of the same question in other words (null: not a repeat)",
     "action": "how the picture was read: a scale, or a focus by its name",
     "scale": "the scale it was read at as a whole (null: a focus)",
@@ -62,7 +63,7 @@ class Published:
     """
 
     question_ids: NDArray[np.str_]
-    picture_ids: NDArray[np.str_]
+    units: NDArray[np.str_]  # what counts as one picture: groups, or pictures by themselves
     groups: NDArray[np.str_]  # "dataset/kind"
     splits: NDArray[np.str_]
     scores: NDArray[np.float64]  # (n, A), as all that follow
@@ -76,14 +77,14 @@ class Published:
 
     @cached_property
     def pictures(self) -> NDArray[np.int64]:
-        """Return (n,): the number of each question's picture."""
-        return np.unique(self.picture_ids, return_inverse=True)[1].astype(np.int64)
+        """Return (n,): the number of each question's unit."""
+        return np.unique(self.units, return_inverse=True)[1].astype(np.int64)
 
     def split(self, name: str) -> Published:
         """Return the questions of one split."""
         rows = self.splits == name
         return Published(
-            self.question_ids[rows], self.picture_ids[rows], self.groups[rows], self.splits[rows],
+            self.question_ids[rows], self.units[rows], self.groups[rows], self.splits[rows],
             self.scores[rows], self.visual_tokens[rows],
             None if self.flops is None else self.flops[rows],
             None if self.gpu_ms is None else self.gpu_ms[rows],
@@ -103,6 +104,7 @@ def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
     space = space_of(manifest)
     n, tokens = len(rows), [t for row in rows for t in row["visual_tokens"]]
     facts = [json.loads(row["metadata"] or "{}") for row in rows]
+    units = [row["group_id"] or row["picture_id"] for row in rows]
     names = unique_names([(row["picture_id"], row["question_id"]) for row in rows])
 
     def each(values: list[Any]) -> list[Any]:
@@ -125,10 +127,11 @@ def publish(records: Any, manifest: dict[str, Any], data_hash: str) -> Any:
     single = pa.float32()
     columns: dict[str, tuple[Any, list[Any]]] = {
         "picture_id": (text, each([r["picture_id"] for r in rows])),
+        "group_id": (text, each(units)),
         "question_id": (text, each([names[r["picture_id"], r["question_id"]] for r in rows])),
         **{c: (text, each([r[c] for r in rows])) for c in ("question", "kind", "dataset")},
         "reference": (text, each([r["reference"] for r in rows])),
-        "split": (text, each([split_of(r["group_id"] or r["picture_id"]) for r in rows])),
+        "split": (text, each([split_of(unit) for unit in units])),
         "repeat_of": (text, each([repeat_of(*pair) for pair in zip(rows, facts, strict=True)])),
         "action": (text, list(space.names) * n),
         "scale": (whole, [a.coarse if a.is_uniform else None for a in space.actions] * n),
@@ -203,6 +206,9 @@ def read_published(folder: Path) -> Published:
     if n == 0 or left or [*map(str, action)] != list(space.names) * n:
         raise TrainingError(f"{path} does not hold every action of every question, in order")
 
+    # Tables of before format 3 name no groups.
+    unit = "group_id" if "group_id" in table.column_names else "picture_id"
+
     def first(column: str) -> NDArray[np.str_]:
         return np.array(table[column].to_pylist()[:: len(space)], dtype=np.str_)
 
@@ -215,7 +221,7 @@ def read_published(folder: Path) -> Published:
     kinds = zip(first("dataset").tolist(), first("kind").tolist(), strict=True)
     return Published(
         question_ids=first("question_id"),
-        picture_ids=first("picture_id"),
+        units=first(unit),
         groups=np.array([f"{dataset}/{kind}" for dataset, kind in kinds], dtype=np.str_),
         splits=first("split"),
         scores=numbers("exact_match"),

@@ -1,4 +1,5 @@
-"""Writes the router registry: puts routers in force, takes them back, keeps the bad ones out.
+"""Writes the router registry: puts routers in force or on trial, takes them back,
+keeps the bad ones out.
 
 A registry holds router folders named ``<router version>-<hash of all bytes>``, which are copied
 aside, brought to disk and renamed, and never changed again; and the journal that says which of
@@ -19,7 +20,7 @@ from router.errors import RouterFileError
 from router.log.layout import sync_folder
 from router.places import Place, StoredPlace
 from router.places.content import files_of, hash_folder
-from router.registry import DEFAULT_REGISTRY, current_router_path, history
+from router.registry import DEFAULT_REGISTRY, Trial, TrialKind, current_router_path, history
 from router.router import Router
 from training.errors import NotInForce, Quarantined, TrainingError
 from training.registry.journal import State, append, read_state
@@ -28,13 +29,14 @@ from training.registry.names import START, is_called, named, same_router
 from training.registry.uploads import generation_of, held, upload
 
 __all__ = [
-    "current_router_path", "hash_folder", "history", "promote", "quarantine", "rollback",
-    "rollback_target",
+    "current_router_path", "end_trial", "hash_folder", "history", "on_trial", "promote",
+    "quarantine", "rollback", "rollback_target", "try_out",
 ]  # fmt: skip
+MOST_OF_SESSIONS = 0.5  # a canary is judged beside the router in force, which needs as many
 
 
 def promote(
-    router: Path,
+    router: Place,
     registry: Place = DEFAULT_REGISTRY,
     *,
     expect: str | None = None,
@@ -45,8 +47,8 @@ def promote(
 ) -> Place:
     """Copy a router folder into the registry, put it in force and return where it lies.
 
-    What is in force already stays as it is, and nothing is written. A process that dies on the way
-    leaves what was in force before.
+    What is in force already, unrestricted, stays as it is, and nothing is written. A process that
+    dies on the way leaves what was in force before.
 
     Args:
         router: its folder.
@@ -72,11 +74,12 @@ def promote(
         _check_expected("promoted", registry, state, expect)
         if state.is_quarantined(name) and not force:
             raise Quarantined(f"not promoted: {_why_quarantined(state, name)}")
-        if state.current == name:
+        is_free = state.restriction is None
+        if is_free and state.current == name:
             _put(router, registry / name, digest, None, None)
             return registry / name
-        if state.current is not None and _holds(registry / state.current, digest):
-            return registry / state.current  # under a name of before
+        if is_free and state.current is not None and _holds(registry / state.current, digest):
+            return registry / state.current  # under another name
         with held(registry / name) as is_held:
             if not is_held:
                 generation += 1
@@ -165,6 +168,120 @@ def quarantine(
             return
 
 
+def try_out(
+    router: Place,
+    kind: TrialKind,
+    share: float,
+    registry: Place = DEFAULT_REGISTRY,
+    *,
+    expect: str | None = None,
+    who: str = "",
+    why: str = "",
+    forced: bool = False,
+) -> Place:
+    """Copy a router folder into the registry, put it on trial and return where it lies.
+
+    One router is tried at a time; the same one may go on with another share, or as a canary after
+    it was a shadow.
+
+    Args:
+        router: its folder.
+        kind: what it does.
+        share: of the sessions that a canary answers, of the requests that a shadow decides.
+        registry: its folder; it is made where there is none.
+        expect: folder name or version that must be in force.
+        who: for the journal.
+        why: for the journal.
+        forced: for the journal: it was not checked against what is in force.
+
+    Raises:
+        NotInForce: something else than expected is in force.
+        Quarantined: it was rolled back or named bad before.
+        TrainingError: the share is none, the folder is no router, the router is in force, or
+            another is on trial.
+    """
+    most = MOST_OF_SESSIONS if kind == "canary" else 1.0
+    if not 0.0 < share <= most:
+        raise TrainingError(
+            f"--share of a {kind} must be above 0 and at most {most:g}, not {share:g}"
+        )
+    loaded, digest, generation = _load(router), hash_folder(router), 1
+    while True:
+        name = generation_of(loaded.version, digest, generation)
+        state = read_state(registry)
+        _check_expected("tried", registry, state, expect)
+        if state.is_quarantined(name):
+            raise Quarantined(f"not tried: {_why_quarantined(state, name)}")
+        if same_router(name, state.current):
+            raise TrainingError(f"{name} is in force already: there is nothing to try")
+        going_on = state.trial
+        if going_on is not None and not same_router(going_on.router, name):
+            raise TrainingError(
+                f"{going_on.router} is on trial as a {going_on.kind}; end that first: "
+                f"m3-train {going_on.kind} --stop"
+            )
+        with held(registry / name) as is_held:
+            if not is_held:
+                generation += 1
+                continue
+            _put(router, registry / name, digest, state.current, None)
+            trial = Trial(kind, name, share)
+            entry = state.next(
+                "try", name, state.current, who, why, None, forced, trial, state.restriction
+            )
+            if append(registry, state, entry):
+                # Old folders may be cleared away meanwhile: this one is wanted now.
+                _put(router, registry / name, digest, state.current, None)
+                return registry / name
+
+
+def on_trial(registry: Place, kind: TrialKind) -> Trial:
+    """Return the trial of a kind that goes on.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    trial = read_state(registry).trial if registry.is_dir() else None
+    if trial is None or trial.kind != kind:
+        other = "" if trial is None else f"; {trial.router} is tried as a {trial.kind}"
+        raise TrainingError(f"no {kind} is on trial in {registry}{other}")
+    return trial
+
+
+def end_trial(
+    kind: TrialKind,
+    registry: Place = DEFAULT_REGISTRY,
+    *,
+    bad: bool = False,
+    expect: str | None = None,
+    who: str = "",
+    why: str = "",
+) -> str:
+    """End the trial that goes on, and return the name of the router that was tried.
+
+    Args:
+        kind: of the trial.
+        registry: its folder.
+        bad: the router goes into quarantine.
+        expect: folder name or version that must be in force.
+        who: for the journal.
+        why: for the journal.
+
+    Raises:
+        NotInForce: something else than expected is in force.
+        TrainingError: no such trial goes on.
+    """
+    while True:
+        tried, state = on_trial(registry, kind).router, read_state(registry)
+        _check_expected("ended", registry, state, expect)
+        if bad:  # which ends its trial in the same entry
+            quarantine(tried, registry, who=who, why=why)
+            return tried
+        entry = state.next("try", tried, state.current, who, why, restriction=state.restriction)
+        if append(registry, state, entry):
+            return tried
+
+
 def rollback_target(
     registry: Place, state: State, going: Collection[str] = ()
 ) -> tuple[str | None, list[str]]:
@@ -231,7 +348,7 @@ def _is_usable(folder: Place) -> bool:
 
 
 def _put(
-    router: Path, target: Place, digest: str, parent: str | None, report: Report | None
+    router: Place, target: Place, digest: str, parent: str | None, report: Report | None
 ) -> None:
     """See to it that the router lies whole in its folder of the registry."""
     if isinstance(target, StoredPlace):
@@ -247,7 +364,7 @@ def _put(
 
 
 def _copy(
-    router: Path, target: Path, digest: str, parent: str | None, report: Report | None
+    router: Place, target: Path, digest: str, parent: str | None, report: Report | None
 ) -> None:
     registry = target.parent
     registry.mkdir(parents=True, exist_ok=True)

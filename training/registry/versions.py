@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from router.places import Place, StoredPlace, as_place
-from router.registry import JOURNAL, Entry, history
+from router.registry import JOURNAL, Entry, Trial, history
 from router.router import Router
 from training.errors import TrainingError
 from training.registry.changes import rollback_target
@@ -34,7 +34,8 @@ class Version:
 
     Attributes:
         name: of its folder, or ``start``.
-        marks: ``in force``, ``rollback goes here``, ``quarantined``, ``cleared away``.
+        marks: ``in force``, ``restricted``, ``rollback goes here``, ``canary 0.1``, ``shadow 1``
+            (and the share), ``quarantined``, ``cleared away``.
         entry: the last of the journal that is about it.
         accuracy, visual_tokens: of its report; None without one.
     """
@@ -93,7 +94,8 @@ def differences(registry: Place, one: str, other: str) -> list[tuple[str, str, s
 def clear_away(registry: Place, keep: int) -> list[str]:
     """Remove old router folders and what dead processes left; return the routers' names.
 
-    The ``keep`` last promoted stay, and always what is in force and what a rollback would go to.
+    The ``keep`` last promoted stay, and always what is in force or on trial, and what a rollback
+    would go to.
     The journal stays whole: what is in quarantine stays there without its folder.
 
     Raises:
@@ -136,7 +138,10 @@ def _bury(registry: Path, grave: Path, keep: int) -> list[str]:
 def _kept(registry: Place, keep: int) -> set[str]:
     state = read_state(registry)
     # The nearest may lie aside just now, or be damaged and be passed over.
-    needed = [state.current, next(state.behind(), None), rollback_target(registry, state)[0]]
+    tried = None if state.trial is None else state.trial.router
+    needed = [
+        state.current, tried, next(state.behind(), None), rollback_target(registry, state)[0]
+    ]  # fmt: skip
     return {*filter(None, needed), *folders(registry, state.entries)[:keep]}
 
 
@@ -162,12 +167,18 @@ def _marks(registry: Place, state: State, name: str) -> tuple[str, ...]:
     place = None if name == START else name
     marks = {
         "in force": place == state.current,
+        "restricted": place == state.current and state.restriction is not None,
         "rollback goes here": state.current is not None
         and place == rollback_target(registry, state)[0],
+        _tried(state.trial): state.trial is not None and place == state.trial.router,
         "quarantined": place is not None and state.is_quarantined(name),
         "cleared away": place is not None and not (registry / name).is_dir(),
     }
     return tuple(mark for mark, is_so in marks.items() if is_so)
+
+
+def _tried(trial: Trial | None) -> str:
+    return "" if trial is None else f"{trial.kind} {trial.share:.3g}"
 
 
 def _figures(folder: Place, entries: Sequence[Entry]) -> tuple[float | None, float | None]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from training.errors import BadRecord, TrainingError
 from training.scoring import AGREEMENT, metric_of
 from training.scoring.choices import moved, options_of
-from training.sources.tasks import Ask, FileSource
+from training.sources.tasks import Ask, FileSource, PictureFile, SourceKind
 
 IMAGE_MARK = "<image>"
 SHOWN = 5  # bad records that are told one by one
@@ -32,7 +32,9 @@ OTHER_PICTURES = ("images", "video", "videos")  # of other formats: not read, so
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer, the commonest of the ``references`` where there are several."""
+    """One question and its answer, the commonest of the ``references`` where there are several; the
+    answer is empty where nobody knows one, which no LLaVA-format file can say.
+    """
 
     question: str
     answer: str
@@ -169,6 +171,8 @@ def _scorable(metric: str, turns: tuple[Turn, ...], name: str) -> None:
     except TrainingError as error:
         raise BadRecord(f"{name}: {error}") from error
     for turn in turns:
+        if not turn.answer:
+            continue
         why = measure.why_not(turn.references or (turn.answer,), turn.question)
         if why is not None:
             raise BadRecord(f"{name}: {why}")
@@ -281,54 +285,82 @@ def llava_source(
             that tells another group of its picture than one before.
         TrainingError: no question, an unknown metric, or repeats of what has no options.
     """
-    if repeats < 1:
-        raise TrainingError(f"--repeats must be at least 1, got {repeats}")
     read = read_llava(data, images, skip_bad=skip_bad)
-    if metric not in (None, AGREEMENT):
-        metric_of(metric)
-    bad = list(read.bad)
-    grouped: dict[Path, list[Ask]] = {}
-    names: dict[Path, str] = {}
-    groups: dict[Path, str | None] = {}
-    for record in read.with_picture:
-        if record.image is None:
-            continue
-        try:
-            asks = list(_asks(record, record.dataset or data.stem, metric, repeats))
-            group, before = asks[0].group_id, groups.get(record.image)
-            if None not in (group, before) and group != before:
-                raise BadRecord(
-                    f"record {record.record_id}: its picture is of the group {before}, not "
-                    f"{group}, says a record before"
-                )
-        except BadRecord as error:
-            if not skip_bad:
-                raise
-            bad.append(str(error))
-            continue
-        groups[record.image] = before or group
-        names.setdefault(record.image, f"record {record.record_id}")
-        grouped.setdefault(record.image, []).extend(asks)
-    if not grouped:
-        told = f"; {_shown(bad)}" if bad else ""
-        raise TrainingError(
-            f"{data} holds no record with a picture ({read.text_only} are text only){told}"
+    pairs = [(record.image, record) for record in read.records if record.image is not None]
+    left_out = [f"{read.text_only} text-only records"] if read.text_only else []
+    asked = AskedRecords("llava", data, {"data": data.name, "images": images.name}, left_out)
+    return asked.source(pairs, read.bad, skip_bad=skip_bad, metric=metric, repeats=repeats)
+
+
+@dataclass(frozen=True)
+class AskedRecords:
+    """How records become a source: what it is called, and what was left out before.
+
+    Args:
+        kind: of the source.
+        data: the file or folder they are of.
+        origin: names it in manifests.
+        left_out: notes on what is not among the records.
+    """
+
+    kind: SourceKind
+    data: Path
+    origin: dict[str, Any]
+    left_out: list[str]
+
+    def source(
+        self,
+        records: Iterable[tuple[PictureFile, LlavaRecord]],
+        bad: Iterable[str],
+        *,
+        skip_bad: bool,
+        metric: str | None,
+        repeats: int,
+    ) -> FileSource:
+        """Return the questions of records, grouped by picture; see `llava_source`."""
+        if repeats < 1:
+            raise TrainingError(f"--repeats must be at least 1, got {repeats}")
+        if metric not in (None, AGREEMENT):
+            metric_of(metric)
+        bad = list(bad)
+        grouped: dict[PictureFile, list[Ask]] = {}
+        names: dict[PictureFile, str] = {}
+        groups: dict[PictureFile, str | None] = {}
+        for picture, record in records:
+            try:
+                asks = list(_asks(record, record.dataset or self.data.stem, metric, repeats))
+                group, before = asks[0].group_id, groups.get(picture)
+                if None not in (group, before) and group != before:
+                    raise BadRecord(
+                        f"record {record.record_id}: its picture is of the group {before}, not "
+                        f"{group}, says a record before"
+                    )
+            except BadRecord as error:
+                if not skip_bad:
+                    raise
+                bad.append(str(error))
+                continue
+            groups[picture] = before or group
+            names.setdefault(picture, f"record {record.record_id}")
+            grouped.setdefault(picture, []).extend(asks)
+        left_out = [*self.left_out, *([_shown(bad)] if bad else [])]
+        if not grouped:
+            told = "".join(f"; {each}" for each in left_out)
+            raise TrainingError(f"{self.data} holds no record with a picture{told}")
+        if repeats > 1 and not any(
+            "repeat_of" in a.metadata for asks in grouped.values() for a in asks
+        ):
+            raise TrainingError(
+                "--repeats moves the options of multiple choice: give --metric choice"
+            )
+        pictures = tuple(
+            (names[picture], picture, tuple(replace(ask, group_id=groups[picture]) for ask in asks))
+            for picture, asks in grouped.items()
         )
-    if repeats > 1 and not any(
-        "repeat_of" in a.metadata for asks in grouped.values() for a in asks
-    ):
-        raise TrainingError("--repeats moves the options of multiple choice: give --metric choice")
-    left_out = []
-    if read.text_only:
-        left_out.append(f"{read.text_only} text-only records")
-    if bad:
-        left_out.append(_shown(bad))
-    pictures = tuple(
-        (names[path], path, tuple(replace(ask, group_id=groups[path]) for ask in asks))
-        for path, asks in grouped.items()
-    )
-    origin = {"data": data.name, "images": images.name}
-    return FileSource("llava", pictures, origin, tuple(left_out))
+        origin = dict(self.origin)
+        origin |= {} if metric is None else {"metric": metric}
+        origin |= {} if repeats == 1 else {"repeats": repeats}
+        return FileSource(self.kind, pictures, origin, tuple(left_out))
 
 
 def _asks(record: LlavaRecord, dataset: str, metric: str | None, repeats: int) -> Iterator[Ask]:
@@ -339,7 +371,7 @@ def _asks(record: LlavaRecord, dataset: str, metric: str | None, repeats: int) -
     for position, turn in enumerate(record.turns):
         ask = Ask(
             question=turn.question,
-            reference=turn.answer,
+            reference=turn.answer or None,
             question_id=f"{record.record_id}-{position}",
             kind=record.kind,
             dataset=dataset,
@@ -348,7 +380,7 @@ def _asks(record: LlavaRecord, dataset: str, metric: str | None, repeats: int) -
             group_id=None if record.group is None else f"{dataset}/{record.group}",
         )
         yield ask.by_agreement() if name == AGREEMENT else ask
-        if name != "choice" or turn.references:
+        if name != "choice" or turn.references or not turn.answer:
             continue
         for places in range(1, min(repeats, len(options_of(turn.question)))):
             question, reference = moved(turn.question, turn.answer, places)

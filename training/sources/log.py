@@ -17,7 +17,7 @@ from typing import Any
 
 from m3model.pictures import CHECKED_BEFORE
 from router.places import Place
-from training.errors import BadRecord, TrainingError
+from training.errors import BadRecord, NotEnoughData, TrainingError
 from training.sources.tasks import Ask, FileSource
 
 LOG = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def log_source(folder: Place) -> FileSource:
         grouped.setdefault(picture, []).append(ask)
     left_out = tuple(f"{count} {what}" for what, count in counts.items() if count)
     if not grouped:
-        raise TrainingError(
+        raise NotEnoughData(
             f"{folder} holds no audited question with a stored picture"
             + (f" ({', '.join(left_out)})" if left_out else "")
             + "; serve with --log-images and --audit-rate"
@@ -204,7 +204,9 @@ def log_source(folder: Place) -> FileSource:
         for name, asks in sorted(grouped.items())
     )
     # The service checked them when they came, under limits of its own.
-    return FileSource("log", pictures, {}, left_out, picture_ids=True, limits=CHECKED_BEFORE)
+    return FileSource(
+        "log", pictures, {}, left_out, picture_ids=True, limits=CHECKED_BEFORE, log=folder
+    )
 
 
 def _ask(row: dict[str, Any], given: dict[str, Any], *, several: bool) -> Ask:

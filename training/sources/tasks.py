@@ -27,7 +27,7 @@ _NEWER = (
     "logged_action", "logged_space", "logged_answer", "messages", "max_tokens", "stop", "metric",
     "group_id",
 )  # fmt: skip
-SourceKind = Literal["scenes", "llava", "log"]
+SourceKind = Literal["scenes", "llava", "log", "hf"]
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,28 @@ class Source(Protocol):
         """Return one line for each kind of record that was left out."""
 
 
+class PictureFile(Protocol):
+    """The file of a picture: a path, or a place in a file of many (`hf_tables`)."""
+
+    @property
+    def name(self) -> str:
+        """Return what tells it from the other pictures of the source."""
+
+    def read_bytes(self) -> bytes:
+        """Return the picture as it was stored; OSError when it cannot be read."""
+
+
 @dataclass(frozen=True)
 class FileSource:
-    """Pictures on disk, each with its questions (built by `llava_source` and `log_source`)."""
+    """Pictures on disk, each with its questions: of a log, a LLaVA-format file, a dataset."""
 
     kind: SourceKind
-    pictures: tuple[tuple[str, Place, tuple[Ask, ...]], ...]
+    pictures: tuple[tuple[str, PictureFile, tuple[Ask, ...]], ...]
     origin: dict[str, Any]
     left_out: tuple[str, ...] = ()
     picture_ids: bool = False  # names are picture ids: the pixels must still hash to them
     limits: PictureLimits = DEFAULT_LIMITS
+    log: Place | None = None  # whose tombstones say which pictures must not be kept
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -173,11 +185,12 @@ def scored_by_metric(source: FileSource, name: str) -> FileSource:
         (record, path, tuple(scored(ask) for ask in asks)) for record, path, asks in source.pictures
     )
     told = tuple(f"{n} questions from {metric.words}: {why}" for why, n in refused.items())
-    return replace(source, pictures=pictures, left_out=source.left_out + told)
+    origin = {**source.origin, "metric": name}
+    return replace(source, pictures=pictures, origin=origin, left_out=source.left_out + told)
 
 
 def read_picture(
-    path: Place, record: str, limits: PictureLimits = DEFAULT_LIMITS
+    path: PictureFile, record: str, limits: PictureLimits = DEFAULT_LIMITS
 ) -> NDArray[np.uint8]:
     """Return the pixels of a file, (H, W, 3) uint8 RGB, as the service would see them.
 

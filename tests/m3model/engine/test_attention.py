@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from m3model.engine import attention as packed_attention
-from m3model.engine.attention import Chunk, SdpaStep, Step, VarlenStep, best_step
-from m3model.engine.forward import packed_language_model as twin_of
 from m3model.engine.kv_pool import KVPool
+from m3model.engine.passes import attention as packed_attention
+from m3model.engine.passes.attention import SdpaStep, Step, VarlenStep, best_step
+from m3model.engine.passes.chunks import Chunk
+from m3model.engine.passes.forward import packed_language_model as twin_of
 from m3model.tiny import tiny_config
 
 DIM, ROWS = 8, 512
@@ -89,7 +90,7 @@ def test_every_request_attends_as_if_alone(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_attention, "COPIED_BYTES", copied * heads[1])
         patch.setattr("torch.nn.attention.varlen.varlen_attn", documented_varlen)
-        out = kind(pool, packed).attend(0, query, key, value, DIM**-0.5)
+        out = kind(pool, packed, heads[0]).attend(0, query, key, value, DIM**-0.5)
 
     at, written = 0, torch.zeros(len(before[0]), dtype=torch.bool)
     for chunk in packed:
@@ -112,13 +113,10 @@ def test_the_twin_shares_weights_and_leaves_the_model_alone() -> None:
 
     model = M3ForConditionalGeneration(tiny_config(64)).model.language_model
     kept = model.config._attn_implementation
-    twin = twin_of(model)
+    twin = twin_of(model, lambda: None)
     assert model.config._attn_implementation == kept != twin.config._attn_implementation
     pairs = zip(model.parameters(), twin.parameters(), strict=True)
     assert all(mine is theirs for mine, theirs in pairs)
-    model.config.sliding_window = 128
-    with pytest.raises(ValueError, match="sliding-window"):
-        twin_of(model)
 
 
 def test_a_kind_of_step_is_used_only_if_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,13 @@ from .conftest import Question, alone, ask, collect, questions
 def counted(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
     """What every pass from now on reads: tokens by request."""
     passes: list[dict[str, int]] = []
-    real = engine._packed.run
+    real = engine._packed.launch
 
     def run(chunks: list[tuple[Row, int]]) -> Any:
         passes.append({row.job.request_id: new for row, new in chunks})
         return real(chunks)
 
-    monkeypatch.setattr(engine._packed, "run", run)
+    monkeypatch.setattr(engine._packed, "launch", run)
     return passes
 
 
@@ -54,7 +54,8 @@ def test_answers_are_those_of_generate_under_pressure(
 
     async def run() -> list[Any]:
         watching = asyncio.ensure_future(watch())
-        leaving = [leave(f"gone{i}", question) for i, question in enumerate(asked[::5])]
+        long = [Question(each.ids, each.grid, each.scale, 60) for each in asked[::5]]
+        leaving = [leave(f"gone{i}", question) for i, question in enumerate(long)]
         answers = [collect(ask(engine, f"r{i}", q)) for i, q in enumerate(asked)]
         results = await asyncio.gather(*answers, *leaving)
         watching.cancel()

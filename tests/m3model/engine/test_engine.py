@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling, TokenEvent
-from m3model.engine.sampling import GumbelNoise
+from m3model.engine.passes.sampling import Choices, draw_of
 from m3model.errors import (
     BadRequest,
     EngineBusy,
@@ -25,6 +28,7 @@ from m3model.pooling import pool_visual_tokens
 from m3model.tiny import write_tiny_checkpoint
 
 SCALES = (1, 9, 36, 144, 576)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +154,40 @@ def test_sampling_is_seeded_and_leaves_the_global_generator_alone(
 
 def test_a_draw_follows_the_distribution() -> None:
     scores = torch.log(torch.tensor([[0.7, 0.2, 0.1, 0.0]]))
-    noise = GumbelNoise(0, torch.device("cpu"))
+    draws = Choices([draw_of(Sampling(temperature=1.0, seed=0), CPU)], [0], CPU)
     counts = torch.zeros(4)
     for _ in range(4000):
-        counts[noise(torch.empty(0), scores).argmax()] += 1
+        counts[draws.choose(scores, scores.argmax(-1))] += 1
     torch.testing.assert_close(
         counts / 4000, torch.tensor([0.7, 0.2, 0.1, 0.0]), atol=0.03, rtol=0.0
     )
+
+
+@given(
+    wishes=st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0, 1.7]), st.floats(0.05, 1.0)),
+                    min_size=1, max_size=5)
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_rows_that_draw_together_draw_as_alone(wishes: list[tuple[float, float]]) -> None:
+    """As transformers' own filters leave them, each with a seed of its own."""
+    logits = torch.randn(len(wishes), 50, generator=torch.Generator().manual_seed(1)) * 3
+    asked = [
+        Sampling(temperature=temperature, top_p=top_p, seed=i)
+        for i, (temperature, top_p) in enumerate(wishes)
+    ]
+    together = Choices([draw_of(each, CPU) for each in asked], [0] * len(asked), CPU).choose(
+        logits, logits.argmax(-1)
+    )
+    for i, each in enumerate(asked):
+        scores = logits[i : i + 1].clone()
+        if each.temperature:
+            scores = TemperatureLogitsWarper(each.temperature)(torch.empty(0), scores)
+            if each.top_p < 1.0:
+                scores = TopPLogitsWarper(each.top_p)(torch.empty(0), scores)
+            noise = torch.empty_like(scores)
+            noise.exponential_(generator=torch.Generator().manual_seed(i))
+            scores = scores - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
+        assert int(together[i]) == int(scores.argmax())
 
 
 def test_stop_strings(
@@ -244,14 +275,14 @@ def test_a_failing_request_fails_alone(
     prompt: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = model.embed_prompt
+    real = engine._packed.embed
 
-    def broken(ids: list[int], tokens: list[torch.Tensor]) -> torch.Tensor:
+    def broken(ids: list[int], tokens: list[torch.Tensor], skipped: int) -> torch.Tensor:
         if len(tokens[0]) == 36:
             raise RuntimeError("out of memory")
-        return real(ids, tokens)
+        return real(ids, tokens, skipped)
 
-    monkeypatch.setattr(model, "embed_prompt", broken)
+    monkeypatch.setattr(engine._packed, "embed", broken)
 
     async def run() -> list[Any]:
         return await asyncio.gather(
@@ -357,19 +388,21 @@ def test_every_layer_of_a_pass_is_a_sign_of_life(
 ) -> None:
     """A pass may be slow, so what counts as silence is the time between two of its layers."""
     silences: list[float] = []
-    layers = engine._packed._language.layers
-    for layer in layers:  # type: ignore[union-attr]
+    layers = engine._packed._layers
+    assert layers is not None
+    beat = layers._beat
 
-        def late(*_: Any) -> None:
-            engine._beat -= 100.0  # as if this layer took so long
+    def beats_late() -> None:
+        engine._beat -= 100.0  # as if the layer before took so long
+        beat()
+        silences.append(engine.stats().heartbeat_s)
 
-        layer.register_forward_hook(late)
-        layer.register_forward_pre_hook(lambda *_: silences.append(engine.stats().heartbeat_s))
+    layers._beat = beats_late
 
     async def run() -> None:
         async for _ in engine.submit("r", prompt, grid, Sampling(max_new_tokens=2)):
             pass
 
     asyncio.run(run())
-    assert len(silences) >= 2 * len(layers)  # type: ignore[arg-type]
+    assert len(silences) >= 2 * len(layers._layers)
     assert max(silences) < 100.0

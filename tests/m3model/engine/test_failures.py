@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_failed_step_fails_its_requests_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = start(max_running=2)
-    real, fail = engine._packed.run, threading.Event()
+    real, fail = engine._packed.launch, threading.Event()
 
     def run_or_fail(chunks: Any) -> Any:
         if fail.is_set():
@@ -47,7 +48,7 @@ def test_a_failed_step_fails_its_requests_and_no_others(
             raise RuntimeError("out of memory")
         return real(chunks)
 
-    monkeypatch.setattr(engine._packed, "run", run_or_fail)
+    monkeypatch.setattr(engine._packed, "launch", run_or_fail)
     asked = questions(model, 4)
     long = Question(asked[0].ids, asked[0].grid, 36, 800)
 
@@ -67,6 +68,75 @@ def test_a_failed_step_fails_its_requests_and_no_others(
     assert engine.stats().kv_pages_used == 0
 
 
+def test_a_pass_that_does_not_fit_the_memory_is_tried_again_smaller(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody fails for it, and once all goes well prompts get their share again."""
+    engine = start()
+    real, most, kept = engine._packed.launch, [80], list[weakref.ref[torch.Tensor]]()
+
+    def launch(chunks: Any) -> Any:
+        if sum(new for _, new in chunks) > most[0]:
+            activations = torch.empty(1000)
+            kept.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(chunks)
+
+    monkeypatch.setattr(engine._packed, "launch", launch)
+    asked = questions(model, 6)
+
+    async def run() -> list[list[int]]:
+        return await asyncio.gather(
+            *(collect(ask(engine, f"r{i}", each)) for i, each in enumerate(asked))
+        )
+
+    assert asyncio.run(run()) == [alone(model, each) for each in asked]
+    assert engine._share == 64
+    assert kept
+    assert not any(each() is not None for each in kept), "activations are kept by the error"
+    most[0] = 10_000
+    long = Question(asked[0].ids, asked[0].grid, 1, 300)
+
+    async def later() -> None:
+        await collect(ask(engine, "long", long))
+
+    asyncio.run(later())
+    assert engine._share == engine.prompt_tokens
+
+
+def test_what_fits_alone_only_fails_last_come_first(
+    model: M3ForConditionalGeneration,
+    start: Callable[..., LocalEngine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = start()
+    real = engine._packed.launch
+
+    def launch(chunks: Any) -> Any:
+        if len(chunks) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(chunks)
+
+    monkeypatch.setattr(engine._packed, "launch", launch)
+    asked = [Question(q.ids, q.grid, 1, 60) for q in questions(model, 5)]
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(
+            *(collect(ask(engine, f"r{i}", each)) for i, each in enumerate(asked)),
+            return_exceptions=True,
+        )
+
+    ends = asyncio.run(run())
+    assert ends[:2] == [alone(model, each) for each in asked[:2]]
+    assert [type(end) for end in ends[2:]] == [RequestFailed] * 3
+    for end in ends[2:]:
+        assert end.__cause__.__traceback__ is None  # frames would keep what they hold
+    assert engine.stats().alive
+    assert engine.stats().kv_pages_used == 0
+
+
 def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
     model: M3ForConditionalGeneration, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +147,7 @@ def test_an_engine_whose_every_step_fails_says_that_it_is_dead(
         assert all_wait.wait(60)
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(engine._packed, "run", broken)
+    monkeypatch.setattr(engine._packed, "launch", broken)
 
     async def run() -> None:
         answers = [collect(ask(engine, f"r{i}", q)) for i, q in enumerate(asked)]
@@ -103,8 +173,11 @@ def test_a_lost_device_is_nobodys_fault_and_ends_the_engine(
     async def run() -> None:
         first = ask(engine, "1", long)
         await anext(first)
+        others = [
+            collect(ask(engine, f"w{i}", Question(each.ids, each.grid, 36, 700)))
+            for i, each in enumerate(asked)
+        ]
         engine._pool.keys = engine._pool.keys.to("meta")  # as memory that cannot be read any more
-        others = [collect(ask(engine, f"w{i}", each)) for i, each in enumerate(asked)]
         ends = await asyncio.gather(collect(first), *others, return_exceptions=True)
         assert {type(end) for end in ends} == {EngineClosed}, ends
         assert not engine.stats().alive

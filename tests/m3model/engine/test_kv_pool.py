@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from m3model.engine import kv_pool
 from m3model.engine.kv_pool import PAGE_TOKENS, Extent, KVPool, Prefix, pool_for
 from m3model.tiny import tiny_config
 
@@ -170,3 +171,11 @@ def test_a_pool_has_the_models_shape_and_dtype() -> None:
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         small_pool(0)
+
+
+def test_what_a_gpus_allocator_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second engine on a GPU that the first has left finds the same room."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 80_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20_000)
+    assert kv_pool._free_bytes(torch.device("cuda")) == int(0.8 * 41_000)

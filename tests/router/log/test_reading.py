@@ -14,15 +14,16 @@ from router.records import DecisionRecord, from_table, to_table
 
 from .conftest import decision, feedback, requests
 
-V2 = ("constraints", "second_look", "temperature", "max_tokens", "messages", "certificate", "arm",
-      "group_id", "label_recipe")  # fmt: skip
+V3 = ("shadow",)
+V2 = (*V3, "constraints", "second_look", "temperature", "max_tokens", "messages", "certificate",
+      "arm", "group_id", "label_recipe")  # fmt: skip
 V1 = (*V2, "actions", "action_space", "cells")
 
 
 def of_version(number, record):
     """Return a table as the version wrote it: without the columns that came later."""
     table = to_table([record], DecisionRecord)
-    table = table.drop_columns(list({1: V1, 2: V2, 3: (), 4: ()}[number]))
+    table = table.drop_columns(list({1: V1, 2: V2, 3: V3, 4: (), 5: ()}[number]))
     return table.replace_schema_metadata({b"schema_version": str(number).encode()})
 
 
@@ -35,21 +36,21 @@ def as_segment(table):
 
 def test_logs_of_before_are_read_beside_todays(tmp_path, segment):
     (tmp_path / "decisions").mkdir()
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         name = f"decisions-2026010{number}T000000.000000Z-7-000000.parquet"
         pq.write_table(of_version(number, decision(number)), tmp_path / "decisions" / name)
-    segment(tmp_path, [decision(4)])
+    segment(tmp_path, [decision(5)])
     found = from_table(read_log(tmp_path).decisions, DecisionRecord)
-    assert found == [decision(n) for n in (1, 2, 3, 4)]
+    assert found == [decision(n) for n in (1, 2, 3, 4, 5)]
     one = pa.concat_tables(tables(tmp_path, DecisionRecord, Notes(), ["cells", "scale"]))
     assert one.schema.names == ["cells", "scale"]
-    assert one["scale"].to_pylist() == [36] * 4
+    assert one["scale"].to_pylist() == [36] * 5
 
 
 @pytest.mark.parametrize("form", ["parquet", "segment"])
 def test_a_newer_log_is_refused_and_kept(tmp_path, segment, form):
     segment(tmp_path, [decision(1)])
-    table = of_version(4, decision(2))
+    table = of_version(5, decision(2))
     if form == "parquet":
         path = tmp_path / "decisions" / "later.parquet"
         path.parent.mkdir()
@@ -57,7 +58,7 @@ def test_a_newer_log_is_refused_and_kept(tmp_path, segment, form):
     else:
         path = tmp_path / "live" / "decisions_host-9_20261127T000000.000000Z-000001.arrows"
         path.write_bytes(as_segment(table))  # of another host, a moment ago
-    with pytest.raises(NewerLog, match=r"cannot read .*: it holds records of version 4, and this"):
+    with pytest.raises(NewerLog, match=r"cannot read .*: it holds records of version 5, and this"):
         read_log(tmp_path)
     assert [each["file"] for each in stats(tmp_path)["skipped"]] == [
         str(path.relative_to(tmp_path))

@@ -93,7 +93,7 @@ def test_a_damaged_batch_is_named_and_the_others_are_read():
 
 
 def test_another_kind_and_a_newer_version_are_refused():
-    with pytest.raises(NewerLog, match="records of version 4, and this program reads 1, 2, 3"):
+    with pytest.raises(NewerLog, match="records of version 5, and this program reads 1, 2, 3, 4"):
         read_segment(newer(), DecisionRecord)
     with pytest.raises(ValueError, match="lacks the columns"):
         read_segment(made([[decision(1)]])[0], OracleRecord)
@@ -103,7 +103,7 @@ def test_another_kind_and_a_newer_version_are_refused():
 
 def newer() -> bytes:
     table = to_table([decision(1)], DecisionRecord)
-    table = table.replace_schema_metadata({**table.schema.metadata, b"schema_version": b"4"})
+    table = table.replace_schema_metadata({**table.schema.metadata, b"schema_version": b"5"})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)

@@ -98,7 +98,7 @@ def test_boosters_are_those_of_a_hand_loop_from_their_bases() -> None:
     for action in (0, 3, 1, 2, 4):
         start = None if BASES[action] < 0 else said[BASES[action]]
         rows = Rows(np.ascontiguousarray(X), Y[:, action].astype(float), None, start)
-        booster = train(rows, made._parameters(), 15)
+        booster = train(rows, made.parameters(), 15)
         assert booster.model_to_string() == made.model_texts_[action]
         added = booster.predict(X, raw_score=True, num_threads=1)
         said[action] = added if start is None else start + added

@@ -44,7 +44,8 @@ def test_the_action_is_a_key_of_the_predictions() -> None:
 def test_focus_is_declined_and_allowed_in_so_many_words() -> None:
     assert chat_body(None, "q", {"focus": False})["routing"] == {"focus": False}
     assert chat_body(None, "q", {"focus": True})["routing"] == {"focus": True}
-    assert "routing" not in chat_body(None, "q", {"focus": None})
+    assert "routing" not in chat_body(None, "q", {"focus": None, "group_id": None})
+    assert chat_body(None, "q", {"group_id": "doc"})["routing"] == {"group_id": "doc"}
 
 
 def test_the_look_that_counts_comes_last() -> None:

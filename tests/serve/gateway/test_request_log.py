@@ -118,7 +118,8 @@ def test_a_record_says_how_an_answer_was_asked_for(ask_body: Callable[..., dict[
         {"role": "assistant", "content": "a bar"},
         {"role": "user", "content": [{"type": "text", "text": "red?"}]},
     ]}  # fmt: skip
-    wishes = {"routing": {"max_visual_tokens": 99, "second_look": False}, "stop": "."}
+    routing = {"max_visual_tokens": 99, "second_look": False, "group_id": "doc 7"}
+    wishes = {"routing": routing, "stop": "."}
     body = ask_body(**asked, **wishes, max_tokens=7, temperature=0.5)
     (record,) = write(body, log_prompts=True, audit_rate=0.0).records
     assert json.loads(record.messages) == [
@@ -133,7 +134,7 @@ def test_a_record_says_how_an_answer_was_asked_for(ask_body: Callable[..., dict[
     assert constraints_from_json(record.constraints) == Constraints(max_visual_tokens=99)
     assert (record.second_look, record.temperature, record.max_tokens) == (False, 0.5, 7)
     assert (record.certificate, record.label_recipe) == ("proof", "0123-float32-7")
-    assert (record.arm, record.group_id) == ("live", None)
+    assert (record.arm, record.group_id, record.shadow) == ("live", "doc 7", None)
     silent = ask_body("what?")
     del silent["max_tokens"]
     (record,) = write(silent, audit_rate=0.0, default_max_tokens=11).records

@@ -279,7 +279,7 @@ def test_answers_that_find_no_room_are_refused_together(checkpoint: Checkpoint) 
 def test_one_failing_answer_fails_the_request(
     generator: Generator, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real = [0], engine.model.embed_prompt
+    calls, real = [0], engine._packed.embed
 
     def broken(*prompt: Any) -> Any:
         calls[0] += 1
@@ -287,7 +287,7 @@ def test_one_failing_answer_fails_the_request(
             raise RuntimeError("out of memory")
         return real(*prompt)
 
-    monkeypatch.setattr(engine.model, "embed_prompt", broken)
+    monkeypatch.setattr(engine._packed, "embed", broken)
 
     async def run() -> None:
         with pytest.raises(ServiceError, match="failed"):

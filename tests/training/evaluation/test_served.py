@@ -170,6 +170,29 @@ def test_500_of_500_with_caps_wishes_and_mixed_cost_units(
     assert replayed(routers[1], other, seen).differing
 
 
+@pytest.mark.parametrize("price", [None, 0.15])
+def test_what_was_decided_under_a_restriction_is_decided_so_again(
+    make: Callable[..., Router], seen: dict[tuple[str, str], Seen], price: float | None
+) -> None:
+    router = make(token_costs(SCALES), 0.2, LOOK)
+    held = Constraints(restricted=True, restricted_price=price)
+    log = []
+    for number in range(9, 500, 10):
+        record = serve(router, number, seen)
+        known = seen[record.picture_ids[0], "what?"]
+        decision = router.route(known.features, held, plan=known.plan)
+        actions = tuple(each.action for each in decision.readings)
+        log.append(
+            replace(record, actions=actions, reason=decision.reason.value, certificate=None,
+                    constraints=constraints_to_json(held))
+        )  # fmt: skip
+    found = replayed(router, log, seen)
+    assert (found.same, found.differing, found.left_out) == (50, [], {})
+    assert {record.reason for record in log} == {"restricted"}
+    taken = {record.actions for record in log}
+    assert taken == {("576",)} if price is None else len(taken) > 1
+
+
 def test_what_was_not_decided_by_the_router_is_left_out(
     make: Callable[..., Router], seen: dict[tuple[str, str], Seen]
 ) -> None:
@@ -195,3 +218,11 @@ def test_what_was_not_decided_by_the_router_is_left_out(
     lied = replace(one, actions=("1",) if one.actions != ("1",) else ("9",))
     found = replayed(router, [lied], seen)
     assert found.differing == [(one.request_id, lied.actions, one.actions)]
+    assert found.sentence == (
+        "warning: only 0 of 1 logged decisions are taken again, so what is replayed is not what "
+        f"was served; request {one.request_id} was read by {lied.actions[0]}, "
+        f"now by {one.actions[0]}"
+    )
+    assert found.as_dict()["first_differing"] == [
+        {"request_id": one.request_id, "served": list(lied.actions), "now": list(one.actions)}
+    ]

@@ -35,17 +35,26 @@ def test_totals_are_those_of_a_plain_loop() -> None:
         assert draws.n_questions[number] == len(rows)
 
 
-def test_many_pictures_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kept", "blocks_drawn"), [(10**9, 14), (0, 42)])
+def test_many_pictures_are_drawn_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, kept: int, blocks_drawn: int
+) -> None:
+    """They are drawn once for all that is compared, unless they are too many to be kept."""
     from training.figures import resampling
 
     values = np.random.default_rng(0).normal(size=600)
     pictures = np.arange(600) // 3
     at_once = clustered_interval(values, pictures, 400)
-    monkeypatch.setattr(resampling, "_KEPT", 200 * 30)
+    monkeypatch.setattr(resampling, "_AT_ONCE", 200 * 30)
+    monkeypatch.setattr(resampling, "_KEPT", kept)
     in_blocks = clustered_interval(values, pictures, 400)
     assert in_blocks.as_dict() == pytest.approx(at_once.as_dict())
+    drawn, draw = [], resampling._draw
+    monkeypatch.setattr(resampling, "_draw", lambda *args: drawn.append(args) or draw(*args))
     draws = Resampler(pictures, 400)
     assert (draws.totals(values[:, None]) == draws.totals(values[:, None])).all()
+    assert draws.n_questions.min() > 0
+    assert len(drawn) == blocks_drawn  # of 30 resamples each
 
 
 def test_an_interval_that_never_arrives_has_no_end() -> None:

@@ -260,7 +260,10 @@ def test_a_warning_for_people_is_said(fitted, data) -> None:
     said: list[str] = []
     other = replace(data.split("test"), model_hash="feed")  # without the baselines' pictures
     evaluate(fitted.router, other, resamples=100, say=said.append)
-    assert said == ["the router was fitted for model 0123456789abcdef, these data are of feed"]
+    assert said == [
+        "the router was fitted for model 0123456789abcdef, these data are of feed",
+        "the same calibration pictures fitted this router's probabilities, gates and price",
+    ]
 
 
 def test_the_card_is_one_a_hub_reads(fitted, data, tmp_path) -> None:

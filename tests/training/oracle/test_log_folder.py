@@ -135,9 +135,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_used(
         "decisions/x.parquet", "feedback/._f.parquet"
     ]  # fmt: skip
     later = to_table([decision("late", np.zeros((2, 2, 3), np.uint8))], DecisionRecord)
-    later = later.replace_schema_metadata({b"schema_version": b"4"})
+    later = later.replace_schema_metadata({b"schema_version": b"5"})
     pq.write_table(later, tmp_path / "decisions" / "y.parquet")
-    with pytest.raises(BadRecord, match=r"y\.parquet: it holds records of version 4, and this"):
+    with pytest.raises(BadRecord, match=r"y\.parquet: it holds records of version 5, and this"):
         log_source(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,15 @@ from router.records import OracleRecord, split_of, to_table
 from training.errors import NotEnoughData, TrainingError
 from training.figures.headroom import oracles
 from training.oracle.data import read_oracle
-from training.published.table import COLUMNS, TABLE, read_published, unique_names
+from training.published.datasheet import COLLECTED, LICENCES
+from training.published.score import score_picks
+from training.published.table import (
+    COLUMNS,
+    TABLE,
+    Published,
+    read_published,
+    unique_names,
+)
 
 from .conftest import FOCUS_SPACE, SCALES, record, write_focused, write_oracle
 
@@ -189,6 +198,49 @@ def test_scores_of_picked_foci_by_hand(focused: Path, tmp_path: Path, command) -
     assert "picks the action 7; the table has 1, 1+36@500x5, 9, 36" in done.stderr
 
 
+def test_what_belongs_together_counts_once(tmp_path: Path, command) -> None:
+    """40 pictures of 10 documents: split, counted and resampled by document."""
+    folder = write_oracle(tmp_path / "o")
+    path = folder / "oracle-00000.parquet"
+    table = pq.read_table(path)
+    pages = [f"document {int(name, 16) // 4}" for name in table["picture_id"].to_pylist()]
+    at = table.schema.get_field_index("group_id")
+    groups = pa.array(pages, table.schema.field(at).type)
+    pq.write_table(table.set_column(at, table.schema.field(at), groups), path)
+    assert command("m3-train", "bench", "--oracle", folder, "--out", tmp_path / "t").returncode == 0
+    rows = pq.read_table(tmp_path / "t" / TABLE).to_pylist()
+    assert all(row["split"] == split_of(row["group_id"]) for row in rows)
+    known = read_published(tmp_path / "t")
+    assert len(set(known.units.tolist())) == 10
+    test = known.split("test")
+    best = {"easy": 1, "middle": 9, "lost": 9, "never": 36}
+    chosen = picks(tmp_path, tmp_path / "t", lambda name: best[name.split("-")[1]])
+    out = tmp_path / "scores.json"
+    words = ["m3-train", "bench", "--score", chosen, "--table", tmp_path / "t", "--json", out]
+    assert command(*words, "--resamples", 100).returncode == 0
+    found = json.loads(out.read_text())
+    assert found["n_pictures"] == len(set(test.units.tolist())) == len(test) // 16
+
+
+def test_intervals_of_copies_are_those_of_one_picture(tmp_path: Path) -> None:
+    """Four near copies of each picture tell no more than one of them: the interval stays."""
+    table = Published(
+        *(np.array([f"{kind}{n}" for n in range(60)]) for kind in ("question", "unit", "group")),
+        np.array(["test"] * 60), np.random.default_rng(0).integers(0, 2, (60, 3)).astype(float),
+        np.tile(np.array(SCALES, float), (60, 1)), None, None, uniform_space(SCALES),
+    )  # fmt: skip
+    four = Published(
+        *(np.repeat(getattr(table, name), 4, axis=0) for name in
+          ("question_ids", "units", "groups", "splits", "scores", "visual_tokens")),
+        None, None, table.space,
+    )  # fmt: skip
+    one, copies = (
+        score_picks(each, np.zeros(len(each), dtype=np.intp), resamples=400)["picks"]
+        for each in (table, four)
+    )
+    assert copies["accuracy_interval"] == one["accuracy_interval"]
+
+
 def test_names_that_two_pictures_share_are_told_apart() -> None:
     keys = [("a" * 64, "1"), ("b" * 64, "1"), ("b" * 64, "2")]
     assert list(unique_names(keys).values()) == ["1@" + "a" * 16, "1@" + "b" * 16, "2"]
@@ -238,3 +290,9 @@ def test_repeats_are_for_scenes(command, tmp_path) -> None:
     done = command("m3-train", "collect", "--out", tmp_path, "--from-log", tmp_path, "--repeats", 2)
     assert done.returncode == 2
     assert "--repeats needs --scenes" in done.stderr
+
+
+def test_every_source_has_its_words_in_the_datasheet() -> None:
+    """Else `bench` ends in a traceback on data from there."""
+    sources = set(get_args(get_type_hints(OracleRecord)["source"]))
+    assert sources == set(COLLECTED) == set(LICENCES)

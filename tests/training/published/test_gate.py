@@ -11,13 +11,13 @@ import pytest
 from router import Certificate, ComplexityPredictor, Policy, Router, default_router_path
 from router.actions import ActionSpace, CellRule, uniform_space
 from router.certificate.promise import Rung
+from router.certificate.proof import betting_order
 from router.policy import token_costs
 from training.errors import TrainingError
 from training.oracle.data import OracleData, read_oracle
 from training.promotion.gate import (
     Contender,
     at_the_gate,
-    in_betting_order,
     judge,
     live,
     tightest_harm,
@@ -126,6 +126,23 @@ def test_scores_that_say_nothing_pass_nobody(audits: OracleData) -> None:
         assert verdict.sentence.startswith(says)
 
 
+@pytest.mark.parametrize(("known", "judged"), [(420, 420), (30, 420)])
+def test_agreement_is_not_judged_beside_references(
+    audits: OracleData, known: int, judged: int
+) -> None:
+    """Those with a reference judge where they suffice, else those without, never both."""
+    told = audits.pictures < known
+    verdict = judge(fresh(MIDDLE), FINEST, None, replace(audits, has_reference=told))
+    assert verdict.pictures == judged
+    kinds = ("without", "with") if known == judged else ("with", "without")
+    gone = (~told if known == judged else told).sum()
+    assert any(
+        note.startswith(f"{gone} of {len(audits)} questions {kinds[0]} a reference do not count")
+        and f"beside those {kinds[1]} one" in note
+        for note in verdict.notes
+    )
+
+
 def test_pictures_that_shaped_a_router_are_not_fresh(audits: OracleData) -> None:
     """With 450 pictures the test split alone is too small; what neither saw is enough."""
     test = audits.split("test").n_pictures
@@ -164,10 +181,10 @@ def test_what_a_router_saw_lies_beside_it(audits: OracleData, tmp_path: Path) ->
 
 def test_the_order_of_the_bets_is_that_of_a_hash() -> None:
     names = np.array([f"doc-{number:03d}" for number in (3, 1, 3, 2, 0)])
-    order = in_betting_order(names)
+    order = betting_order(names)
     assert sorted(set(order.tolist())) == [0, 1, 2, 3]
     assert order[0] == order[2]
-    many = in_betting_order(np.array([f"{number:05d}" for number in range(1000)]))
+    many = betting_order(np.array([f"{number:05d}" for number in range(1000)]))
     assert abs(np.corrcoef(many, np.arange(1000))[0, 1]) < 0.1
 
 

@@ -6,6 +6,7 @@ requests or sampling.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,21 +16,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from m3model.engine.kv_pool import KVPool
+from m3model.engine.passes.chunks import Chunk
+from m3model.engine.passes.contexts import AHEAD, READABLE, ContextTable
 
 COPIED_BYTES = 1 << 17  # of one context's keys; measured on CPUs with 4 to 32 heads
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive new tokens of one request: `new` of them, after `past` that lie in the pool.
-
-    `start` is the pool row of the request's first token.
-    """
-
-    start: int
-    past: int
-    new: int
 
 
 class Step(ABC):
@@ -38,18 +29,29 @@ class Step(ABC):
     Args:
         pool: where keys and values are kept.
         chunks: in packed order, which is `order` of them.
+        heads: query heads.
 
-    `positions` (T,) are the tokens' places in their requests, `rows` (T,) in the pool.
+    `positions` (T,) are the tokens' places in their requests, `rows` (T,) in the pool. A layout of
+    single tokens serves the next tokens of the same requests too, after `advance`, as long as
+    there are steps `left`.
     """
 
-    def __init__(self, pool: KVPool, chunks: Sequence[Chunk]) -> None:
-        device = pool.keys.device
-        start, past, new = torch.tensor([(c.start, c.past, c.new) for c in chunks]).T
-        before = new.cumsum(0) - new
-        positions = torch.repeat_interleave(past - before, new) + torch.arange(int(new.sum()))
-        rows = torch.repeat_interleave(start, new) + positions
+    name = ""
+
+    def __init__(self, pool: KVPool, chunks: Sequence[Chunk], heads: int) -> None:
+        starts, pasts, news = zip(*((c.start, c.past, c.new) for c in chunks), strict=True)
+        positions = [past + i for past, new in zip(pasts, news, strict=True) for i in range(new)]
+        first = [start for start, new in zip(starts, news, strict=True) for _ in range(new)]
         self.pool = pool
-        self.positions, self.rows = positions.to(device), rows.to(device)
+        self.positions = on_device(positions, pool.keys.device)
+        self.rows = self.positions + on_device(first, pool.keys.device)
+        self.left = 0
+
+    def advance(self) -> None:
+        """Makes it the layout of the next tokens."""
+        self.positions.add_(1)
+        self.rows.add_(1)
+        self.left -= 1
 
     @staticmethod
     @abstractmethod
@@ -89,20 +91,30 @@ class _Group:
 
 
 class SdpaStep(Step):
-    """Works everywhere: chunks one by one where they lie, single tokens in groups of like length.
+    """Works everywhere: chunks one by one where they lie, single tokens together.
 
-    Groups are copied together first. On a CPU, copying a long context costs more than a call.
+    A `ContextTable` reads those where it can; else they are copied together, in groups of like
+    length. On a CPU, copying a long context costs more than a call.
     """
 
-    def __init__(self, pool: KVPool, chunks: Sequence[Chunk]) -> None:
-        super().__init__(pool, chunks)
+    name = "scaled_dot_product_attention"
+
+    def __init__(self, pool: KVPool, chunks: Sequence[Chunk], heads: int) -> None:
+        super().__init__(pool, chunks, heads)
         device = pool.keys.device
-        entry = pool.keys[0, 0].numel() * pool.keys.element_size()
-        longest = COPIED_BYTES // entry if device.type == "cpu" else len(pool.keys[0])
-        copied = sum(chunk.new == 1 and chunk.past < longest for chunk in chunks)
-        self._groups = _grouped(chunks[:copied], device)
-        self._alone, at = [], copied
-        for chunk in chunks[copied:]:
+        singles = sum(chunk.new == 1 for chunk in chunks)
+        self._table, self._groups = None, list[_Group]()
+        if reads_tables(pool):
+            if singles:
+                self.left = AHEAD if singles == len(chunks) else 0
+                self._table = ContextTable(pool, chunks[:singles], heads, self.left)
+        else:
+            entry = pool.keys[0, 0].numel() * pool.keys.element_size()
+            longest = COPIED_BYTES // entry if device.type == "cpu" else len(pool.keys[0])
+            singles = sum(chunk.new == 1 and chunk.past < longest for chunk in chunks)
+            self._groups = _grouped(chunks[:singles], device)
+        self._singles, self._alone, at = singles, [], singles
+        for chunk in chunks[singles:]:
             self._alone.append((at, chunk, _seen(chunk, device)))
             at += chunk.new
 
@@ -110,11 +122,20 @@ class SdpaStep(Step):
     def order(chunk: Chunk) -> tuple[int, ...]:
         return (chunk.new > 1, chunk.past)
 
+    def advance(self) -> None:
+        super().advance()
+        if self._table is not None:
+            self._table.advance()
+
     def _read(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
     ) -> torch.Tensor:
         shared = query.shape[1] != keys.shape[1]
-        out = torch.empty_like(query)
+        if self._table is not None and not self._alone:
+            return self._table.read(query, keys, values, scale)
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if self._table is not None:
+            out[: self._singles] = self._table.read(query[: self._singles], keys, values, scale)
         for group in self._groups:
             end = group.at + len(group.rows)
             out[group.at : end] = scaled_dot_product_attention(
@@ -144,27 +165,54 @@ class VarlenStep(Step):
 
     Extents in the order of their rows are the slots that the kernel's `seqused_k` speaks of, so no
     block table and no copy is needed. CUDA only, 16 bits only.
+
+    Args:
+        pool, chunks, heads: as `Step` takes them.
+        longest: the longest context that there may be; None: the longest there is.
     """
 
-    def __init__(self, pool: KVPool, chunks: Sequence[Chunk]) -> None:
-        super().__init__(pool, chunks)
+    name = "varlen_attn"
+
+    def __init__(
+        self, pool: KVPool, chunks: Sequence[Chunk], heads: int, longest: int | None = None
+    ) -> None:
+        super().__init__(pool, chunks, heads)
         device = pool.keys.device
 
         def lengths(numbers: Sequence[int]) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=torch.int32, device=device)
+            return on_device(numbers, device, torch.int32)
 
-        self._first = chunks[0].start
-        slots = [chunk.start - self._first for chunk in chunks]
-        self._slots = lengths([*slots, len(pool.keys[0]) - self._first])
-        news = torch.tensor([0, *(chunk.new for chunk in chunks)])
-        self._queries = news.cumsum(0).to(device, torch.int32)
-        self._used = lengths([chunk.past + chunk.new for chunk in chunks])
+        # Slots begin at the pool's first row: whatever lies before the first request is one too,
+        # and asks nothing.
+        self._slots = lengths([0, *(chunk.start for chunk in chunks), len(pool.keys[0])])
+        self._queries = lengths([0, 0, *itertools.accumulate(chunk.new for chunk in chunks)])
+        self._used = lengths([0, *(chunk.past + chunk.new for chunk in chunks)])
         self._max_new = max(chunk.new for chunk in chunks)
         self._max_used = max(chunk.past + chunk.new for chunk in chunks)
+        if self._max_new == 1:
+            self.left = min(chunk.fits - chunk.past - 1 for chunk in chunks)
+            self._max_used = longest or max(chunk.fits for chunk in chunks)
 
     @staticmethod
     def order(chunk: Chunk) -> tuple[int, ...]:
         return (chunk.start,)
+
+    def advance(self) -> None:
+        super().advance()
+        self._used[1:].add_(1)
+
+    def take(self, other: VarlenStep, tokens: int) -> None:
+        """Takes over the first single tokens of another layout of single tokens."""
+        self.positions[:tokens].copy_(other.positions[:tokens])
+        self.rows[:tokens].copy_(other.rows[:tokens])
+        for mine, theirs in ((self._slots, other._slots), (self._used, other._used)):
+            mine[1 : tokens + 1].copy_(theirs[1 : tokens + 1])
+
+    def advance_some(self, which: torch.Tensor) -> None:
+        """Advances the single tokens for which (T,) `which` is 1, not 0."""
+        self.positions.add_(which)
+        self.rows.add_(which)
+        self._used[1:].add_(which)
 
     def _read(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
@@ -173,8 +221,8 @@ class VarlenStep(Step):
 
         return varlen_attn(
             query,
-            keys[self._first :],
-            values[self._first :],
+            keys,
+            values,
             self._queries,
             self._slots,
             self._max_new,
@@ -184,6 +232,19 @@ class VarlenStep(Step):
             enable_gqa=query.shape[1] != keys.shape[1],
             seqused_k=self._used,
         )
+
+
+def on_device(
+    numbers: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long
+) -> torch.Tensor:
+    """The numbers on a device; a GPU copies them while this thread goes on."""
+    told = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+    return told.to(device, non_blocking=True)
+
+
+def reads_tables(pool: KVPool) -> bool:
+    """Whether `ContextTable` can read this pool."""
+    return pool.keys.device.type == "cpu" and pool.keys.dtype in READABLE
 
 
 def best_step(pool: KVPool, heads: int) -> type[Step]:
@@ -239,16 +300,19 @@ def _agrees(kind: type[Step], pool: KVPool, heads: int) -> bool:
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=draw).to(device, dtype)
 
-    small = KVPool(1, kv_heads, dim, 256, dtype=dtype, device=device)
+    small = KVPool(1, kv_heads, dim, 1024, dtype=dtype, device=device)
     small.keys.copy_(noise(*small.keys.shape))
     small.values.copy_(noise(*small.values.shape))
-    chunks = [Chunk(16, 30, 1), Chunk(80, 0, 20), Chunk(112, 17, 9), Chunk(160, 50, 1)]
+    chunks = [
+        Chunk(16, 30, 1), Chunk(80, 0, 20), Chunk(112, 17, 9), Chunk(160, 50, 1),
+        Chunk(224, 300, 1), Chunk(544, 290, 40),
+    ]  # fmt: skip
     new = {c: (noise(c.new, heads, dim), noise(c.new, kv_heads, dim)) for c in chunks}
 
     def attended(kind: type[Step]) -> dict[Chunk, torch.Tensor]:
         packed = sorted(chunks, key=kind.order)
         query, key = (torch.cat([new[c][i] for c in packed]) for i in (0, 1))
-        out = kind(small, packed).attend(0, query, key, key, dim**-0.5)
+        out = kind(small, packed, heads).attend(0, query, key, key, dim**-0.5)
         return dict(zip(packed, out.split([c.new for c in packed]), strict=True))
 
     ours, theirs = attended(kind), attended(SdpaStep)
