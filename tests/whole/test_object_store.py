@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from router.log import read_log
+from serve.arms.assignment import is_drawn, session_of
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -81,6 +82,16 @@ def test_a_turn_with_nothing_on_this_disk(
         train("rollback", "--registry", registry)
         wait_for(first, url, ask_body())
         assert get(f"{url}/health")["status"] == "ok"
+        # `b` was rolled back; a third is tried on all that it may have, and stopped.
+        third = make_router(tmp_path / "c", 36)
+        train("canary", tmp_path / "c", "--share", 0.5, "--registry", registry)
+        groups = [f"g{number}" for number in range(16)]
+        drawn = {group for group in groups if is_drawn(session_of("", group, [], []), third, 0.5)}
+        wait_for(third, url, ask_body(routing={"group_id": min(drawn)}))
+        wait_for(first, url, ask_body(routing={"group_id": min({*groups} - drawn)}))
+        assert get(f"{url}/health")["encoder"]["trial"].startswith("canary ")
+        train("canary", "--stop", "--quarantine", "--registry", registry)
+        wait_for(first, url, ask_body(routing={"group_id": min(drawn)}))
         give_up = time.monotonic() + 60
         while {first, second} - set(read_log(log).decisions["router_version"].to_pylist()):
             assert time.monotonic() < give_up

@@ -169,10 +169,10 @@ def log_source(folder: Place) -> FileSource:
         del feedback[name]
         counts["pieces of feedback on an id that several answers carry"] += 1
     asks: dict[tuple[str, str, str | None], tuple[Any, Ask]] = {}
+    kept = {path.stem for path in (folder / "images").glob("*.png")}
     for row in found:
         name, (picture,) = (row["request_id"], row["tenant"]), row["picture_ids"]
-        path = folder / "images" / f"{picture}.png"
-        if not picture.isalnum() or not path.is_file():
+        if not picture.isalnum() or picture not in kept:
             counts["records whose picture was not stored"] += 1
             continue
         given = feedback.get(name, {})

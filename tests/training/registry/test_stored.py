@@ -15,11 +15,12 @@ from router import Router
 from router.errors import RouterFileError
 from router.places import StoredPlace, as_place
 from router.places.content import hash_folder
-from router.registry import history, last_entry, later_entry, strangers
+from router.registry import Restriction, Trial, history, last_entry, later_entry, strangers
 from training.errors import NotInForce, Quarantined, TrainingError
 from training.registry import uploads
-from training.registry.changes import promote, quarantine, rollback
+from training.registry.changes import end_trial, promote, quarantine, rollback, try_out
 from training.registry.journal import append, read_state
+from training.registry.restrictions import restrict
 from training.registry.versions import clear_away, differences, versions
 
 
@@ -188,6 +189,50 @@ def test_going_back_passes_over_what_is_being_cleared_away(
     assert rollback(registry) == a
     assert f"{b.name} is being cleared away" in history(registry)[-1].why
     assert c.is_dir()
+
+
+def test_a_trial_begins_is_kept_and_is_promoted(
+    command: Callable[..., Any], routers: list[Path], registry: StoredPlace
+) -> None:
+    def train(*words: object) -> str:
+        done = command("m3-train", *words, "--registry", registry)
+        assert done.returncode == 0, done.stderr
+        return str(done.stderr)
+
+    live = promote(routers[0], registry)
+    assert "canary on 0.2 of the sessions" in train("canary", routers[1], "--share", 0.2)
+    tried = read_state(registry).trial
+    assert tried is not None
+    promote(routers[0], registry)  # in force: the trial goes on
+    assert train("gc", "--keep", 0).strip().endswith("removed: nothing")
+    assert hash_folder(registry / tried.router) == hash_folder(routers[1])
+    train("canary", "--stop")
+    assert read_state(registry).trial is None
+    assert clear_away(registry, 0) == [tried.router]
+    train("shadow", routers[1])
+    assert read_state(registry).trial == Trial("shadow", tried.router, 1.0)
+    place = promote(registry / tried.router, registry, expect=live.name)  # as a judged one is
+    assert place == registry / tried.router
+    train("canary", routers[2])
+    train("canary", "--stop", "--quarantine")
+    with pytest.raises(Quarantined):
+        try_out(routers[2], "canary", 0.1, registry)
+
+
+def test_what_is_being_cleared_away_is_tried_under_another_name(
+    routers: list[Path], registry: StoredPlace
+) -> None:
+    first = try_out(routers[1], "canary", 0.1, registry)
+    end_trial("canary", registry)
+    (registry / uploads.GONE / first.name / "dead").write_bytes(b"")
+    again = try_out(routers[1], "canary", 0.1, registry)
+    assert again.name == first.name.replace("-", "-2-")
+    assert promote(again, registry) == again
+    # Promoting it anew is what ends a restriction, under whichever name it lies.
+    restrict(Restriction(None, "it drifted"), registry)
+    promote(routers[1], registry)
+    assert read_state(registry).restriction is None
+    assert read_state(registry).current == again.name
 
 
 @pytest.mark.parametrize(
