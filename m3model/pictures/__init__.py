@@ -12,6 +12,7 @@ from m3model.pictures.decoding import (
     check_header,
     cost_of_format,
     decode_picture,
+    decoded_elsewhere,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "check_header",
     "cost_of_format",
     "decode_picture",
+    "decoded_elsewhere",
 ]

@@ -10,13 +10,15 @@ into gigabytes costs nothing. Colours are taken as they stand: no profile is app
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from m3model.errors import BadPicture, PictureTooLarge
 from m3model.pictures.apart import decode_apart
@@ -100,6 +102,17 @@ def decode_here(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
             return _pixels(_turned(picture))
         except Exception as error:  # whatever a decoder makes of hostile bytes is the sender's
             raise _damaged() from error
+
+
+def decoded_elsewhere(data: bytes, limits: PictureLimits) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels that other programs may have seen in a file: turned as EXIF says and as they
+    lie, transparency left out, in any format that Pillow knows. To compare with, not to be served.
+    """
+    for way in (ImageOps.exif_transpose, lambda picture: picture):
+        # Whatever a decoder makes of odd bytes: another way may do, or none.
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height <= limits.max_pixels:
+                yield np.asarray(way(picture).convert("RGB"))
 
 
 def decode_stdin() -> None:

@@ -247,13 +247,13 @@ def test_usage_counts_what_the_engine_really_reads(
     """Two looks, with nothing at hand, then with another reading's coarse tokens, then with all."""
     running = start(SMALL, looks(SMALL, WIDE))
     packed, passes = running.service.generator._engine._packed, []
-    run = packed.run
+    run = packed.launch
 
     def counted(chunks: list[tuple[Any, int]]) -> Any:
         passes.extend(new for _, new in chunks)
         return run(chunks)
 
-    monkeypatch.setattr(packed, "run", counted)
+    monkeypatch.setattr(packed, "launch", counted)
     cached = []
     for more in ({}, {"routing": {"scale": 36}}, {"question": "And?"}, {"question": "And?"}):
         passes.clear()

@@ -146,12 +146,11 @@ def collect(
         source_of, scenes, seed, namespace, repeats, data, images, from_log, skip_bad, metric,
         hf_dataset, split, columns,
     )  # fmt: skip
-    checkpoint = model_folder(model)
     if ray is not None and follow:
         raise TrainingError("--ray and --follow exclude each other")
     if follow or idle_of is not None:
         following = partial(
-            label, model=checkpoint, out=out, device=device, max_new_tokens=max_new_tokens,
+            label, model=model_folder(model), out=out, device=device, max_new_tokens=max_new_tokens,
             skip_bad=skip_bad, relevance=relevance, text_encoder=text_encoder, focus=not no_focus,
         )  # fmt: skip
         if from_log is None or not follow or workers not in (None, 1):
@@ -162,6 +161,7 @@ def collect(
     source = read()
     for note in source.notes():
         say(f"left out: {note}")
+    checkpoint = model_folder(model)
     with _runner(ray, device, workers) as (run, count), bar("labelling", "pictures") as move:
         result = label(
             source, checkpoint, out, workers=count, device=device,

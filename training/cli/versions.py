@@ -143,7 +143,7 @@ def canary(
         bool, typer.Option("--force", help="Try it whatever model, recipe and audits say.")
     ] = False,
 ) -> None:
-    """Try a router on a share of sessions, judge it, end it.
+    """Let a router answer a share of the sessions, and judge it.
 
     Every running encoder loads it; the whole gate is asked when it is promoted.
     """
@@ -201,7 +201,7 @@ def shadow(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Let a router decide beside the one in force, no more."""
+    """Let a router decide beside the one in force, for the log."""
     begins = router is not None
     _one_of(begins, stop=stop, report=report)
     _refuse_idle(
@@ -322,7 +322,7 @@ def quarantine(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Keep a router not in force from coming (back) into force.
+    """Keep a router from coming (back) into force.
 
     A trial of it ends. Only promote --force takes it out of quarantine again.
     """

@@ -8,7 +8,6 @@ or models, and does not import `datasets`.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from m3model.errors import BadPicture
-from m3model.pictures import CHECKED_BEFORE, decode_picture
+from m3model.pictures import CHECKED_BEFORE, decode_picture, decoded_elsewhere
 from router.records import picture_id
 from training.errors import BadRecord, TrainingError
 
@@ -162,7 +160,4 @@ def _as_shown(data: bytes) -> Iterator[NDArray[np.uint8]]:
     """Yield the pixels that a task may have shown of a file, the service's own way first."""
     with contextlib.suppress(BadPicture):  # a format that Pillow alone knows
         yield decode_picture(data, CHECKED_BEFORE)
-    for way in (ImageOps.exif_transpose, lambda picture: picture):
-        # Whatever a decoder makes of odd bytes: another way may do, or none.
-        with contextlib.suppress(Exception):
-            yield np.asarray(way(Image.open(io.BytesIO(data))).convert("RGB"))
+    yield from decoded_elsewhere(data, CHECKED_BEFORE)

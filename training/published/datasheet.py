@@ -28,6 +28,8 @@ LICENCES = {
     "and this sheet does not know it. Find out before you pass the table on.",
     "log": "Questions come from a service's log: they may hold what people wrote in confidence. "
     "Do not pass the table on without the right to do so.",
+    "hf": "Questions and answers come from a dataset in Hugging Face's layout; its licence applies "
+    "to them, and this sheet does not know it. Find out before you pass the table on.",
     "lmms-eval": "Questions and answers come from a task of lmms-eval; the licence of the task's "
     "data applies to them, and this sheet does not know it. Find out before you pass the table on.",
 }
@@ -40,6 +42,8 @@ COLLECTED = {
     "llava": "A LLaVA-format file (`m3-train collect --data`), each turn asked alone.",
     "log": "Audited, uniformly sampled requests of a running service "
     "(`m3-train collect --from-log`).",
+    "hf": "A folder of a Hugging Face dataset (`m3-train collect --hf-dataset`), each row asked "
+    "alone.",
     "lmms-eval": "Runs of a task of lmms-eval, one at each scale (`m3-train import-lmms-eval`), "
     "scored by the task's own metric; likelihoods of the right answers are not known (NaN).",
 }

@@ -76,10 +76,9 @@ class LlamaLayers:
         turn = self._elementwise(cosines, sines)
         if not self._exact and tokens <= MOST_TURNED:
             turn = self._by_matrices(cosines, sines)
-        width = (hidden.shape[1],)
         for index, layer in enumerate(self._layers):
             self._beat()
-            found = linear(rms_norm(hidden, width, layer.norm, self._eps), layer.qkv)
+            found = linear(self._norm(hidden, layer.norm), layer.qkv)
             found = found.view(tokens, -1, self._dim)
             query_key = turn(found[:, :turned])
             read = step.attend(
@@ -87,10 +86,10 @@ class LlamaLayers:
                 found[:, turned:], self._scale,
             )  # fmt: skip
             hidden = self._add(hidden, read.reshape(tokens, -1), layer.out)
-            gates = linear(rms_norm(hidden, width, layer.second_norm, self._eps), layer.gates)
+            gates = linear(self._norm(hidden, layer.second_norm), layer.gates)
             gate, up = gates.chunk(2, dim=-1)
             hidden = self._add(hidden, silu(gate, inplace=True).mul_(up), layer.down)
-        return rms_norm(hidden, width, self._last_norm, self._eps)
+        return self._norm(hidden, self._last_norm)
 
     def _elementwise(self, cosines: torch.Tensor, sines: torch.Tensor) -> Turn:
         """Rotary position embedding of (T, heads, dim) at positions that have these (T, dim);
@@ -107,6 +106,12 @@ class LlamaLayers:
         turns.diagonal(half, 1, 2).copy_(sines[:, half:])
         turns.diagonal(-half, 1, 2).copy_(sines[:, :half])
         return lambda vectors: torch.bmm(vectors, turns)
+
+    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        width = (hidden.shape[1],)
+        if self._exact and hidden.element_size() < 4:  # the model rounds before it weighs
+            return rms_norm(hidden, width, None, self._eps).mul_(weight)
+        return rms_norm(hidden, width, weight, self._eps)
 
     def _add(self, hidden: torch.Tensor, found: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if self._exact:

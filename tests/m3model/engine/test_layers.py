@@ -33,8 +33,8 @@ def llama(**options: Any) -> LlamaModel:
     return model
 
 
-def filled_pool() -> KVPool:
-    pool = KVPool(3, 3, 16, 256, dtype=torch.float32, device=torch.device("cpu"))
+def filled_pool(dtype: torch.dtype = torch.float32) -> KVPool:
+    pool = KVPool(3, 3, 16, 256, dtype=dtype, device=torch.device("cpu"))
     draw = torch.Generator().manual_seed(1)
     pool.keys.normal_(generator=draw)
     pool.values.normal_(generator=draw)
@@ -69,6 +69,22 @@ def test_every_number_is_the_models_own(options: dict[str, Any]) -> None:
     assert torch.equal(ours.pool.keys, theirs.pool.keys)
     assert torch.equal(ours.pool.values, theirs.pool.values)
     assert len(beats) == 3
+
+
+@torch.no_grad()
+def test_in_16_bits_it_rounds_where_the_model_does() -> None:
+    """On a CPU, the attention being the same, its numbers are the model's there too."""
+    model = llama().to(torch.bfloat16)
+    twin = packed_language_model(copy.deepcopy(model), lambda: None)
+    embeds = torch.randn(31, 96).to(torch.bfloat16)
+    pools = [filled_pool(torch.bfloat16) for _ in range(2)]
+    theirs, ours = (SdpaStep(pool, CHUNKS, 6) for pool in pools)
+    wanted = twin(  # type: ignore[operator]
+        inputs_embeds=embeds[None], position_ids=theirs.positions[None], use_cache=False,
+        step=theirs,
+    ).last_hidden_state[0]  # fmt: skip
+    got = LlamaLayers(model, 128, lambda: None)(embeds.clone(), ours)
+    assert torch.equal(got, wanted)
 
 
 @torch.no_grad()
