@@ -30,6 +30,9 @@ Written by `make docs` from the code; do not edit it by hand. What the words mea
 VARIABLES = {
     "M3_API_KEYS": "`m3-serve up`: the keys that callers may send, comma-separated; unset: no key "
     "is asked for. Secrets are no settings, so there is no flag; `--api-keys-file` takes digests.",
+    "AWS_ENDPOINT_URL": "Logs and registries in an object store (`s3://`, `gs://`, `az://`): keys, "
+    "region and endpoint are those of the environment, in the variables AWS_*, GOOGLE_* and "
+    "AZURE_* as everywhere, or the machine's own identity. Needs the extra `[stores]`.",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "`m3-serve up`: where traces are sent as OTLP over HTTP; unset, "
     "as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`: there are none. Needs the extra `[otel]`.",
     "OTEL_SDK_DISABLED": "`m3-serve up`: `true` switches traces off, whatever else is set.",
@@ -39,6 +42,8 @@ VARIABLES = {
     "RAY_ADDRESS": "`m3-serve up`: the running cluster to deploy to; unset: a local one is "
     "started, and ended with the service.",
     "RAY_USAGE_STATS_ENABLED": "Ray's usage statistics; set to 0 unless you set it otherwise.",
+    "XDG_CACHE_HOME": "Routers of an object store are copied below it, to `m3-router/routers`, "
+    "before they are loaded; unset: `~/.cache`.",
     "WORLD_SIZE": "`lmms-eval --model m3`: more than 1 process is refused. Launchers set it.",
 }
 BOUNDS = {
@@ -226,7 +231,7 @@ def _kind(annotation: Any) -> str:
     """Return the type of a flag as a reader says it."""
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{each}`" for each in get_args(annotation))
-    names = {str: "text", Path: "path", int: "integer", float: "number"}
+    names = {str: "text", Path: "path", Any: "path or address", int: "integer", float: "number"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

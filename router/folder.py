@@ -22,6 +22,7 @@ from sklearn.exceptions import NotFittedError
 from router.actions import ActionSpace, uniform_space
 from router.errors import FeatureMismatch, RouterFileError
 from router.features.schema import FeatureSchema, feature_schema
+from router.places import Place
 from router.policy import Policy
 from router.predictor.calibration import Calibration
 from router.predictor.chain import ComplexityPredictor
@@ -137,12 +138,13 @@ def render(parts: RouterParts) -> dict[str, bytes]:
     }
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Place) -> dict[str, bytes]:
     """Return the files of a folder that decide; a card, plots and reports do not count."""
     named = {CONFIG_FILE, SCHEMA_FILE, CALIBRATION_FILE, SECOND_LOOK_FILE, ACTIONS_FILE}
+    there: list[Place] = list(folder.iterdir())
     return {
         path.name: path.read_bytes()
-        for path in sorted(folder.iterdir())
+        for path in sorted(there, key=lambda path: path.name)
         if path.is_file() and (path.name in named or re.fullmatch(_BOOSTER_NAME, path.name))
     }
 

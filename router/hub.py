@@ -1,4 +1,4 @@
-"""Router folders on the Hugging Face Hub: fetched by name, uploaded whole.
+"""Router folders from elsewhere: of object stores, and of the Hugging Face Hub and to it.
 
 Knows names and files; knows nothing of what is in them. huggingface_hub is loaded on first use.
 """
@@ -10,15 +10,25 @@ from typing import Any
 from router.certificate.promise import CERTIFICATE_FILE
 from router.errors import RouterFileError
 from router.folder import ACTIONS_FILE, BOOSTER_FILES, CARD_FILE, SECOND_LOOK_FILE
+from router.places import NoPlace, Place, StoredPlace, as_place
+from router.places.copies import local_copy
 
 
-def local_folder(name_or_path: str | Path, revision: str | None) -> Path:
-    """Return the folder of a router: one here, or a Hub repository's files once downloaded.
+def local_folder(name_or_path: str | Place, revision: str | None) -> Path:
+    """Return the folder of a router: one here, or those files of an object store or of a Hub
+    repository, once downloaded.
 
     Raises:
         RouterFileError: there is neither.
     """
-    folder = Path(name_or_path)
+    try:
+        folder = as_place(name_or_path)
+        if isinstance(folder, StoredPlace):
+            return local_copy(folder)
+    except NoPlace as error:
+        raise RouterFileError(f"router {error}") from error
+    except OSError as error:
+        raise RouterFileError(f"router {name_or_path} cannot be fetched: {error}") from error
     if folder.is_dir():
         return folder
     # Only a plain string "owner/name" may mean the Hub; a Path never makes a network call.

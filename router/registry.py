@@ -2,8 +2,8 @@
 
 A registry holds router folders and ``journal/``, one JSON file a change, numbered from 1 and never
 changed again: what the highest number leaves in force is in force. Registries of before hold text
-files ``current`` and ``previous`` instead and are read as well. Knows nothing of promotion, gates
-or what a router contains; needs no clock and no lock.
+files ``current`` and ``previous`` instead and are read as well. It lies on a disk or in an object
+store. Knows nothing of promotion, gates or what a router contains; needs no clock and no lock.
 """
 
 import json
@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args, overload
 
 from router.errors import RouterFileError
+from router.places import Place, StoredPlace, as_place, read_all
 
 DEFAULT_REGISTRY = Path(".m3/registry")  # the service follows it, promotion writes it
 JOURNAL = "journal"
@@ -96,14 +97,28 @@ class Entry:
         return (json.dumps(content, indent=1) + "\n").encode()
 
     @classmethod
-    def read(cls, path: Path) -> "Entry":
+    def read(cls, path: Place) -> "Entry":
         """Return the entry of a file.
 
         Raises:
             RouterFileError: it cannot be read, or is torn, or is something else.
         """
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            return cls.of(path, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RouterFileError(f"cannot read {path}: {error}") from error
+
+    @classmethod
+    def of(cls, path: Place, content: str | bytes | OSError) -> "Entry":
+        """Return the entry of a file whose content was read, or could not be.
+
+        Raises:
+            RouterFileError: it could not, or is torn, or is something else.
+        """
+        try:
+            if isinstance(content, OSError):
+                raise content
+            told = json.loads(content)
         except (OSError, ValueError, RecursionError) as error:
             raise RouterFileError(f"cannot read {path}: {error}") from error
         wrong = _fault(told, int(path.stem))
@@ -116,18 +131,24 @@ class Entry:
         )  # fmt: skip
 
 
-def entry_path(registry: Path, seq: int) -> Path:
+@overload
+def entry_path(registry: Path, seq: int) -> Path: ...
+@overload
+def entry_path(registry: StoredPlace, seq: int) -> StoredPlace: ...
+@overload
+def entry_path(registry: Place, seq: int) -> Place: ...
+def entry_path(registry: Place, seq: int) -> Place:
     """Return where the entry of a number lies."""
     return registry / JOURNAL / _file_name(seq)
 
 
-def last_entry(registry: str | Path) -> Entry | None:
+def last_entry(registry: str | Place) -> Entry | None:
     """Return what was done last, or None where nothing was ever promoted.
 
     Raises:
         RouterFileError: it cannot be read.
     """
-    root = Path(registry)
+    root = as_place(registry)
     numbers = _numbers(root)
     if numbers:
         return Entry.read(entry_path(root, numbers[-1]))
@@ -136,13 +157,34 @@ def last_entry(registry: str | Path) -> Entry | None:
     return last_entry(root) if pointed is None and _numbers(root) else pointed
 
 
-def history(registry: str | Path) -> tuple[Entry, ...]:
+def later_entry(registry: Place, known: Entry | None) -> Entry | None:
+    """Return the same to whoever knows what was done last a moment ago.
+
+    A store is asked for the next entry alone, which costs a read a look however long the journal
+    is; a disk is looked at anew.
+
+    Raises:
+        RouterFileError: it cannot be read.
+    """
+    while isinstance(registry, StoredPlace) and known is not None:
+        path = entry_path(registry, known.seq + 1)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return known
+        except OSError as error:
+            raise RouterFileError(f"cannot read {path}: {error}") from error
+        known = Entry.of(path, content)
+    return last_entry(registry)
+
+
+def history(registry: str | Place) -> tuple[Entry, ...]:
     """Return all that was done, the first first.
 
     Raises:
         RouterFileError: an entry is missing or cannot be read.
     """
-    root = Path(registry)
+    root = as_place(registry)
     last = last_entry(root)
     if last is None or last.seq == 0:
         return () if last is None else (last,)
@@ -152,25 +194,35 @@ def history(registry: str | Path) -> tuple[Entry, ...]:
             f"{entry_path(root, missing[0])} is missing: what is in quarantine cannot be told; "
             "put it back, or move the registry away and promote into a new one"
         )
-    return tuple(Entry.read(entry_path(root, seq)) for seq in range(1, last.seq + 1))
+    paths = [entry_path(root, seq) for seq in range(1, last.seq + 1)]
+    return tuple(Entry.of(path, content) for path, content in read_all(paths))
 
 
-def router_folder(registry: str | Path, entry: Entry | None) -> Path | None:
+@overload
+def router_folder(registry: str | Path, entry: Entry | None) -> Path | None: ...
+@overload
+def router_folder(registry: Place, entry: Entry | None) -> Place | None: ...
+def router_folder(registry: str | Place, entry: Entry | None) -> Place | None:
     """Return the folder of what an entry leaves in force; None: none of the registry's.
 
     Raises:
-        RouterFileError: the folder is not there.
+        RouterFileError: the folder is not there. A store is not asked: who loads it finds out.
     """
     if entry is None or entry.to is None:
         return None
-    told = entry_path(Path(registry), entry.seq) if entry.seq else Path(registry) / "current"
-    folder = Path(registry) / entry.to
-    if not folder.is_dir():
+    root = as_place(registry)
+    told = entry_path(root, entry.seq) if entry.seq else root / "current"
+    folder = root / entry.to
+    if isinstance(folder, Path) and not folder.is_dir():
         raise RouterFileError(f"{told} names {entry.to!r}, but {folder} is not a folder")
     return folder
 
 
-def current_router_path(registry: str | Path) -> Path | None:
+@overload
+def current_router_path(registry: str | Path) -> Path | None: ...
+@overload
+def current_router_path(registry: Place) -> Place | None: ...
+def current_router_path(registry: str | Place) -> Place | None:
     """Return the folder of the router in force; None: nothing was promoted, or all rolled back.
 
     Raises:
@@ -180,12 +232,12 @@ def current_router_path(registry: str | Path) -> Path | None:
     return router_folder(registry, last_entry(registry))
 
 
-def strangers(registry: str | Path) -> list[str]:
+def strangers(registry: str | Place) -> list[str]:
     """Return the names in the journal's folder that are no entries; hidden ones do not count."""
-    return [name for name in _names(Path(registry)) if not (_number(name) or name[0] == ".")]
+    return [name for name in _names(as_place(registry)) if not (_number(name) or name[0] == ".")]
 
 
-def _numbers(root: Path) -> list[int]:
+def _numbers(root: Place) -> list[int]:
     return sorted(filter(None, map(_number, _names(root))))
 
 
@@ -200,7 +252,7 @@ def _file_name(seq: int) -> str:
     return f"{seq:08d}.json"
 
 
-def _names(root: Path) -> list[str]:
+def _names(root: Place) -> list[str]:
     try:
         return sorted(path.name for path in (root / JOURNAL).iterdir())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -259,8 +311,10 @@ def _is_folder_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name) and name[0] != "." and not set(name) & set("/\\\0")
 
 
-def _pointed(root: Path) -> Entry | None:
-    """Return what the pointers of before say, as if it were an entry."""
+def _pointed(root: Place) -> Entry | None:
+    """Return what the pointers of before say, as if it were an entry; stores never had any."""
+    if isinstance(root, StoredPlace):
+        return None
     name = _pointer(root / "current")
     if name is None:
         return None

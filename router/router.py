@@ -46,6 +46,7 @@ from router.folder import (
     version_of,
 )
 from router.hub import local_folder, upload
+from router.places import Place
 from router.policy import Policy, best_shares
 from router.policy.offer import Offer, planned, scales_alone
 from router.predictor.chain import ComplexityPredictor
@@ -278,8 +279,9 @@ class Router:
         return target
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> "Router":
-        """Return the router of a folder, or of a Hub repository "owner/name", checked throughout.
+    def from_pretrained(cls, name_or_path: str | Place, *, revision: str | None = None) -> "Router":
+        """Return the router of a folder, here or in an object store, or of a Hub repository
+        "owner/name", checked throughout.
 
         Raises:
             RouterFileError: the folder is missing, incomplete or damaged, was made for other

@@ -69,9 +69,14 @@ def up(
         Path | None, typer.Option(help="CLIP folder, for routers fitted on CLIP relevance.")
     ] = None,
     registry: Annotated[
-        Path, typer.Option(help="Registry whose router in force is followed.")
+        Any,
+        typer.Option(
+            parser=str, metavar="PLACE", help="Registry whose router in force is followed."
+        ),
     ] = DEFAULT_REGISTRY,
-    log_dir: Annotated[Path, typer.Option(help="Folder of the decision log.")] = Path(".m3/log"),
+    log_dir: Annotated[
+        Any, typer.Option(parser=str, metavar="PLACE", help="Where the decision log is kept.")
+    ] = Path(".m3/log"),
     log_images: Annotated[
         bool, typer.Option(help="Store pictures and questions of audited requests.")
     ] = False,

@@ -19,9 +19,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
     model_validator,
 )
 
+from router.places import Place, StoredPlace, as_place
 from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
 
@@ -41,8 +45,22 @@ def _as_path(value: Any) -> Any:
     return Path(value).expanduser() if isinstance(value, str) else value
 
 
+def _as_place(value: Any) -> Place:
+    if not isinstance(value, str | Path | StoredPlace):
+        raise ValueError("Input is not a valid path")
+    place = as_place(_as_path(value) if value == "" else value)
+    return place.expanduser() if isinstance(value, str) else place
+
+
 # YAML has no paths: strings are taken for them, everywhere else types are strict.
 FolderPath = Annotated[Path, BeforeValidator(_as_path)]
+# One of these, or in an object store.
+FolderPlace = Annotated[
+    Place,
+    PlainValidator(_as_place),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "path"}),
+]
 
 
 def _as_host(name: str) -> str:
@@ -197,8 +215,9 @@ class ServeSettings(BaseModel):
         description="Router folder to start with; None: the registry's, else the one that belongs "
         "to the embedded model, else none (every picture is read at the finest scale).",
     )
-    registry: FolderPath | None = Field(
-        DEFAULT_REGISTRY, description="Registry that is followed while running."
+    registry: FolderPlace | None = Field(
+        DEFAULT_REGISTRY,
+        description="Registry that is followed while running: a folder, or s3://bucket/folder.",
     )
     registry_poll_s: float = Field(1.0, gt=0, description="Seconds between looks at the registry.")
     text_encoder: FolderPath | None = Field(
@@ -207,8 +226,10 @@ class ServeSettings(BaseModel):
     device: str | None = Field(None, description="torch device; None: cuda if there is one.")
     torch_threads: int = Field(1, ge=1, description="CPU threads of torch in each replica.")
 
-    log_dir: FolderPath | None = Field(
-        Path(".m3/log"), description="Folder of the decision log; None: nothing is logged."
+    log_dir: FolderPlace | None = Field(
+        Path(".m3/log"),
+        description="Where the decision log is kept: a folder, or s3://bucket/folder; None: "
+        "nothing is logged.",
     )
     log_images: bool = Field(
         False, description="Store picture, question and answer of audited requests."

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -303,6 +305,41 @@ def running(
     service.generator.close()
     service.gateway.log.close()
     listening.close()
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[subprocess.Popen[str]]:
+    """An S3 server with a bucket, a process of its own, for which the environment has the keys.
+
+    Its packages (``pip install "moto[s3,server]"``) may lie elsewhere: MOTO_PYTHON names the
+    interpreter that has them.
+    """
+    pytest.importorskip("obstore", reason='object stores: pip install "m3-router[stores]"')
+    python = os.environ.get("MOTO_PYTHON", sys.executable)
+    moto = subprocess.run([python, "-c", "import moto.server"], capture_output=True)
+    if moto.returncode:
+        pytest.skip(f'no S3 server: pip install "moto[s3,server]" for {python}')
+    with subprocess.Popen(
+        [python, ROOT / "tests/whole/s3_server.py"], stdout=subprocess.PIPE, text=True
+    ) as server, pytest.MonkeyPatch.context() as patch:  # fmt: skip
+        assert server.stdout is not None
+        endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        for name, value in {
+            "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        request = urllib.request.Request(f"{endpoint}/bucket", method="PUT", data=b"")
+        with urllib.request.urlopen(request):
+            yield server
+        server.kill()
+
+
+@pytest.fixture
+def s3(s3_process: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty folder in an object store; copies of routers lie in ``tmp_path``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 def free_port() -> int:

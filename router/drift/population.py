@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from router.places import Place
 from router.router import Router
 
 POPULATION_FILE = "population.json"
@@ -118,7 +118,7 @@ class Population:
             raise ValueError(f"{POPULATION_FILE} is damaged: {error!r}") from error
 
 
-def read_population(folder: Path, router: Router) -> Population | None:
+def read_population(folder: Place, router: Router) -> Population | None:
     """Return the population beside a router; None: there is none that is of this router."""
     try:
         found = Population.from_bytes((folder / POPULATION_FILE).read_bytes())

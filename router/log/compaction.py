@@ -2,14 +2,14 @@
 
 One file changes at a time, whole, and names the segments it took in before those are deleted:
 whenever this dies, each record is readable once, and the next compaction goes on. One compaction a
-folder runs at a time. Knows the folder's files; knows no thread and no schedule.
+folder runs at a time; in an object store several may, as router.log.shared_parts tells. Knows the
+log's files; knows no thread and no schedule.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -35,16 +35,19 @@ from router.log.layout import (
     sync_folder,
 )
 from router.log.reading import (
-    TAKEN,
     Notes,
     Taken,
     days,
     parquet_files,
+    parquet_of,
+    part_number,
     read_parquet,
     tables,
     taken_by,
+    within,
 )
 from router.log.segments import first_line, read_segment
+from router.log.shared_parts import change, grow
 from router.log.tombstones import (
     LOOKED_AT,
     Erased,
@@ -52,10 +55,12 @@ from router.log.tombstones import (
     read_erased,
     write_tombstone,
 )
+from router.places import Place, StoredPlace, as_place, read_all, remove_all
 from router.records import DecisionRecord, schema_of
 
 PART_ROWS = 65_536  # a part is rewritten until it has so many, then left alone
 SEGMENTS_AT_ONCE = 64
+OBJECTS_AT_ONCE = 4096  # which are as small as what came between two looks at a clock
 LEFTOVER_S = 3600.0  # nobody finishes what was not finished for so long
 
 
@@ -74,7 +79,7 @@ class Compacted:
 
 
 def compact(
-    log: Path | str,
+    log: Place | str,
     *,
     keep_days: int | None = None,
     replica: str | None = None,
@@ -94,7 +99,7 @@ def compact(
         LogBusy: another compaction runs, or the file system has no locks.
         OSError: a file cannot be written; what was done is done.
     """
-    log = Path(log)
+    log = as_place(log)
     today = today or datetime.now(UTC).date()
     oldest = date.min if keep_days is None else today - timedelta(days=keep_days)
     with only_compaction(log, wait_s):
@@ -105,7 +110,7 @@ def compact(
         return compact_alone(log, oldest)
 
 
-def compact_alone(log: Path, oldest: date = date.min) -> Compacted:
+def compact_alone(log: Place, oldest: date = date.min) -> Compacted:
     """Do the same with a folder whose lock is held; drop records of before the oldest day."""
     work = _Work(log, oldest, read_erased(log))
     work.segments(None)
@@ -119,15 +124,16 @@ def compact_alone(log: Path, oldest: date = date.min) -> Compacted:
 class _Work:
     """One compaction of a folder whose lock is held."""
 
-    def __init__(self, log: Path, oldest: date, erased: Erased) -> None:
+    def __init__(self, log: Place, oldest: date, erased: Erased) -> None:
         self._log, self._oldest, self._erased = log, oldest, erased
         self.done = Compacted()
 
     def segments(self, replica: str | None) -> None:
         """Take in closed segments, decisions before the feedback on them."""
         for name, kind in KINDS.items():
-            closed: dict[str, list[Path]] = {}
-            for path in sorted((self._log / LIVE).glob(f"{name}_*")):
+            closed: dict[str, list[Place]] = {}
+            there: list[Place] = list((self._log / LIVE).glob(f"{name}_*"))
+            for path in sorted(there, key=lambda path: path.name):
                 owner = owner_of(path.name)
                 if owner is None or replica not in (None, owner[1]):
                     continue
@@ -138,15 +144,20 @@ class _Work:
                         self.done.growing += 1
                 except OSError as error:
                     self._skip(path, error)
+            at_once = SEGMENTS_AT_ONCE if isinstance(self._log, Path) else OBJECTS_AT_ONCE
             for owner_name, paths in closed.items():
-                for start in range(0, len(paths), SEGMENTS_AT_ONCE):
-                    self._take_in(kind, owner_name, paths[start : start + SEGMENTS_AT_ONCE])
+                for start in range(0, len(paths), at_once):
+                    self._take_in(kind, owner_name, paths[start : start + at_once])
 
-    def _take_in(self, kind: type[Any], replica: str, paths: list[Path]) -> None:
-        taken: dict[Path, pa.Table] = {}
-        for path in paths:
+    def _take_in(self, kind: type[Any], replica: str, paths: list[Place]) -> None:
+        taken: dict[Place, pa.Table] = {}
+        for path, content in read_all(paths):
             try:
-                rows = read_segment(path.read_bytes(), kind)
+                if isinstance(content, FileNotFoundError) and isinstance(path, StoredPlace):
+                    continue  # another compaction was quicker
+                if isinstance(content, OSError):
+                    raise content
+                rows = read_segment(content, kind)
                 if rows.damaged:  # what is acknowledged and unreadable is not ours to delete
                     raise ValueError(rows.damaged[0])
             except (OSError, ValueError) as error:
@@ -154,6 +165,10 @@ class _Work:
                 continue
             self.done.torn += bool(rows.torn_bytes)
             taken[path] = rows.table
+        if isinstance(self._log, StoredPlace):
+            # Nobody waited for us: what was erased before these were listed is erased in them, and
+            # an erasure that began later lists them itself, or finds them in a part.
+            self._erased = read_erased(self._log)
         by_day: dict[date, dict[str, pa.Table]] = {}
         for path, table in taken.items():
             which = days(table)
@@ -165,14 +180,20 @@ class _Work:
                     by_day.setdefault(day, {})[path.name] = part
         for day, parts in sorted(by_day.items()):
             self._grow(partition(self._log, _name(kind), day, replica), day, parts, kind)
+        remove_all([path for path in taken if isinstance(path, StoredPlace)])
         for path in taken:
-            path.unlink()
+            if isinstance(path, Path):
+                path.unlink()
         if taken:
             sync_folder(self._log / LIVE)
             self.done.segments += len(taken)
 
-    def _grow(self, folder: Path, day: date, given: dict[str, pa.Table], kind: type[Any]) -> None:
+    def _grow(self, folder: Place, day: date, given: dict[str, pa.Table], kind: type[Any]) -> None:
         """Add segments' rows of a day to a replica's last part, or to a new one."""
+        if isinstance(folder, StoredPlace):
+            stays = {name: self._without_erased(table, kind) for name, table in given.items()}
+            self.done.rows += grow(folder, day, stays, kind, PART_ROWS, self._skip)
+            return
         parts = sorted(folder.glob("part-*.parquet"))
         here: set[str] = set()
         for path in parts:
@@ -222,6 +243,10 @@ class _Work:
             looked_at = pa.schema([field for field in schema if field.name in LOOKED_AT])
             for path in parquet_files(self._log, kind, Notes()):
                 try:
+                    if isinstance(path, StoredPlace):
+                        with suppress(FileNotFoundError):  # its day has passed since
+                            change(path, kind, looked_at, *self._erasing(kind))
+                        continue
                     table, taken = read_parquet(path, kind, looked_at)
                     if self._erased.hidden(table, kind) is None:
                         continue
@@ -230,12 +255,22 @@ class _Work:
                     self._skip(path, error)
                     continue
                 _write_parquet(path, self._without_erased(table, kind), taken)
-        for path in (self._log / IMAGES).glob("*"):
+        pictures_there: list[Place] = list((self._log / IMAGES).glob("*"))
+        for path in pictures_there:
             if hash_of_picture(path.name.lstrip(".").partition(".")[0]) in pictures:
                 path.unlink(missing_ok=True)
         if not self.done.skipped:
             for picture in pictures:
                 write_tombstone(self._log, picture, self._erased.requests[picture], swept=True)
+
+    def _erasing(
+        self, kind: type[Any]
+    ) -> tuple[Callable[[pa.Table], bool], Callable[[pa.Table], pa.Table]]:
+        """Return what tells that something of a table was erased, and what takes it out."""
+        return (
+            lambda table: self._erased.hidden(table, kind) is not None,
+            lambda table: self._without_erased(table, kind),
+        )
 
     def expire(self) -> None:
         """Delete days that are too old, and old pictures that no record names any more."""
@@ -252,19 +287,21 @@ class _Work:
                 gone += 1
                 self.done.expired += rows
                 for folder in list(path.parents)[:2]:  # of the replica, of the day
-                    if "=" in folder.name:
+                    if isinstance(folder, Path) and "=" in folder.name:
                         with suppress(OSError):
                             folder.rmdir()
         if gone:
             self._expire_pictures()
 
-    def _expired_rows(self, path: Path, kind: type[Any]) -> int | None:
+    def _expired_rows(self, path: Place, kind: type[Any]) -> int | None:
         """Return how many rows a file has, if all of them are too old."""
         day = day_of(path.parent.parent.name)
         if day is not None:
-            with suppress(OSError, pa.ArrowException):  # one that is damaged goes with its day
-                return pq.read_metadata(path).num_rows if day < self._oldest else None
-            return 0 if day < self._oldest else None
+            if day >= self._oldest:
+                return None
+            with suppress(OSError, pa.ArrowException), path.open("rb") as opened:
+                return int(pq.read_metadata(opened).num_rows)
+            return 0  # one that is damaged goes with its day
         table, _ = read_parquet(path, kind, pa.schema([schema_of(kind).field("time_utc")]))
         newest = pc.max(days(table)).as_py()
         return None if newest is not None and newest >= self._oldest else table.num_rows
@@ -278,14 +315,15 @@ class _Work:
             return
         # A picture may be there before the record that names it.
         limit = datetime.combine(self._oldest, datetime.min.time(), UTC).timestamp()
-        for path in (self._log / IMAGES).glob("*.png"):
+        there: list[Place] = list((self._log / IMAGES).glob("*.png"))
+        for path in there:
             with suppress(OSError):
                 if path.stem not in named and path.stat().st_mtime < limit:
                     path.unlink()
                     self.done.pictures += 1
 
-    def _skip(self, path: Path, error: Exception) -> None:
-        left_out = Skipped(str(path.relative_to(self._log)), first_line(error))
+    def _skip(self, path: Place, error: Exception) -> None:
+        left_out = Skipped(within(self._log, path), first_line(error))
         if left_out not in self.done.skipped:
             self.done.skipped.append(left_out)
 
@@ -296,22 +334,17 @@ def _name(kind: type[Any]) -> str:
 
 
 def _after(part: Path) -> Path:
-    number = int(part.stem.rpartition("-")[2]) + 1
-    return part.with_name(f"part-{number:06d}.parquet")
+    return part.with_name(f"part-{part_number(part) + 1:06d}.parquet")
 
 
 def _write_parquet(path: Path, table: pa.Table, taken: Taken) -> None:
-    if taken.day is not None:
-        facts = {"day": taken.day.isoformat(), "segments": list(taken.segments)}
-        metadata = {**(table.schema.metadata or {}), TAKEN: json.dumps(facts).encode()}
-        table = table.replace_schema_metadata(metadata)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    replace_file(path, memoryview(sink.getvalue()))
+    replace_file(path, parquet_of(table, taken))
 
 
-def _clear_leftovers(log: Path) -> None:
+def _clear_leftovers(log: Place) -> None:
     """Remove what killed processes were writing when they died."""
+    if isinstance(log, StoredPlace):
+        return  # where nothing is half written
     for path in _leftovers(log):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:

@@ -28,6 +28,7 @@ from router.log.tombstones import (
     read_erased,
     write_tombstone,
 )
+from router.places import Place, as_place
 from router.records import DecisionRecord, FeedbackRecord, OracleRecord, conform, schema_of
 
 WAIT_S = 30.0  # for a compaction of the service
@@ -45,7 +46,7 @@ class Erasure:
     left: list[Skipped] = field(default_factory=list)  # files that cannot be read and rewritten
 
 
-def erase(log: Path | str, picture_id: str, oracle: Sequence[Path] = ()) -> Erasure:
+def erase(log: Place | str, picture_id: str, oracle: Sequence[Path] = ()) -> Erasure:
     """Take out a picture, every record about it and the feedback on those.
 
     From the first moment on no reader sees them; when this returns they are off the disk, but for
@@ -61,13 +62,14 @@ def erase(log: Path | str, picture_id: str, oracle: Sequence[Path] = ()) -> Eras
         FileNotFoundError: one of ``oracle`` is no folder; nothing is erased.
         OSError: a file cannot be written.
     """
-    log, done = Path(log), Erasure()
+    log, done = as_place(log), Erasure()
     for folder in oracle:
         if not folder.is_dir():
             raise FileNotFoundError(2, "no such folder, nothing is erased", str(folder))
     picture = hash_of_picture(picture_id)
     begin_tombstone(log, picture)
-    for path in (log / IMAGES).glob(f"{picture_id}.*"):
+    there: list[Place] = list((log / IMAGES).glob(f"{picture_id}.*"))
+    for path in there:
         path.unlink(missing_ok=True)
         done.pictures += 1
     with only_compaction(log, WAIT_S):
@@ -89,7 +91,7 @@ def erase(log: Path | str, picture_id: str, oracle: Sequence[Path] = ()) -> Eras
     return done
 
 
-def _hits(log: Path, kind: type[Any], erased: Erased) -> Iterator[pa.Table]:
+def _hits(log: Place, kind: type[Any], erased: Erased) -> Iterator[pa.Table]:
     """Yield what is on disk and erased, wherever it is."""
     for _, rows in live_segments(log, kind, Notes(skip_newer=True)):
         yield _hit(rows.table, kind, erased)

@@ -6,8 +6,10 @@
     <log>/images/<picture_id>.png
     <log>/erased/<hash of a picture_id>.json
 
-A kind is ``decisions`` or ``feedback``, a replica one process that writes, a day that of the
-records (UTC). Knows names and the file system; knows nothing of what a file holds.
+In an object store all is the same, but that a segment is written once, whole, and never grows. A
+kind is ``decisions`` or ``feedback``, a replica one process that writes, a day that of the
+records (UTC). Knows names, the file system and what a store does in its stead; knows nothing of
+what a file holds.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from router.log.faults import LogBusy
+from router.places import Place, StoredPlace
 from router.records import DecisionRecord, FeedbackRecord
 
 KINDS: dict[str, type[Any]] = {"decisions": DecisionRecord, "feedback": FeedbackRecord}
@@ -58,7 +61,7 @@ def owner_of(segment: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found and found[1] in KINDS else None
 
 
-def partition(log: Path, kind: str, day: date, replica: str) -> Path:
+def partition(log: Place, kind: str, day: date, replica: str) -> Place:
     """Return the folder of a replica's day."""
     return log / kind / f"date={day.isoformat()}" / f"replica={replica}"
 
@@ -71,8 +74,10 @@ def day_of(folder: str) -> date | None:
     return None
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Place) -> None:
     """Return when the names in a folder are on disk."""
+    if isinstance(folder, StoredPlace):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,16 +85,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Place) -> None:
     """Make a folder and those above it, their names on disk."""
-    if not folder.is_dir():
+    if isinstance(folder, Path) and not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
 
 
-def replace_file(path: Path, payload: bytes | memoryview) -> Path:
+def replace_file(path: Place, payload: bytes | memoryview) -> Place:
     """Put ``payload`` at ``path`` so that a crash leaves the old file, the new one or none."""
+    if isinstance(path, StoredPlace):
+        path.write_bytes(payload)
+        return path
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{ASIDE}")
     make_folder(path.parent)  # somebody may have cleared the log away
     try:
@@ -107,15 +115,19 @@ def replace_file(path: Path, payload: bytes | memoryview) -> Path:
 
 
 @contextmanager
-def only_compaction(log: Path, wait_s: float) -> Iterator[None]:
+def only_compaction(log: Place, wait_s: float) -> Iterator[None]:
     """Hold the right to compact a log, among all processes and hosts that share the folder.
 
-    The kernel lets it go when the process dies, however it dies.
+    The kernel lets it go when the process dies, however it dies. A store has no such right to give,
+    and needs none (router.log.shared_parts).
 
     Raises:
         LogBusy: another holds it, or the file system has no locks.
         OSError: the folder cannot be written.
     """
+    if isinstance(log, StoredPlace):
+        yield
+        return
     with (log / LOCK).open("a+b") as file:
         give_up = time.monotonic() + wait_s
         while not _locked(file.fileno()):
@@ -125,7 +137,7 @@ def only_compaction(log: Path, wait_s: float) -> Iterator[None]:
         yield
 
 
-def is_closed(segment: Path, replica: str) -> bool:
+def is_closed(segment: Place, replica: str) -> bool:
     """Return whether nobody writes to a segment any more. Its writer holds its lock for as long as
     it lives, and none is opened twice. Some shared file systems do not show the locks of another
     host: its segments count as written for a while longer than any that lives keeps one open.
@@ -134,6 +146,8 @@ def is_closed(segment: Path, replica: str) -> bool:
         OSError: it is gone, or not ours to write.
         LogBusy: the file system has no locks.
     """
+    if isinstance(segment, StoredPlace):
+        return True
     with segment.open("r+b") as file:
         if not _locked(file.fileno()):
             return False

@@ -12,8 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +22,7 @@ from router.log.faults import NewerLog, Skipped
 from router.log.layout import ASIDE, KINDS, LIVE, PARQUET, owner_of
 from router.log.segments import SegmentRows, check_version, first_line, read_segment
 from router.log.tombstones import LOOKED_AT, read_erased
+from router.places import Place, StoredPlace, as_place, read_all
 from router.records import DecisionRecord, FeedbackRecord, conform, schema_of
 
 TAKEN = b"m3_segments"  # of a Parquet file: {"day": ..., "segments": [...]} that its rows are from
@@ -43,11 +43,11 @@ class Notes:
     live_rows: int = 0
     files: int = 0
 
-    def skip(self, log: Path, path: Path, why: str) -> None:
+    def skip(self, log: Place, path: Place, why: str) -> None:
         """Leave a file out."""
-        self.skipped.append(Skipped(str(path.relative_to(log)), why))
+        self.skipped.append(Skipped(within(log, path), why))
 
-    def fault(self, log: Path, path: Path, error: Exception) -> None:
+    def fault(self, log: Place, path: Place, error: Exception) -> None:
         """Leave a file out that cannot be read.
 
         Raises:
@@ -68,14 +68,14 @@ class Log:
     notes: Notes
 
 
-def read_log(log: Path | str) -> Log:
+def read_log(log: Place | str) -> Log:
     """Return decisions and feedback as Arrow tables, erased ones left out.
 
     Raises:
         FileNotFoundError: no such folder.
         NewerLog: a file was written by a newer version of this program.
     """
-    log, notes = Path(log), Notes()
+    log, notes = as_place(log), Notes()
     if not log.is_dir():
         raise FileNotFoundError(2, "no such log folder", str(log))
     decisions, feedback = (
@@ -86,7 +86,7 @@ def read_log(log: Path | str) -> Log:
 
 
 def tables(
-    log: Path, kind: type[Any], notes: Notes, columns: Iterable[str] | None = None
+    log: Place, kind: type[Any], notes: Notes, columns: Iterable[str] | None = None
 ) -> Iterator[pa.Table]:
     """Yield the records of one kind in the order of days and files, what still grows last.
 
@@ -125,22 +125,25 @@ def tables(
         yield erased.visible(table, kind).select(wanted)
 
 
-def live_segments(log: Path, kind: type[Any], notes: Notes) -> Iterator[tuple[Path, SegmentRows]]:
+def live_segments(log: Place, kind: type[Any], notes: Notes) -> Iterator[tuple[Place, SegmentRows]]:
     """Yield each segment of a kind with its rows.
 
     Raises:
         NewerLog: one was written by a newer version of this program.
     """
+    wanted = []
     for path in _listed(log / LIVE):
         owner = owner_of(path.name)
         if owner is None:
             if kind is DecisionRecord:  # said once
                 _skip_foreign(log, path, notes)
-            continue
-        if KINDS[owner[0]] is not kind:
-            continue
+        elif KINDS[owner[0]] is kind:
+            wanted.append(path)
+    for path, content in read_all(wanted):
         try:
-            rows = read_segment(path.read_bytes(), kind)
+            if isinstance(content, OSError):
+                raise content
+            rows = read_segment(content, kind)
         except FileNotFoundError:
             continue  # it was compacted since
         except (OSError, ValueError) as error:
@@ -153,15 +156,15 @@ def live_segments(log: Path, kind: type[Any], notes: Notes) -> Iterator[tuple[Pa
         yield path, rows
 
 
-def parquet_files(log: Path, kind: type[Any], notes: Notes) -> Iterator[Path]:
+def parquet_files(log: Place, kind: type[Any], notes: Notes) -> Iterator[Place]:
     """Yield the Parquet files of a kind: those of before, then partitions by day."""
     (name,) = (name for name, each in KINDS.items() if each is kind)
     yield from _parquet_below(log, log / name, notes)
 
 
-def _parquet_below(log: Path, folder: Path, notes: Notes) -> Iterator[Path]:
+def _parquet_below(log: Place, folder: Place, notes: Notes) -> Iterator[Place]:
     inner = []
-    for path in _listed(folder):
+    for path in _in_order(folder) if isinstance(folder, StoredPlace) else _listed(folder):
         if path.is_dir() and not path.name.startswith("."):
             inner.append(path)
         elif path.suffix != PARQUET or path.name.startswith("."):
@@ -172,27 +175,37 @@ def _parquet_below(log: Path, folder: Path, notes: Notes) -> Iterator[Path]:
         yield from _parquet_below(log, path, notes)
 
 
-def _listed(folder: Path) -> list[Path]:
+def _in_order(folder: StoredPlace) -> list[StoredPlace]:
+    """Return all that is below a folder: one listing, where each folder in it would cost one."""
+    return sorted(folder.rglob("*"), key=lambda path: (path.parent != folder, path))
+
+
+def _listed(folder: Place) -> list[Place]:
+    if isinstance(folder, StoredPlace):
+        return list(folder.iterdir())
     try:
         return [folder / name for name in sorted(os.listdir(folder))]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _skip_foreign(log: Path, path: Path, notes: Notes) -> None:
+def _skip_foreign(log: Place, path: Place, notes: Notes) -> None:
     if not path.name.endswith(ASIDE):  # a writer's or a compaction's own, on its way
         notes.skip(log, path, "hidden" if path.name.startswith(".") else "no file of the log")
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Which segments' rows of which day a Parquet file holds; none for a file from elsewhere."""
+    """Which segments' rows of which day a Parquet file holds; none for a file from elsewhere. One
+    that is full gets no more; that is said in object stores alone.
+    """
 
     day: date | None = None
     segments: tuple[str, ...] = ()
+    full: bool = False
 
 
-def read_parquet(path: Path, kind: type[Any], schema: pa.Schema) -> tuple[pa.Table, Taken]:
+def read_parquet(path: Place, kind: type[Any], schema: pa.Schema) -> tuple[pa.Table, Taken]:
     """Return the rows of a file under a schema that is part of the kind's, and what they are from.
 
     Raises:
@@ -202,11 +215,21 @@ def read_parquet(path: Path, kind: type[Any], schema: pa.Schema) -> tuple[pa.Tab
     """
     # Opened here, and once: what it names and what it holds must be of the same file.
     with path.open("rb") as opened:
-        file = pq.ParquetFile(opened, page_checksum_verification=True)
-        found = file.schema_arrow
-        check_version(found)
-        conform(found.empty_table(), kind)
-        table = file.read(columns=[name for name in schema.names if name in found.names])
+        return parse_parquet(opened, kind, schema)
+
+
+def parse_parquet(opened: IO[bytes], kind: type[Any], schema: pa.Schema) -> tuple[pa.Table, Taken]:
+    """Return the same of an open file.
+
+    Raises:
+        NewerLog: it was written by a newer program.
+        OSError, ArrowException, ValueError: it is damaged or not of this kind.
+    """
+    file = pq.ParquetFile(opened, page_checksum_verification=True)
+    found = file.schema_arrow
+    check_version(found)
+    conform(found.empty_table(), kind)
+    table = file.read(columns=[name for name in schema.names if name in found.names])
     for column in schema:
         if column.name not in table.schema.names:
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))
@@ -226,9 +249,31 @@ def taken_by(schema: pa.Schema) -> Taken:
         return Taken()
     try:
         facts = json.loads(told)
-        return Taken(date.fromisoformat(facts["day"]), tuple(facts["segments"]))
+        full = facts.get("full") is True
+        return Taken(date.fromisoformat(facts["day"]), tuple(facts["segments"]), full)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its list of segments is damaged ({first_line(error)})") from error
+
+
+def parquet_of(table: pa.Table, taken: Taken) -> memoryview:
+    """Return the bytes of a Parquet file that says what it holds."""
+    if taken.day is not None:
+        facts = {"day": taken.day.isoformat(), "segments": list(taken.segments)}
+        told = json.dumps(facts | ({"full": True} if taken.full else {})).encode()
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), TAKEN: told})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return memoryview(sink.getvalue())
+
+
+def part_number(part: Place) -> int:
+    """Return the number of a part by its name."""
+    return int(part.stem.rpartition("-")[2])
+
+
+def within(log: Place, path: Place) -> str:
+    """Return how a file of a log is called in it."""
+    return str(path).removeprefix(f"{log}/")
 
 
 def days(table: pa.Table) -> pa.ChunkedArray:

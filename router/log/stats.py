@@ -5,7 +5,6 @@ Knows the folder through its reader; prints nothing.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from router.log.layout import IMAGES, KINDS, LIVE, PARQUET, SEGMENT
 from router.log.reading import Notes, tables
 from router.log.tombstones import read_erased
+from router.places import Place
 from router.records import DecisionRecord, schema_of
 
 SHOWN = (
@@ -22,7 +22,7 @@ SHOWN = (
 )  # fmt: skip
 
 
-def stats(log: Path) -> dict[str, Any]:
+def stats(log: Place) -> dict[str, Any]:
     """Return what a log holds: records, days, files, bytes, and what cannot be read.
 
     Raises:
@@ -69,7 +69,7 @@ def stats(log: Path) -> dict[str, Any]:
     }
 
 
-def newest(log: Path, n_rows: int) -> list[dict[str, Any]]:
+def newest(log: Place, n_rows: int) -> list[dict[str, Any]]:
     """Return the newest decisions, the newest last, with the columns `SHOWN`.
 
     Raises:
@@ -85,10 +85,11 @@ def newest(log: Path, n_rows: int) -> list[dict[str, Any]]:
     return list(best.to_pylist())
 
 
-def _must_exist(log: Path) -> None:
+def _must_exist(log: Place) -> None:
     if not log.is_dir():
         raise FileNotFoundError(2, "no such log folder", str(log))
 
 
-def _size(folder: Path, suffix: str) -> int:
-    return sum(path.stat().st_size for path in folder.rglob(f"*{suffix}") if path.is_file())
+def _size(folder: Place, suffix: str) -> int:
+    there: list[Place] = list(folder.rglob(f"*{suffix}"))
+    return sum(path.stat().st_size for path in there if path.is_file())

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from router.log.layout import ERASED, make_folder, replace_file, sync_folder
+from router.places import Place, StoredPlace, read_all
 from router.records import FeedbackRecord
 
 # What `Erased.hidden` looks at, by kind of record.
@@ -35,7 +36,7 @@ def hash_of_request(request_id: str, tenant: str | None) -> str:
     return hashlib.sha256(f"request\n{tenant or ''}\n{request_id}".encode()).hexdigest()[:32]
 
 
-def is_erased(log: Path, picture_id: str) -> bool:
+def is_erased(log: Place, picture_id: str) -> bool:
     """Return whether a picture must not be kept."""
     return _path(log, hash_of_picture(picture_id)).exists()
 
@@ -99,50 +100,73 @@ class Erased:
         return table if flags is None else table.filter(pc.invert(flags))
 
 
-def read_erased(log: Path) -> Erased:
+def read_erased(log: Place) -> Erased:
     """Return the tombstones of a log. One that cannot be read still hides its picture."""
     requests, unswept = {}, set()
-    for path in sorted((log / ERASED).glob("[0-9a-f]*.json")):
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            requests[path.stem] = frozenset(map(str, told["requests"]))
-            swept = told["swept"] is True
-        except (OSError, ValueError, KeyError, TypeError):
-            requests.setdefault(path.stem, frozenset())
-            swept = False
+    there: list[Place] = list((log / ERASED).glob("[0-9a-f]*.json"))
+    for path, content in read_all(sorted(there, key=lambda path: path.name)):
+        requests[path.stem], swept = _parsed(content)
         if not swept:
             unswept.add(path.stem)
     return Erased(requests, frozenset(unswept))
 
 
-def begin_tombstone(log: Path, picture: str) -> None:
+def begin_tombstone(log: Place, picture: str) -> None:
     """Put a tombstone down unless there is one: it counts for every reader from now on.
 
     Args:
         picture: from `hash_of_picture`.
     """
+    path = _path(log, picture)
+    if isinstance(path, StoredPlace):
+        path.create(_text(frozenset(), swept=False).encode())
+        return
     make_folder(log / ERASED)
-    with suppress(FileExistsError), _path(log, picture).open("x", encoding="utf-8") as file:
+    with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
         file.write(_text(frozenset(), swept=False))
         file.flush()
         os.fsync(file.fileno())
     sync_folder(log / ERASED)
 
 
-def write_tombstone(log: Path, picture: str, requests: frozenset[str], *, swept: bool) -> None:
-    """Replace a tombstone. Only who holds the lock of compaction may.
+def write_tombstone(log: Place, picture: str, requests: frozenset[str], *, swept: bool) -> None:
+    """Replace a tombstone. Only who holds the lock of compaction may; in an object store, which has
+    none, what others wrote into it meanwhile stays, and makes it unswept.
 
     Args:
         picture: from `hash_of_picture`.
         requests: about it, those that the tombstone names included.
         swept: no compacted file holds anything of it.
     """
-    replace_file(_path(log, picture), _text(requests, swept=swept).encode())
+    path = _path(log, picture)
+    if isinstance(path, Path):
+        replace_file(path, _text(requests, swept=swept).encode())
+        return
+    while True:
+        try:
+            content, version = path.read_version()
+            known, _ = _parsed(content)
+        except FileNotFoundError:
+            known, version = frozenset(), None
+        whole = _text(requests | known, swept=swept and known <= requests)
+        if path.replace(whole.encode(), version):
+            return
 
 
 def _text(requests: frozenset[str], *, swept: bool) -> str:
     return f"{json.dumps({'requests': sorted(requests), 'swept': swept})}\n"
 
 
-def _path(log: Path, picture: str) -> Path:
+def _parsed(content: bytes | OSError) -> tuple[frozenset[str], bool]:
+    """Return the requests that a tombstone names, and whether it says that it is swept."""
+    try:
+        if isinstance(content, OSError):
+            raise content
+        told = json.loads(content.decode("utf-8"))
+        return frozenset(map(str, told["requests"])), told["swept"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset(), False
+
+
+def _path(log: Place, picture: str) -> Place:
     return log / ERASED / f"{picture}.json"

@@ -12,8 +12,8 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from router.places import Place
 from router.registry import Entry, Trial
 from router.router import Router
 from serve.arms.assignment import CANARY, is_drawn
@@ -37,11 +37,11 @@ class OnTrial:
     Args:
         load: a router's folder -> the router; raises for one that cannot be served.
         metrics: where trouble is told.
-        registry: its folder, or None.
+        registry: where it lies, or None.
     """
 
     def __init__(
-        self, load: Callable[[Path], Router], metrics: Metrics, registry: Path | None
+        self, load: Callable[[Place], Router], metrics: Metrics, registry: Place | None
     ) -> None:
         self._load, self._metrics, self._registry = load, metrics, registry
         self._now: _Tried | None = None

@@ -11,13 +11,13 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from router.decision import Reason, RoutingDecision
 from router.drift.population import BINS, Population, read_population
 from router.drift.stability import LEAST, Stability, collapsed, stability
+from router.places import Place
 from router.router import Router
 from serve.metrics import Metrics
 
@@ -43,7 +43,7 @@ class DriftWatch:
         self._told: str = ""
         self._begin_anew()
 
-    def begin(self, router: Router | None, folder: Path | None) -> None:
+    def begin(self, router: Router | None, folder: Place | None) -> None:
         """Watch a router that has come into force; its population lies in its folder."""
         found = None if router is None or folder is None else read_population(folder, router)
         with self._lock:

@@ -16,8 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
+from router.places import Place
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
 
@@ -51,7 +51,7 @@ def labelling_while_idle(
 
 def _command(settings: ServeSettings, url: str) -> list[str]:
     """Return what follows the name of the interpreter."""
-    told: dict[str, Path | str | None] = {
+    told: dict[str, Place | str | None] = {
         "--from-log": settings.log_dir, "--out": settings.label_idle,
         "--model": settings.model_path(), "--idle-of": url, "--device": settings.device,
         "--text-encoder": settings.text_encoder,

@@ -10,7 +10,8 @@ record is acknowledged when it is on disk: `LogCounts.written` counts it, and `f
     <folder>/images/<picture_id>.png  only with ``log_images``
     <folder>/answers.secret           see `serve.log.receipts`
 
-Who reads it uses `router.log`.
+In an object store each segment is an object that is written once, and ``on disk`` means that the
+store said so. Who reads it uses `router.log`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from PIL import Image
 from m3model.pictures import CHECKED_BEFORE, decode_picture
 from router.log.layout import ASIDE, IMAGES, LIVE, replace_file, this_replica
 from router.log.tombstones import is_erased
+from router.places import Place, StoredPlace, as_place
 from router.records import DecisionRecord, FeedbackRecord, picture_id
 from serve.errors import ServeSetupError
 from serve.log.receipts import shared_secret
@@ -84,7 +85,7 @@ class DecisionLog:
     picture, conversation and answer of the audited ones.
 
     Args:
-        folder: made if missing.
+        folder: made if missing; or a place in an object store.
         log_images: see above.
         log_prompts: see above.
         flush_s: the longest a record waits before it is written: what a crash may cost.
@@ -98,7 +99,7 @@ class DecisionLog:
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Place | str,
         *,
         log_images: bool = False,
         log_prompts: bool = False,
@@ -107,7 +108,7 @@ class DecisionLog:
         max_rows: int = 256,
         max_waiting: int = 8192,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_place(folder)
         self.log_images, self.log_prompts = log_images, log_prompts
         self.counts = LogCounts()
         self._flush_s, self._max_rows = flush_s, max_rows
@@ -116,7 +117,8 @@ class DecisionLog:
         self._feedback = Segments(self.folder, "feedback", FeedbackRecord, replica, max_waiting)
         self._images = self.folder / IMAGES
         try:
-            for made in (LIVE, "decisions", "feedback", IMAGES):
+            stored = isinstance(self.folder, StoredPlace)  # which has no folders
+            for made in (LIVE,) if stored else (LIVE, "decisions", "feedback", IMAGES):
                 replace_file(self.folder / made / f".writable-{os.getpid()}{ASIDE}", b"").unlink()
         except OSError as error:
             raise ServeSetupError(
@@ -285,7 +287,7 @@ class DecisionLog:
     def _save_picture(self, picture: _Picture) -> None:
         path = self._images / f"{picture.picture_id}.png"
         try:
-            if not path.exists() and not is_erased(self.folder, picture.picture_id):
+            if not path.is_file() and not is_erased(self.folder, picture.picture_id):
                 rgb = picture.data
                 if isinstance(rgb, bytes):
                     rgb = decode_picture(rgb, CHECKED_BEFORE)

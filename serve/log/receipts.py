@@ -16,9 +16,9 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from pathlib import Path
 from typing import TypeVar
 
+from router.places import Place, StoredPlace
 from serve.errors import ServeSetupError
 
 Value = TypeVar("Value")
@@ -100,13 +100,16 @@ def _keep(known: OrderedDict[tuple[str, str], Value], key: tuple[str, str], valu
         known.popitem(last=False)
 
 
-def shared_secret(folder: Path) -> bytes:
-    """Return the secret in a log's folder, made by whoever comes first; only its owner reads it.
+def shared_secret(folder: Place) -> bytes:
+    """Return the secret in a log's folder, made by whoever comes first; only its owner reads it, in
+    an object store whoever may read the log.
 
     Raises:
         ServeSetupError: it can neither be made nor read.
     """
     path = folder / SECRET_FILE
+    if isinstance(path, StoredPlace):
+        return _stored_secret(path)
     try:
         with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made:
             made.write(secrets.token_hex(32))
@@ -128,3 +131,14 @@ def shared_secret(folder: Path) -> bytes:
         if time.monotonic() > give_up:  # whoever made it has had time to write it
             raise ServeSetupError(f"{path} is damaged: delete it, another is made")
         time.sleep(0.01)
+
+
+def _stored_secret(path: StoredPlace) -> bytes:
+    try:
+        made = secrets.token_hex(32).encode()
+        said = made if path.create(made) else path.read_bytes()
+    except OSError as error:
+        raise ServeSetupError(f"cannot make {path}: {error.strerror or error}") from error
+    if len(said) != 64:
+        raise ServeSetupError(f"{path} is damaged: delete it, another is made")
+    return said

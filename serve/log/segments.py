@@ -1,8 +1,8 @@
 """The segments that this process writes: appended to, and on disk before they count.
 
-Knows one open file a kind of record, its lock and its batches; knows no threads and not what the
-records mean. How a segment looks is told in `router.log.segments`, what becomes of it in
-`router.log.compaction`.
+Knows one open file a kind of record, its lock and its batches; in an object store each group of
+records is an object of its own. Knows no threads and not what the records mean. How a segment looks
+is told in `router.log.segments`, what becomes of it in `router.log.compaction`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from router.log.layout import ASIDE, LIVE, make_folder, segment_name, sync_folder
 from router.log.segments import END, SegmentStream
+from router.places import Place, StoredPlace
 from router.records import to_table
 
 LOG = logging.getLogger(__name__)
@@ -29,13 +31,15 @@ class Segments:
     """The segments of one kind of record: at most one is open."""
 
     def __init__(
-        self, log: Path, name: str, kind: type[Any], replica: str, max_waiting: int
+        self, log: Place, name: str, kind: type[Any], replica: str, max_waiting: int
     ) -> None:
         self.folder, self.waiting = log / LIVE, list[Any]()
         self._name, self._kind, self._replica = name, kind, replica
         self._max_waiting = max_waiting
         self._number = 0
         self._open: _OpenSegment | None = None
+        self._sent: _Sent | None = None  # to a store that has not said that it is there
+        self._there = 0, 0  # rows in a store, and unfit ones, that nobody was told of
 
     def write(self) -> tuple[int, int]:
         """Return (rows written, rows that do not fit the schema) when the waiting rows are on disk,
@@ -46,6 +50,11 @@ class Segments:
         """
         if not self.waiting:
             return 0, 0
+        if isinstance(self.folder, StoredPlace):
+            while self.waiting:
+                self._send(self.folder)
+            told, self._there = self._there, (0, 0)
+            return told
         rows, unfit = self._to_table(self.waiting)
         if rows.num_rows:
             if self._open is None or self._open.is_gone():
@@ -73,8 +82,27 @@ class Segments:
     def forget_oldest(self) -> int:
         """Drop waiting rows beyond the limit and return how many were dropped."""
         excess = max(0, len(self.waiting) - self._max_waiting)
-        del self.waiting[:excess]
+        first = 0 if self._sent is None else min(self._sent.n_waiting, len(self.waiting) - excess)
+        del self.waiting[first : first + excess]
         return excess
+
+    def _send(self, folder: StoredPlace) -> None:
+        """Put waiting rows into an object. One that failed may be there all the same, and in a part
+        by now: it is sent again as it was, not with more in it, so that it is known by its name.
+        """
+        if self._sent is None:
+            rows, unfit = self._to_table(self.waiting)
+            self._number += 1
+            content = SegmentStream(self._kind).batch(rows) + END if rows.num_rows else b""
+            name = segment_name(self._name, self._replica, self._number)
+            self._sent = _Sent(name, content, len(self.waiting), unfit)
+        sent = self._sent
+        if sent.content:
+            (folder / sent.name).write_bytes(sent.content)
+        del self.waiting[: sent.n_waiting]
+        self._sent = None
+        rows_there, unfit_there = self._there
+        self._there = rows_there + sent.n_waiting - sent.unfit, unfit_there + sent.unfit
 
     def _to_table(self, rows: list[Any]) -> tuple[pa.Table, int]:
         try:
@@ -86,6 +114,16 @@ class Segments:
         middle = len(rows) // 2
         (head, unfit_head), (tail, unfit_tail) = map(self._to_table, (rows[:middle], rows[middle:]))
         return pa.concat_tables([head, tail]), unfit_head + unfit_tail
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """An object, and how many of the waiting records it holds or gives up."""
+
+    name: str
+    content: bytes
+    n_waiting: int
+    unfit: int
 
 
 class _OpenSegment:

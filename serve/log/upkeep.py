@@ -10,32 +10,33 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow as pa
 
 from router.log.compaction import compact
 from router.log.faults import LogBusy
 from router.log.layout import ERASED
+from router.places import Place, StoredPlace
 
 LOG = logging.getLogger(__name__)
 EVERY_S = 600.0
 BUSY_S = 10.0
 LOOK_S = 2.0  # for pictures that were erased meanwhile
+LOOK_AT_STORE_S = 60.0  # where each look costs a listing
 
 
 class Upkeep:
     """Compacts a log for as long as it is written, and once more when that ends.
 
     Args:
-        log: the folder.
+        log: the folder, or its place in an object store.
         replica: whose segments are compacted at the end.
         keep_days: see `compact`.
         close_segments: leaves the writer's open segments to be compacted; returns when they are.
     """
 
     def __init__(
-        self, log: Path, replica: str, keep_days: int | None, close_segments: Callable[[], None]
+        self, log: Place, replica: str, keep_days: int | None, close_segments: Callable[[], None]
     ) -> None:
         self._log, self._replica, self._keep_days = log, replica, keep_days
         self._close_segments = close_segments
@@ -51,7 +52,8 @@ class Upkeep:
 
     def _run(self) -> None:
         due, known = time.monotonic() + EVERY_S, self._erasures()
-        while not self._ending.wait(LOOK_S):
+        look_s = LOOK_AT_STORE_S if isinstance(self._log, StoredPlace) else LOOK_S
+        while not self._ending.wait(look_s):
             if (erased := self._erasures()) != known:
                 due, known = time.monotonic(), erased
             if time.monotonic() >= due:
@@ -77,8 +79,11 @@ class Upkeep:
             LOG.warning("%s", what)
         self._told = what
 
-    def _erasures(self) -> int:
+    def _erasures(self) -> float:
+        folder = self._log / ERASED
         try:
-            return (self._log / ERASED).stat().st_mtime_ns
+            if isinstance(folder, StoredPlace):
+                return max((each.stat().st_mtime for each in folder.iterdir()), default=0.0)
+            return folder.stat().st_mtime_ns
         except OSError:
             return 0

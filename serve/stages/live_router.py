@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from router.errors import RouterFileError
-from router.registry import Entry, Restriction, history, last_entry, router_folder
+from router.places import Place, read_all
+from router.registry import Entry, Restriction, entry_path, later_entry, router_folder
 from router.router import Router
 from serve.arms.on_trial import OnTrial
 from serve.drift.restriction import in_words
@@ -33,7 +34,7 @@ class LiveRouter:
     Args:
         check: raises ValueError for a router that does not fit the model.
         metrics: where swaps are counted.
-        registry: folder that is followed, or None.
+        registry: what is followed, a folder or in an object store; or None.
         poll_s: seconds between looks.
         model_hash: of the model that is served, asked for when a router holds a certificate.
         began: told of every router that comes into force, and of its folder.
@@ -43,10 +44,10 @@ class LiveRouter:
         self,
         check: Callable[[Router], None],
         metrics: Metrics,
-        registry: Path | None = None,
+        registry: Place | None = None,
         poll_s: float = 1.0,
         model_hash: Callable[[], str] | None = None,
-        began: Callable[[Router | None, Path | None], None] = lambda router, folder: None,
+        began: Callable[[Router | None, Place | None], None] = lambda router, folder: None,
     ) -> None:
         self._check, self._metrics = check, metrics
         self._model_hash, self._began = model_hash, began
@@ -54,8 +55,9 @@ class LiveRouter:
         self.current: Router | None = None
         self.restriction: Restriction | None = None  # that it is held to
         self.ok = True
-        self._wanted: Path | None = None  # in force, or tried in vain
-        self._serves: Path | None = None  # what is in force
+        self._wanted: Place | None = None  # in force, or tried in vain
+        self._serves: Place | None = None  # what is in force
+        self._word: Entry | None = None  # the registry's last, as far as it could be read
         self._heard = 0  # the number of the registry's last word
         self._restricted: Restriction | None = None  # by that word
         self._instead = False  # of the registry's, another one was asked for at the start
@@ -139,7 +141,7 @@ class LiveRouter:
         self._agreed()
         return folder is None or self.swap_to(folder)
 
-    def swap_to(self, folder: Path | None) -> bool:
+    def swap_to(self, folder: Place | None) -> bool:
         """Return whether the router in ``folder`` is in force now; if not, nothing has changed.
 
         None: no router.
@@ -166,7 +168,7 @@ class LiveRouter:
             LOG.info("router %s replaces %s", self.version or "none", before or "none")
             return True
 
-    def _hold(self, folder: Path | None) -> None:
+    def _hold(self, folder: Place | None) -> None:
         """Hold what is in force to what the registry says; a price is of the router it names."""
         told = None if self._instead else self._restricted
         if told is not None and folder != self._wanted:
@@ -177,7 +179,7 @@ class LiveRouter:
         self.restriction = told
         self._metrics.gauge("m3_router_restricted", int(told is not None))
 
-    def _load(self, folder: Path) -> Router:
+    def _load(self, folder: Place) -> Router:
         router = Router.from_pretrained(folder)
         self._check(router)
         if router.held.certificate is not None and self._model_hash is not None:
@@ -190,7 +192,7 @@ class LiveRouter:
         if self._registry is None:
             return None
         try:
-            entry = last_entry(self._registry)
+            entry = self._word = later_entry(self._registry, self._word)
         except RouterFileError as error:
             self._unread = str(error)
             self._failed(self._unread)
@@ -202,7 +204,7 @@ class LiveRouter:
         self._unread = ""
         return entry
 
-    def _promoted(self, entry: Entry | None) -> Path | None:
+    def _promoted(self, entry: Entry | None) -> Place | None:
         """Return the folder that an entry of the registry names; None where it is not there."""
         try:
             return None if self._registry is None else router_folder(self._registry, entry)
@@ -243,7 +245,9 @@ class LiveRouter:
         if self._registry is None or entry.seq == self._heard:
             return False
         try:
-            said = [each for each in history(self._registry) if each.seq > self._heard]
+            between = range(self._heard + 1, entry.seq)
+            paths = [entry_path(self._registry, seq) for seq in between]
+            said = [*(Entry.of(path, content) for path, content in read_all(paths)), entry]
         except RouterFileError:  # the last word is all that must be read
             said = [entry]
         return any(each.action in ("promote", "rollback") for each in said)

@@ -6,13 +6,14 @@ Knows flags and the table; the proof is training.fitting.certify's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m3model.terminal import bar, say, table
 from router.registry import DEFAULT_REGISTRY
 from training.cli.collect import router_folder
+from training.cli.log import place_option
 from training.cli.versions import user
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def certify(
         ),
     ] = False,
     registry: Annotated[
-        Path, typer.Option("--registry", help="Registry that counts attempts, where there is one.")
+        Any, place_option("--registry", what="Registry that counts attempts, where there is one.")
     ] = DEFAULT_REGISTRY,
 ) -> None:
     """Prove how many right answers a router loses at most.

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from m3model.terminal import bar, say, table
+from training.cli.log import place_option
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from router.places import Place
     from training.oracle.workers import Runner
     from training.sources.tasks import Source
 
@@ -84,7 +86,7 @@ def collect(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the pictures that --data names.")
     ] = None,
-    from_log: Annotated[Path | None, typer.Option(help="Log folder of the service.")] = None,
+    from_log: Annotated[Any, place_option("--from-log", what="Log of the service.")] = None,
     hf_dataset: Annotated[
         Path | None,
         typer.Option(help="Folder of a Hugging Face dataset: save_to_disk, or Parquet files."),
@@ -277,7 +279,7 @@ def _show(out: Path) -> None:
 
 def source_of(
     scenes: int | None, seed: int, namespace: str, repeats: int,
-    data: Path | None, images: Path | None, from_log: Path | None, skip_bad: bool,
+    data: Path | None, images: Path | None, from_log: Place | None, skip_bad: bool,
     metric: str | None = None, hf_dataset: Path | None = None, split: str | None = None,
     columns: str | None = None,
 ) -> Source:  # fmt: skip

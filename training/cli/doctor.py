@@ -6,14 +6,19 @@ Knows flags and the table; what is examined is training.drift's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m3model.terminal import say, table
 from router.registry import DEFAULT_REGISTRY
-from training.cli.log import DEFAULT_LOG
-from training.cli.versions import RegistryOption, WhoOption, WhyOption, user
+from training.cli.log import DEFAULT_LOG, place_option
+from training.cli.versions import (
+    RegistryOption,
+    WhoOption,
+    WhyOption,
+    user,
+)
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -24,8 +29,8 @@ BAD = 1  # exit status
 
 def doctor(
     log: Annotated[
-        Path | None,
-        typer.Option(help="Log folder of the service; .m3/log if left out and there is one."),
+        Any,
+        place_option("--log", what="Log of the service; .m3/log if left out and there is one."),
     ] = None,
     oracle: Annotated[
         list[Path] | None,

@@ -1,6 +1,6 @@
 """`m3-train log`: a look at the service's decision log, its compaction, and erasing from it.
 
-Knows flags and tables; the work is in router.log.
+Knows flags and tables, and how flags name a place; the work is in router.log.
 """
 
 from __future__ import annotations
@@ -9,14 +9,29 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from m3model.terminal import one_command, say, table
+from router.places import NoPlace, Place, as_place
 from training.errors import TrainingError
 
-LogOption = Annotated[Path, typer.Option("--log-dir", help="Log folder of the service.")]
+
+def place(told: str | Place) -> Place:
+    """Return the place that a flag's value means."""
+    try:
+        return as_place(told)
+    except NoPlace as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def place_option(*names: str, what: str) -> Any:
+    """Return a flag that takes a folder, or the address of one in an object store."""
+    return typer.Option(*names, parser=place, metavar="PLACE", help=what)
+
+
+LogOption = Annotated[Any, place_option("--log-dir", what="Log of the service.")]
 DEFAULT_LOG = Path(".m3/log")
 
 log_app = one_command(

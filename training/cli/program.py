@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from m3model.errors import CheckpointMismatch, RelevanceUnavailable
 from m3model.terminal import bar, commands, run, say, table
 from router.errors import FeatureMismatch, RouterFileError
+from router.places import NoPlace
 from router.registry import DEFAULT_REGISTRY
 from training.cli.bench import bench
 from training.cli.certify import certify
@@ -29,12 +30,13 @@ from training.cli.collect import (
     router_folder,
 )
 from training.cli.doctor import doctor
-from training.cli.log import log_app
+from training.cli.log import log_app, place_option
 from training.cli.model import model as train_model
 from training.cli.readout import readout
 from training.cli.replay import replay
 from training.cli.versions import (
     ExpectOption,
+    RegistryOption,
     WhoOption,
     WhyOption,
     canary,
@@ -62,7 +64,6 @@ OracleOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 RouterOption = Annotated[Path, typer.Option("--router", help="Router folder.")]
-RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
 CostOption = Annotated[Literal["tokens", "flops"], typer.Option(help="What a scale costs.")]
 SecondLookOption = Annotated[
     bool, typer.Option("--second-look", help="Also fit when to look finer after an answer.")
@@ -277,7 +278,7 @@ app.command("gc", rich_help_panel=IN_FORCE)(gc)
 
 @app.command(rich_help_panel=IN_FORCE)
 def retrain(
-    from_log: Annotated[Path, typer.Option(help="Log folder of the service.")],
+    from_log: Annotated[Any, place_option("--from-log", what="Log of the service.")],
     out: OutOption,
     model: ModelOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
@@ -344,5 +345,5 @@ def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
     run(
         app, TrainingError, RouterFileError, FeatureMismatch, CheckpointMismatch,
-        RelevanceUnavailable, OSError,
+        RelevanceUnavailable, NoPlace, OSError,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from m3model.terminal import bar, interval, say, table
+from training.cli.log import place_option
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ def replay(
         ),
     ] = None,
     log: Annotated[
-        Path | None,
-        typer.Option(
-            help="Log folder of the service that the questions are from: also says how many of "
-            "its decisions each router takes again."
+        Any,
+        place_option(
+            "--log",
+            what="Log of the service that the questions are from: also says how many of its "
+            "decisions each router takes again.",
         ),
     ] = None,
     split: Annotated[

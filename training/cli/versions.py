@@ -10,18 +10,20 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m3model.terminal import say, table
 from router.errors import RouterFileError
+from router.places import Place
 from router.registry import DEFAULT_REGISTRY, JOURNAL, TrialKind, strangers
-from training.cli.log import DEFAULT_LOG
+from training.cli.log import DEFAULT_LOG, place_option
 from training.errors import GateClosed, TrainingError
 
 if TYPE_CHECKING:
     from training.trials.judging import Judgement
+
 
 WhoOption = Annotated[str | None, typer.Option(help="For the journal; else user and host.")]
 WhyOption = Annotated[str | None, typer.Option(help="For the journal: the reason, in a sentence.")]
@@ -29,7 +31,8 @@ ExpectOption = Annotated[
     str | None,
     typer.Option(help="Only while this is in force: folder name, router version, or start."),
 ]
-RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry of routers.")]
+# typer takes no unions: the parameters are of type Place.
+RegistryOption = Annotated[Any, place_option("--registry", what="Registry of routers.")]
 RouterArgument = Annotated[
     Path | None, typer.Argument(help="Router folder to try; left out with the flags below.")
 ]
@@ -38,8 +41,7 @@ QuarantineOption = Annotated[
     bool, typer.Option("--quarantine", help="With --stop: keep the router from coming back.")
 ]
 TrialLogOption = Annotated[
-    Path | None,
-    typer.Option("--log-dir", help=f"Log folder of the service; {DEFAULT_LOG} if left out."),
+    Any, place_option("--log-dir", what=f"Log of the service; {DEFAULT_LOG} if left out.")
 ]
 WHAT_APPLY_DOES = {
     "fit": "would promote it",
@@ -230,7 +232,7 @@ def _refuse_idle(**options: tuple[object, bool]) -> None:
 
 
 def _begin(
-    kind: TrialKind, router: Path, share: float, registry: Path, expect: str | None, who: str,
+    kind: TrialKind, router: Path, share: float, registry: Place, expect: str | None, who: str,
     why: str | None, force: bool = False,
 ) -> None:  # fmt: skip
     from training.registry.changes import try_out
@@ -243,7 +245,7 @@ def _begin(
 
 
 def _end(
-    kind: TrialKind, registry: Path, bad: bool, expect: str | None, who: str, why: str | None
+    kind: TrialKind, registry: Place, bad: bool, expect: str | None, who: str, why: str | None
 ) -> None:
     from training.registry.changes import end_trial
 
@@ -251,7 +253,7 @@ def _end(
     say(f"ended: {tried}{', now in quarantine' if bad else ''}")
 
 
-def _watched(registry: Path, log: Path, most_tokens: float, every_s: float, who: str) -> None:
+def _watched(registry: Place, log: Place, most_tokens: float, every_s: float, who: str) -> None:
     """Judge by the log until the trial has ended; end it, if it is bad."""
     from training.registry.changes import on_trial
     from training.trials.judging import act_on, goes_on, judged
@@ -290,7 +292,7 @@ def _tell(found: Judgement) -> None:
             say(line)
 
 
-def _tell_shadows(log_dir: Path) -> None:
+def _tell_shadows(log_dir: Place) -> None:
     from training.trials.shadows import report
 
     for found in report(log_dir):
@@ -331,7 +333,7 @@ def quarantine(
     say(f"in quarantine: {version}")
 
 
-def tell_strangers(registry: Path) -> None:
+def tell_strangers(registry: Place) -> None:
     """Name what lies in the journal's folder and is none of its entries."""
     if names := strangers(registry):
         say(f"no entries of the journal, left alone: {', '.join(names)} in {registry / JOURNAL}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from router.decision import Reason
 from router.drift.population import Population, effective_units
 from router.drift.stability import LEAST_CHOICES, NEARLY_ALL, collapsed
 from router.log import NewerLog, Notes, tables
+from router.places import Place
 from router.records import DecisionRecord, schema_of
 from router.router import Router
 from training.drift.checks import Check, Verdict
@@ -49,7 +49,7 @@ class LogFacts:
     notes: Notes = field(default_factory=Notes)
 
 
-def read_facts(log: Path) -> LogFacts:
+def read_facts(log: Place) -> LogFacts:
     """Return what a log holds.
 
     Raises:

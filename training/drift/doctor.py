@@ -16,6 +16,7 @@ import numpy as np
 from router import default_router_path
 from router.drift.population import Population, read_population
 from router.errors import RouterFileError
+from router.places import Place
 from router.registry import Restriction, current_router_path
 from router.router import Router
 from training.drift.attempts import judged_on
@@ -82,7 +83,7 @@ class Examination:
 
 
 def examine(
-    log: Path | None, oracle: Sequence[Path], registry: Path, given: Path | None
+    log: Place | None, oracle: Sequence[Path], registry: Place, given: Path | None
 ) -> Examination:
     """Return what is wrong with the router in force, and what is not.
 
@@ -153,7 +154,7 @@ def _priceable(checks: Sequence[Check]) -> bool:
 
 
 def _in_force(
-    registry: Path, given: Path | None, audits: OracleData | None
+    registry: Place, given: Path | None, audits: OracleData | None
 ) -> tuple[Contender | None, Check | None]:
     """Return what is in force, or what is wrong with it."""
     try:
@@ -173,7 +174,7 @@ def _shipped_model() -> str:
         return ""
 
 
-def _population(registry: Path, given: Path | None, router: Router) -> Population | None:
+def _population(registry: Place, given: Path | None, router: Router) -> Population | None:
     folder = current_router_path(registry) or given or default_router_path()
     return read_population(folder, router)
 
@@ -205,7 +206,7 @@ def _of_audits(
     return fresh, checks
 
 
-def _of_registry(registry: Path, state: State, audits: OracleData | None) -> list[Check]:
+def _of_registry(registry: Place, state: State, audits: OracleData | None) -> list[Check]:
     """Return what is on trial or restricted, for how long, and how often these audits judged."""
     checks = []
     if state.restriction is not None:

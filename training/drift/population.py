@@ -18,6 +18,7 @@ from router.drift.population import (
     effective_units,
     read_population,
 )
+from router.places import Place
 from router.policy import choose_many, row_costs
 from router.predictor.matrix import in_memory
 from router.router import Router
@@ -37,7 +38,7 @@ def write_population(folder: Path, router: Router, data: OracleData) -> None:
     _write(folder, _with_choices(told, router, data))
 
 
-def carry_population(before: Path, folder: Path, router: Router, data: OracleData) -> None:
+def carry_population(before: Place, folder: Path, router: Router, data: OracleData) -> None:
     """Write beside a router that was priced anew what lies beside it in the folder ``before``;
     nothing where nothing is told there."""
     told = read_population(before, router)

@@ -20,6 +20,7 @@ from m3model.engine.recipe import model_of
 from router import default_router_path
 from router.certificate.proof import betting_order
 from router.errors import RouterFileError
+from router.places import Place
 from router.registry import Restriction, last_entry, router_folder
 from router.router import Router
 from training.errors import MixedData, TrainingError
@@ -61,7 +62,7 @@ class Contender:
     held: Restriction | None = None
 
     @classmethod
-    def read(cls, name: str, folder: Path) -> Contender:
+    def read(cls, name: str, folder: Place) -> Contender:
         """Return the router in a folder.
 
         Raises:
@@ -103,7 +104,7 @@ class Contender:
         return unseen_by(data, self.seen)
 
 
-def live(registry: Path, given: Path | None, model_hash: str) -> Contender:
+def live(registry: Place, given: Path | None, model_hash: str) -> Contender:
     """Return what is in force.
 
     Args:
@@ -139,8 +140,8 @@ def _shipped(model_hash: str) -> Contender | None:
 
 
 def at_the_gate(
-    candidate: Path,
-    registry: Path,
+    candidate: Place,
+    registry: Place,
     oracle: Sequence[Path],
     *,
     incumbent: Path | None = None,

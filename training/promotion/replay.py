@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from router.log import NewerLog, read_log
+from router.places import Place
 from router.policy import Policy, token_costs
 from router.records import DecisionRecord, OracleRecord, from_table
 from router.records.rows import Record
@@ -128,13 +129,13 @@ def played(router: Router, data: OracleData, name: str) -> cmp.Outcome:
 
 
 def logged_again(
-    routers: Sequence[tuple[str, Router]], log: Path, oracle: Sequence[Path]
+    routers: Sequence[tuple[str, Router]], log: Place, oracle: Sequence[Path]
 ) -> tuple[dict[str, ServedAgain], list[str]]:
     """Return how each router (by its name) decides again what it decided for a log, and which
     files of the log cannot be read.
 
     Args:
-        log: folder of a service's log.
+        log: of a service's log.
         oracle: folders with the questions of that log.
 
     Raises:

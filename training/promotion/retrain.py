@@ -13,6 +13,7 @@ from typing import Any
 
 from m3model.config import hash_model
 from router.certificate.proof import Loss
+from router.places import Place
 from router.registry import current_router_path
 from router.router import Router
 from training.drift.attempts import counted
@@ -53,10 +54,10 @@ class RetrainJob:
         skip_bad: count pictures and labels that cannot be read instead of stopping.
     """
 
-    log: Path
+    log: Place
     model: Path
     out: Path
-    registry: Path
+    registry: Place
     more_oracle: Sequence[Path] = ()
     target: float | None = None
     cost: Cost | None = None
@@ -74,7 +75,7 @@ class RetrainJob:
 class RetrainResult:
     """The promoted folder, the report on the router in it, and the gate's verdict."""
 
-    promoted: Path
+    promoted: Place
     version: str
     report: dict[str, Any]
     verdict: Verdict

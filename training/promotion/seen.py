@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from router.places import Place
 from training.files import replacing
 from training.oracle.columns.names import numbered
 from training.oracle.data import OracleData
@@ -22,7 +23,7 @@ from training.oracle.data import OracleData
 SEEN_FILE = "seen.npy"
 
 
-def write_seen(folder: Path, data: OracleData, *more: Path) -> None:
+def write_seen(folder: Path, data: OracleData, *more: Place) -> None:
     """Write beside a router that the data's training and calibration pictures shaped it, and all
     that shaped the routers in the folders ``more``; nothing where one of those does not tell."""
     before = [read_seen(each) for each in more]
@@ -36,10 +37,11 @@ def write_seen(folder: Path, data: OracleData, *more: Path) -> None:
         np.save(file, np.unique(np.concatenate([ours, *known])), allow_pickle=False)
 
 
-def read_seen(folder: Path) -> NDArray[np.uint64] | None:
+def read_seen(folder: Place) -> NDArray[np.uint64] | None:
     """Return the marks of the pictures that shaped the router in a folder; None: it is not told."""
     try:
-        found = np.load(folder / SEEN_FILE, allow_pickle=False)
+        with (folder / SEEN_FILE).open("rb") as file:
+            found = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return found if found.dtype == np.uint64 and found.ndim == 1 else None

@@ -3,26 +3,30 @@ keeps the bad ones out.
 
 A registry holds router folders named ``<router version>-<hash of all bytes>``, which are copied
 aside, brought to disk and renamed, and never changed again; and the journal that says which of
-them is in force. Beside a router lies where it comes from (training.registry.lineage). Does not
-know how routers are fitted or judged.
+them is in force. Beside a router lies where it comes from (training.registry.lineage). In an object
+store folders are uploaded as training.registry.uploads tells. Does not know how routers are fitted
+or judged.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from uuid import uuid4
 
 from router.errors import RouterFileError
 from router.log.layout import sync_folder
+from router.places import Place, StoredPlace
+from router.places.content import files_of, hash_folder
 from router.registry import DEFAULT_REGISTRY, Trial, TrialKind, current_router_path, history
 from router.router import Router
 from training.errors import NotInForce, Quarantined, TrainingError
 from training.registry.journal import State, append, read_state
-from training.registry.lineage import Report, is_beside, read_report, write_lineage
+from training.registry.lineage import Report, read_report, write_lineage
 from training.registry.names import START, is_called, named, same_router
+from training.registry.uploads import generation_of, held, upload
 
 __all__ = [
     "current_router_path", "end_trial", "hash_folder", "history", "on_trial", "promote",
@@ -32,15 +36,15 @@ MOST_OF_SESSIONS = 0.5  # a canary is judged beside the router in force, which n
 
 
 def promote(
-    router: Path,
-    registry: Path = DEFAULT_REGISTRY,
+    router: Place,
+    registry: Place = DEFAULT_REGISTRY,
     *,
     expect: str | None = None,
     who: str = "",
     why: str = "",
     report: Path | None = None,
     force: bool = False,
-) -> Path:
+) -> Place:
     """Copy a router folder into the registry, put it in force and return where it lies.
 
     What is in force already, unrestricted, stays as it is, and nothing is written. A process that
@@ -60,32 +64,38 @@ def promote(
         NotInForce: something else than expected is in force.
         Quarantined: it was rolled back or named bad before (and not ``force``).
         TrainingError: the folder is not a router, or the copy in the registry is damaged.
+        OSError: the registry cannot be reached.
     """
     loaded, digest = _load(router), hash_folder(router)
-    name = f"{loaded.version}-{digest[:8]}"
-    spoke = None if report is None else read_report(report, loaded)
+    spoke, generation = None if report is None else read_report(report, loaded), 1
     while True:
+        name = generation_of(loaded.version, digest, generation)
         state = read_state(registry)
         _check_expected("promoted", registry, state, expect)
         if state.is_quarantined(name) and not force:
             raise Quarantined(f"not promoted: {_why_quarantined(state, name)}")
-        if state.current == name and state.restriction is None:
+        is_free = state.restriction is None
+        if is_free and state.current == name:
             _put(router, registry / name, digest, None, None)
             return registry / name
-        if state.current is not None and _holds(registry / state.current, digest):
-            return registry / state.current  # under a name of before
-        _put(router, registry / name, digest, state.current, spoke)
-        report_hash = None if spoke is None else spoke.hash
-        entry = state.next("promote", state.current, name, who, why, report_hash, forced=force)
-        if append(registry, state, entry):
-            # Old folders may be cleared away meanwhile: this one is not old any more.
+        if is_free and state.current is not None and _holds(registry / state.current, digest):
+            return registry / state.current  # under another name
+        with held(registry / name) as is_held:
+            if not is_held:
+                generation += 1
+                continue
             _put(router, registry / name, digest, state.current, spoke)
-            return registry / name
+            report_hash = None if spoke is None else spoke.hash
+            entry = state.next("promote", state.current, name, who, why, report_hash, forced=force)
+            if append(registry, state, entry):
+                # Old folders may be cleared away meanwhile: this one is not old any more.
+                _put(router, registry / name, digest, state.current, spoke)
+                return registry / name
 
 
 def rollback(
-    registry: Path = DEFAULT_REGISTRY, *, expect: str | None = None, who: str = "", why: str = ""
-) -> Path | None:
+    registry: Place = DEFAULT_REGISTRY, *, expect: str | None = None, who: str = "", why: str = ""
+) -> Place | None:
     """Put back in force what was before, and the router in force in quarantine; return the folder.
 
     None is the router that services start with, shipped or given by ``--router``, which was live
@@ -104,6 +114,7 @@ def rollback(
     """
     if not registry.is_dir():
         raise TrainingError(f"{registry} is not a registry; promote a router first")
+    going = set[str]()
     while True:
         state = read_state(registry)
         _check_expected("rolled back", registry, state, expect)
@@ -113,17 +124,21 @@ def rollback(
                 "in force"
             )
         expect = state.current
-        target, passed_over = rollback_target(registry, state)
-        told = "; ".join(filter(None, (why, *passed_over)))
-        entry = state.next("rollback", state.current, target, who, told)
-        if append(registry, state, entry):
-            if target is None or (registry / target).is_dir():
-                return None if target is None else registry / target
-            expect = target  # it was cleared away meanwhile
+        target, passed_over = rollback_target(registry, state, going)
+        with held(None if target is None else registry / target) as is_held:
+            if target is not None and not (is_held and _is_usable(registry / target)):
+                going.add(target)
+                continue
+            told = "; ".join(filter(None, (why, *passed_over)))
+            entry = state.next("rollback", state.current, target, who, told)
+            if append(registry, state, entry):
+                if target is None or (registry / target).is_dir():
+                    return None if target is None else registry / target
+                expect = target  # it was cleared away meanwhile
 
 
 def quarantine(
-    version: str, registry: Path = DEFAULT_REGISTRY, *, who: str = "", why: str = ""
+    version: str, registry: Place = DEFAULT_REGISTRY, *, who: str = "", why: str = ""
 ) -> None:
     """Keep a router that is not in force from coming (back) into force, except by force.
 
@@ -154,16 +169,16 @@ def quarantine(
 
 
 def try_out(
-    router: Path,
+    router: Place,
     kind: TrialKind,
     share: float,
-    registry: Path = DEFAULT_REGISTRY,
+    registry: Place = DEFAULT_REGISTRY,
     *,
     expect: str | None = None,
     who: str = "",
     why: str = "",
     forced: bool = False,
-) -> Path:
+) -> Place:
     """Copy a router folder into the registry, put it on trial and return where it lies.
 
     One router is tried at a time; the same one may go on with another share, or as a canary after
@@ -190,9 +205,9 @@ def try_out(
         raise TrainingError(
             f"--share of a {kind} must be above 0 and at most {most:g}, not {share:g}"
         )
-    loaded, digest = _load(router), hash_folder(router)
-    name = f"{loaded.version}-{digest[:8]}"
+    loaded, digest, generation = _load(router), hash_folder(router), 1
     while True:
+        name = generation_of(loaded.version, digest, generation)
         state = read_state(registry)
         _check_expected("tried", registry, state, expect)
         if state.is_quarantined(name):
@@ -205,18 +220,22 @@ def try_out(
                 f"{going_on.router} is on trial as a {going_on.kind}; end that first: "
                 f"m3-train {going_on.kind} --stop"
             )
-        _put(router, registry / name, digest, state.current, None)
-        trial = Trial(kind, name, share)
-        entry = state.next(
-            "try", name, state.current, who, why, None, forced, trial, state.restriction
-        )
-        if append(registry, state, entry):
-            # Old folders may be cleared away meanwhile: this one is wanted now.
+        with held(registry / name) as is_held:
+            if not is_held:
+                generation += 1
+                continue
             _put(router, registry / name, digest, state.current, None)
-            return registry / name
+            trial = Trial(kind, name, share)
+            entry = state.next(
+                "try", name, state.current, who, why, None, forced, trial, state.restriction
+            )
+            if append(registry, state, entry):
+                # Old folders may be cleared away meanwhile: this one is wanted now.
+                _put(router, registry / name, digest, state.current, None)
+                return registry / name
 
 
-def on_trial(registry: Path, kind: TrialKind) -> Trial:
+def on_trial(registry: Place, kind: TrialKind) -> Trial:
     """Return the trial of a kind that goes on.
 
     Raises:
@@ -231,7 +250,7 @@ def on_trial(registry: Path, kind: TrialKind) -> Trial:
 
 def end_trial(
     kind: TrialKind,
-    registry: Path = DEFAULT_REGISTRY,
+    registry: Place = DEFAULT_REGISTRY,
     *,
     bad: bool = False,
     expect: str | None = None,
@@ -263,24 +282,23 @@ def end_trial(
             return tried
 
 
-def hash_folder(folder: Path) -> str:
-    """Return the sha256 of the names and contents of a router folder's files.
+def rollback_target(
+    registry: Place, state: State, going: Collection[str] = ()
+) -> tuple[str | None, list[str]]:
+    """Return the nearest router behind the one in force that loads, and what was passed over.
 
-    What the registry lays beside a router does not count, nor do hidden files and folders.
+    Args:
+        registry: its place.
+        state: of its journal.
+        going: names of routers that are being cleared away.
     """
-    digest = hashlib.sha256()
-    for path in _files(folder):
-        digest.update(f"{path.name}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def rollback_target(registry: Path, state: State) -> tuple[str | None, list[str]]:
-    """Return the nearest router behind the one in force that loads, and what was passed over."""
     passed_over = []
     for name in state.behind():
         if name is None:
             break
+        if name in going:
+            passed_over.append(f"passed over: {name} is being cleared away")
+            continue
         try:
             _load(registry / name)
         except TrainingError as error:
@@ -290,14 +308,14 @@ def rollback_target(registry: Path, state: State) -> tuple[str | None, list[str]
     return None, passed_over
 
 
-def _check_expected(done: str, registry: Path, state: State, expect: str | None) -> None:
+def _check_expected(done: str, registry: Place, state: State, expect: str | None) -> None:
     if expect is not None and not is_called(registry, state.current, expect):
         raise NotInForce(
             f"not {done}: {state.current or START} is in force, not {expect} as expected"
         )
 
 
-def _holds(folder: Path, digest: str) -> bool:
+def _holds(folder: Place, digest: str) -> bool:
     return folder.is_dir() and hash_folder(folder) == digest
 
 
@@ -311,26 +329,31 @@ def _why_quarantined(state: State, name: str) -> str:
     return f"router {name} was {done} on {entry.time_utc[:10]}{told}; --force promotes it"
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and path.name[0] != "." and not is_beside(path.name)
-    )
-
-
-def _load(folder: Path) -> Router:
+def _load(folder: Place) -> Router:
     try:
         return Router.from_pretrained(folder)
     except (RouterFileError, OSError) as error:
         raise TrainingError(f"{folder} is not a usable router: {error}") from error
 
 
+def _is_usable(folder: Place) -> bool:
+    """Return whether a router loads, where it may have gone since it was last tried."""
+    if isinstance(folder, Path):
+        return True  # it is looked at again when the journal names it
+    try:
+        _load(folder)
+    except TrainingError:
+        return False
+    return True
+
+
 def _put(
-    router: Path, target: Path, digest: str, parent: str | None, report: Report | None
+    router: Place, target: Place, digest: str, parent: str | None, report: Report | None
 ) -> None:
     """See to it that the router lies whole in its folder of the registry."""
-    if not target.is_dir():
+    if isinstance(target, StoredPlace):
+        upload(router, target, digest, parent, report)
+    elif not target.is_dir():
         _copy(router, target, digest, parent, report)
     if hash_folder(target) != digest:
         raise TrainingError(
@@ -341,15 +364,15 @@ def _put(
 
 
 def _copy(
-    router: Path, target: Path, digest: str, parent: str | None, report: Report | None
+    router: Place, target: Path, digest: str, parent: str | None, report: Report | None
 ) -> None:
     registry = target.parent
     registry.mkdir(parents=True, exist_ok=True)
     aside = registry / f".{target.name}.{uuid4().hex}.tmp"
     aside.mkdir()
     try:
-        for path in _files(router):
-            shutil.copyfile(path, aside / path.name)
+        for path in files_of(router):
+            (aside / path.name).write_bytes(path.read_bytes())
         loaded = _load(aside)
         if f"{loaded.version}-{hash_folder(aside)[:8]}" != target.name:
             raise TrainingError(f"{router} was changed while it was read; promote it again")

@@ -1,7 +1,8 @@
 """Writes the registry's journal, and tells what it amounts to: in force, behind it, in quarantine.
 
-An entry is written aside, brought to disk and linked to its number, which only one writer can do:
-whoever comes second reads again and decides anew. So there is no lock to be left behind by a
+An entry is written aside, brought to disk and linked to its number (in an object store: created on
+the condition that there is none), which only one writer can do: whoever comes second reads again
+and decides anew. So there is no lock to be left behind by a
 process that dies, and no clock that must be right. Reading is router.registry's. Does not know
 what a router is.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from router.log.layout import sync_folder
+from router.places import Place, StoredPlace
 from router.registry import (
     JOURNAL,
     Action,
@@ -90,7 +92,7 @@ class State:
         )  # fmt: skip
 
 
-def read_state(registry: Path) -> State:
+def read_state(registry: Place) -> State:
     """Return what the journal amounts to.
 
     Raises:
@@ -116,14 +118,17 @@ def read_state(registry: Path) -> State:
     return State(entries, tuple(line), tuple(quarantined))
 
 
-def append(registry: Path, state: State, entry: Entry) -> bool:
+def append(registry: Place, state: State, entry: Entry) -> bool:
     """Return whether the entry is in the journal now; False: another one came before it.
 
     Pointers of before become the first entry.
 
     Raises:
         TrainingError: the disk cannot do it.
+        OSError: the store cannot be reached, and the entry may be there or not.
     """
+    if isinstance(registry, StoredPlace):
+        return entry_path(registry, entry.seq).create(entry.to_bytes())
     folder = registry / JOURNAL
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +17,13 @@ from typing import Any
 
 from m3model.terminal import version
 from router.folder import CARD_FILE
+from router.places import Place, StoredPlace
 from router.router import Router
 from training.errors import TrainingError
 from training.files import replacing, write_json
 
 LINEAGE = "lineage.json"
 REPORT = "report.json"  # as `evaluate` writes it
-_BESIDE = re.compile(r"(lineage\.json|report-[0-9a-f]{16}\.json)(\..*)?")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,10 +38,12 @@ class Report:
         """Return 16 hex digits of its bytes: its name in the journal and beside the router."""
         return hashlib.sha256(self.content).hexdigest()[:16]
 
-    def keep(self, folder: Path) -> None:
+    def keep(self, folder: Place) -> None:
         """Lay it beside the router, if it does not lie there."""
         path = report_path(folder, self.hash)
-        if not path.exists():
+        if isinstance(path, StoredPlace):
+            path.create(self.content)
+        elif not path.exists():
             with replacing(path) as temporary:
                 temporary.write_bytes(self.content)
 
@@ -104,25 +105,20 @@ def write_lineage(
     )  # fmt: skip
 
 
-def read_lineage(folder: Path) -> dict[str, Any]:
+def read_lineage(folder: Place) -> dict[str, Any]:
     """Return what is known of where a router comes from; nothing of registries of before."""
     return _object(folder / LINEAGE)
 
 
-def reported(folder: Path, report_hash: str | None) -> dict[str, Any]:
+def reported(folder: Place, report_hash: str | None) -> dict[str, Any]:
     """Return what the report of a hash says, or else the one of the lineage; {} without any."""
     known = report_hash or read_lineage(folder).get("report")
     return _object(report_path(folder, str(known))) if known else {}
 
 
-def report_path(folder: Path, report_hash: str) -> Path:
+def report_path(folder: Place, report_hash: str) -> Place:
     """Return where a report lies beside a router."""
     return folder / f"report-{report_hash}.json"
-
-
-def is_beside(name: str) -> bool:
-    """Return whether a file is one that the registry lays beside a router."""
-    return _BESIDE.fullmatch(name) is not None
 
 
 @cache
@@ -138,7 +134,7 @@ def code_version() -> str:
     return f"{version()} ({done.stdout.strip()})"
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Place) -> dict[str, Any]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

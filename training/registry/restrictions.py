@@ -6,8 +6,7 @@ because it is of the router that was in force. Does not know why a router should
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from router.places import Place
 from router.registry import DEFAULT_REGISTRY, Restriction
 from training.errors import NotInForce
 from training.registry.journal import append, read_state
@@ -16,7 +15,7 @@ from training.registry.names import START, is_called
 
 def restrict(
     restriction: Restriction | None,
-    registry: Path = DEFAULT_REGISTRY,
+    registry: Place = DEFAULT_REGISTRY,
     *,
     expect: str | None = None,
     who: str = "",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from router.places import Place, StoredPlace, as_place
 from router.registry import JOURNAL, Entry, Trial, history
 from router.router import Router
 from training.errors import TrainingError
@@ -21,6 +22,7 @@ from training.registry.changes import rollback_target
 from training.registry.journal import State, read_state
 from training.registry.lineage import read_lineage, reported
 from training.registry.names import START, folders, named
+from training.registry.uploads import take_down
 
 ABANDONED_S = 86_400.0  # a copy that is not finished after a day never will be
 CURRENT = "current"
@@ -45,7 +47,7 @@ class Version:
     visual_tokens: float | None = None
 
 
-def versions(registry: Path) -> list[Version]:
+def versions(registry: Place) -> list[Version]:
     """Return what was ever in force or put in quarantine, the last first; ``start`` at the end.
 
     Raises:
@@ -70,7 +72,7 @@ def versions(registry: Path) -> list[Version]:
     ]  # fmt: skip
 
 
-def differences(registry: Path, one: str, other: str) -> list[tuple[str, str, str]]:
+def differences(registry: Place, one: str, other: str) -> list[tuple[str, str, str]]:
     """Return what differs between two routers: what it is, and its value in each.
 
     Args:
@@ -89,7 +91,7 @@ def differences(registry: Path, one: str, other: str) -> list[tuple[str, str, st
     return [row for row in rows if row[1] != row[2]]
 
 
-def clear_away(registry: Path, keep: int) -> list[str]:
+def clear_away(registry: Place, keep: int) -> list[str]:
     """Remove old router folders and what dead processes left; return the routers' names.
 
     The ``keep`` last promoted stay, and always what is in force or on trial, and what a rollback
@@ -101,6 +103,9 @@ def clear_away(registry: Path, keep: int) -> list[str]:
         RouterFileError: the journal cannot be read.
     """
     state = _state(registry)
+    if isinstance(registry, StoredPlace):
+        there = folders(registry, state.entries)
+        return [name for name in there if take_down(registry / name, lambda: _kept(registry, keep))]
     for grave in registry.glob(".*.gone"):
         _bury(registry, grave, keep)
     removed = []
@@ -130,7 +135,7 @@ def _bury(registry: Path, grave: Path, keep: int) -> list[str]:
     return [name]
 
 
-def _kept(registry: Path, keep: int) -> set[str]:
+def _kept(registry: Place, keep: int) -> set[str]:
     state = read_state(registry)
     # The nearest may lie aside just now, or be damaged and be passed over.
     tried = None if state.trial is None else state.trial.router
@@ -152,13 +157,13 @@ def _clear_leftovers(registry: Path, state: State) -> None:
                 shutil.rmtree(aside, ignore_errors=True)
 
 
-def _state(registry: Path) -> State:
+def _state(registry: Place) -> State:
     if not registry.is_dir():
         raise TrainingError(f"{registry} is not a registry; promote a router first")
     return read_state(registry)
 
 
-def _marks(registry: Path, state: State, name: str) -> tuple[str, ...]:
+def _marks(registry: Place, state: State, name: str) -> tuple[str, ...]:
     place = None if name == START else name
     marks = {
         "in force": place == state.current,
@@ -176,7 +181,7 @@ def _tried(trial: Trial | None) -> str:
     return "" if trial is None else f"{trial.kind} {trial.share:.3g}"
 
 
-def _figures(folder: Path, entries: Sequence[Entry]) -> tuple[float | None, float | None]:
+def _figures(folder: Place, entries: Sequence[Entry]) -> tuple[float | None, float | None]:
     """Return accuracy and visual tokens, as the last report that spoke for a router tells them."""
     spoke = [entry.report for entry in entries if entry.to == folder.name and entry.report]
     told = reported(folder, spoke[-1] if spoke else None).get("router")
@@ -188,9 +193,9 @@ def _figures(folder: Path, entries: Sequence[Entry]) -> tuple[float | None, floa
     )
 
 
-def _folder(registry: Path, word: str) -> Path:
-    if word != CURRENT and Path(word).is_dir():
-        return Path(word)
+def _folder(registry: Place, word: str) -> Place:
+    if word != CURRENT and as_place(word).is_dir():
+        return as_place(word)
     state = _state(registry)
     if word != CURRENT:
         return registry / named(registry, state.entries, word)
@@ -199,7 +204,7 @@ def _folder(registry: Path, word: str) -> Path:
     return registry / state.current
 
 
-def _facts(folder: Path, entries: Sequence[Entry]) -> dict[str, str]:
+def _facts(folder: Place, entries: Sequence[Entry]) -> dict[str, str]:
     """Return what can be told of a router, flat, as text."""
     router, lineage = Router.from_pretrained(folder), read_lineage(folder)
     promised, (accuracy, tokens) = router.held.certificate, _figures(folder, entries)

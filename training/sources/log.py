@@ -13,10 +13,10 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from m3model.pictures import CHECKED_BEFORE
+from router.places import Place
 from training.errors import BadRecord, NotEnoughData, TrainingError
 from training.sources.tasks import Ask, FileSource
 
@@ -42,7 +42,7 @@ _NEWER = ("tenant", "actions", "action_space", "messages", "max_tokens", "group_
 Name = tuple[str, str | None]  # of a request: its id and tenant, which others may choose too
 
 
-def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def rows(folder: Place, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the records of ``<log>/decisions`` or ``<log>/feedback`` as dictionaries, compacted or
     not, erased ones left out.
 
@@ -68,7 +68,7 @@ def rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def audited_decisions(
-    folder: Path, left_out: dict[str, int], answers: Counter[Name]
+    folder: Place, left_out: dict[str, int], answers: Counter[Name]
 ) -> Iterator[dict[str, Any]]:
     """Yield each audited decision on one picture that can be asked again; count the others.
 
@@ -99,7 +99,7 @@ def audited_decisions(
             yield row
 
 
-def latest_feedback(folder: Path) -> dict[Name, dict[str, Any]]:
+def latest_feedback(folder: Place) -> dict[Name, dict[str, Any]]:
     """Return the newest feedback on each request: ``{(request_id, tenant): row}``.
 
     Callers choose the ids of their requests, so one tenant's feedback counts on its own alone.
@@ -151,7 +151,7 @@ def _pictures(message: dict[str, Any]) -> list[str]:
     return shown
 
 
-def log_source(folder: Path) -> FileSource:
+def log_source(folder: Place) -> FileSource:
     """Return the audited questions of a service's log folder, with the latest feedback on each.
 
     Reads ``decisions/*.parquet``, ``feedback/*.parquet`` and ``images/<picture_id>.png``. Only
@@ -169,10 +169,10 @@ def log_source(folder: Path) -> FileSource:
         del feedback[name]
         counts["pieces of feedback on an id that several answers carry"] += 1
     asks: dict[tuple[str, str, str | None], tuple[Any, Ask]] = {}
+    kept = {path.stem for path in (folder / "images").glob("*.png")}
     for row in found:
         name, (picture,) = (row["request_id"], row["tenant"]), row["picture_ids"]
-        path = folder / "images" / f"{picture}.png"
-        if not picture.isalnum() or not path.is_file():
+        if not picture.isalnum() or picture not in kept:
             counts["records whose picture was not stored"] += 1
             continue
         given = feedback.get(name, {})

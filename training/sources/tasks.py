@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from m3model.errors import BadPicture
 from m3model.pictures import DEFAULT_LIMITS, PictureLimits, decode_picture
+from router.places import Place
 from training.errors import BadRecord
 from training.scoring import AGREEMENT, metric_of
 
@@ -129,7 +129,7 @@ class FileSource:
     left_out: tuple[str, ...] = ()
     picture_ids: bool = False  # names are picture ids: the pixels must still hash to them
     limits: PictureLimits = DEFAULT_LIMITS
-    log: Path | None = None  # whose tombstones say which pictures must not be kept
+    log: Place | None = None  # whose tombstones say which pictures must not be kept
 
     def __len__(self) -> int:
         return len(self.pictures)

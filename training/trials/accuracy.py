@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from m3model.engine.recipe import model_of
+from router.places import Place
 from router.registry import DEFAULT_REGISTRY
 from training.oracle.data import read_oracle
 from training.promotion.gate import Contender, at_the_gate, live
@@ -32,8 +33,8 @@ def standing(verdict: Verdict) -> Standing:
 
 
 def why_unservable(
-    candidate: Path,
-    registry: Path = DEFAULT_REGISTRY,
+    candidate: Place,
+    registry: Place = DEFAULT_REGISTRY,
     oracle: Sequence[Path] = (),
     incumbent: Path | None = None,
 ) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from router.places import Place
 from router.registry import last_entry
 from router.router import Router
 from training.errors import TrainingError
@@ -58,8 +59,8 @@ class Judgement:
 
 
 def judged(
-    registry: Path,
-    log: Path | None,
+    registry: Place,
+    log: Place | None,
     oracle: Sequence[Path] = (),
     *,
     most_tokens: float,
@@ -69,8 +70,8 @@ def judged(
     """Return how the canary stands that is on trial.
 
     Args:
-        registry: its folder.
-        log: folder of the service's decision log; None leaves operations unjudged.
+        registry: its place.
+        log: of the service's decision log; None leaves operations unjudged.
         oracle: audits; none leave accuracy unjudged.
         most_tokens: times the live router's visual tokens, that are allowed.
         incumbent, reference: as for the gate.
@@ -100,14 +101,14 @@ def judged(
     return Judgement(tried, current, found, requests, knows_time, verdict)
 
 
-def goes_on(registry: Path, tried: str) -> bool:
+def goes_on(registry: Place, tried: str) -> bool:
     """Return whether a router is on trial as a canary still."""
     entry = last_entry(registry)
     trial = None if entry is None else entry.trial
     return trial is not None and (trial.kind, trial.router) == ("canary", tried)
 
 
-def act_on(judgement: Judgement, registry: Path, *, who: str, why: str = "") -> str:
+def act_on(judgement: Judgement, registry: Place, *, who: str, why: str = "") -> str:
     """Promote, or end and quarantine, what was judged, or let it go on; return what was done.
 
     Raises:

@@ -16,12 +16,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.places import Place
 from router.records import DecisionRecord
 from router.records.rows import SERVICE_FAULTS
 from training.errors import BadRecord, TrainingError
@@ -89,7 +89,7 @@ class Finding:
         return f"{self.name} {self.canary:.4g} beside {self.live:.4g}"
 
 
-def traffic_of(log: Path, version: str, finest: int) -> Traffic:
+def traffic_of(log: Place, version: str, finest: int) -> Traffic:
     """Return what a log tells of a canary and, at the same time, of the live router.
 
     Args:
@@ -203,7 +203,7 @@ def _differences(traffic: Traffic, values: Array, times: float) -> Array:
     return np.array(differences)
 
 
-def _read(log: Path, columns: Sequence[str], since: datetime | None = None) -> Iterator[pa.Table]:
+def _read(log: Place, columns: Sequence[str], since: datetime | None = None) -> Iterator[pa.Table]:
     """Yield the requests of a log that a router decided, and that no caller's fault ended."""
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from router.places import Place
 from router.records import DecisionRecord
 from training.errors import BadRecord, TrainingError
 
@@ -64,7 +64,7 @@ class ShadowReport:
         return sorted(rows, key=lambda row: (-row[2], row[0], row[1]))[:n_rows]
 
 
-def report(log: Path) -> list[ShadowReport]:
+def report(log: Place) -> list[ShadowReport]:
     """Return what each router that was a shadow would have done, the last one first.
 
     Raises:

@@ -13,6 +13,7 @@ import pytest
 from router.log import read_log
 from router.log.layout import KINDS, LIVE, make_folder, segment_name
 from router.log.segments import SegmentStream
+from router.places import Place
 from router.records import DecisionRecord, FeedbackRecord, to_table
 
 DAY_ONE = datetime(2026, 11, 26, 23, 0, tzinfo=UTC)
@@ -51,6 +52,6 @@ def segment() -> Callable[..., Path]:
     return write
 
 
-def requests(log: Path) -> list[str]:
+def requests(log: Place) -> list[str]:
     """Return the requests that are read, sorted: one that is read twice stands there twice."""
     return sorted(read_log(log).decisions["request_id"].to_pylist())

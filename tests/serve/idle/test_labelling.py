@@ -149,6 +149,13 @@ def test_it_needs_what_it_labels() -> None:
     assert not faults_of({"label_idle": "labels", "log_images": True})
 
 
+def test_the_log_may_lie_in_an_object_store() -> None:
+    pytest.importorskip("obstore", reason='object stores: pip install "m3-router[stores]"')
+    told = {"label_idle": "labels", "log_images": True, "log_dir": "s3://bucket/log"}
+    words = labelling._command(ServeSettings.model_validate(told), "http://here")
+    assert words[words.index("--from-log") + 1] == "s3://bucket/log"
+
+
 def test_a_serve_config_cannot_start_it(tmp_path: Path, command: Any) -> None:
     arguments = {"label_idle": "/labels", "log_images": True}
     with pytest.raises(ServeSetupError, match="only m3-serve up starts a process for it"):

@@ -20,6 +20,8 @@ from m3model.engine.recipe import label_recipe_hash, model_of
 from router import Router, default_router_path
 from router.actions import ActionSpace, uniform_space
 from router.decision import Constraints, Reason
+from router.places import StoredPlace, as_place
+from router.registry import last_entry
 from serve.errors import ServeSetupError
 from serve.stages.encoder import Encoder
 from serve.stages.messages import EncodeRequest
@@ -331,3 +333,49 @@ def test_a_focus_must_be_of_the_models_levels(
         )
         with pytest.raises(ServeSetupError, match=f"reads levels {found}, the model has"):
             make_encoder(router=tmp_path / level)
+
+
+def test_a_registry_in_an_object_store_is_followed(
+    make_encoder: Callable[..., Encoder], make_router: Any, picture_bytes: Picture, tmp_path: Path,
+    s3: str, monkeypatch: pytest.MonkeyPatch, command: Any,
+) -> None:  # fmt: skip
+    versions = [make_router(tmp_path / name, scale) for name, scale in [("a", 9), ("b", 144)]]
+
+    def train(*words: object) -> None:
+        done = command("m3-train", *words, "--registry", s3)
+        assert done.returncode == 0, done.stderr
+
+    def becomes(ok: bool, version: str) -> bool:
+        give_up, router = time.monotonic() + 60, encoder._router
+        while (router.ok, router.version) != (ok, version) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        return (router.ok, router.version) == (ok, version)
+
+    train("promote", "--force", "--router", tmp_path / "a")
+    encoder = make_encoder(registry=as_place(s3))
+    assert encoder._router.version == versions[0]
+    train("promote", "--force", "--router", tmp_path / "b")
+    assert becomes(True, versions[1])
+    assert ask(encoder, picture_bytes(0)).decision.scale == 144
+    # One whose bytes are not what its folder's name says is not loaded; the router stays.
+    entry = last_entry(s3)
+    assert entry is not None
+    other = as_place(s3) / f"{'0' * 12}-{'0' * 8}"
+    assert isinstance(other, StoredPlace)
+    for path in sorted((tmp_path / "b").iterdir()):
+        (other / path.name).write_bytes(path.read_bytes())
+    wrong = replace(entry, seq=entry.seq + 1, before=entry.to, to=other.name)
+    journal = other.parent / "journal"
+    assert (journal / f"{wrong.seq:08d}.json").create(wrong.to_bytes())
+    assert becomes(False, versions[1])
+    train("rollback")
+    assert becomes(True, versions[1])
+    # The store is away for a while.
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredPlace, "read_bytes", _away)
+        assert becomes(False, versions[1])
+    assert becomes(True, versions[1])
+
+
+def _away(place: StoredPlace) -> bytes:
+    raise OSError(5, "no answer", str(place))

@@ -13,8 +13,9 @@ import pytest
 from router import Certificate, Router
 from router.certificate.promise import Rung
 from router.drift.population import POPULATION_FILE, Population, deciles
+from router.places import StoredPlace, as_place
 from router.registry import Restriction, last_entry
-from training.drift.attempts import ATTEMPTS, tried
+from training.drift.attempts import ATTEMPTS, STORED, tried
 from training.oracle.data import read_oracle
 from training.promotion.gate import Contender, _played, judge, live
 from training.registry.changes import promote
@@ -309,3 +310,40 @@ def test_every_candidate_on_the_same_audits_is_counted(
     data_hash = lines[0]["data_hash"]
     assert tried(registry, "certify", "0123456789ab", data_hash, "Ann") == 3
     assert tried(registry, "certify", "0123456789ab", "other audits", "Ann") == 1
+
+
+def test_registry_and_log_in_an_object_store(
+    command: Any, broken: Router, audits: Path, spread: Any, tmp_path: Path, s3: str
+) -> None:
+    root = as_place(s3)
+    assert isinstance(root, StoredPlace)
+    promote(save(broken, tmp_path / "broken"), root / "registry")
+    written = write_log(tmp_path / "log", broken.version, spread(PICTURES))
+    for path in written.rglob("*.parquet"):
+        (root / "log" / path.relative_to(written).as_posix()).write_bytes(path.read_bytes())
+
+    def doctor(*words: object) -> Any:
+        out = tmp_path / "found.json"
+        done = command("m3-train", "doctor", "--registry", f"{s3}/registry", *words)
+        return done, json.loads(out.read_text()) if out.exists() else None
+
+    looks = ("--log", f"{s3}/log", "--oracle", audits, "--json", tmp_path / "found.json")
+    done, told = doctor(*looks, "--apply")
+    assert done.returncode == 1, done.stderr
+    assert verdicts(told)["served"] == "ok"
+    assert verdicts(told)["accuracy"] == "bad"
+    state = read_state(root / "registry")
+    assert state.restriction is not None
+    assert doctor("--lift")[0].returncode == 0
+    assert read_state(root / "registry").restriction is None
+    for number, price in enumerate((0.5, 0.6, 0.6), 1):
+        candidate = save(make_router(broken=True, price=price), tmp_path / f"c{price}")
+        done = command("m3-train", "promote", "--router", candidate, "--oracle", audits,
+                       "--registry", f"{s3}/registry", "--verdict", tmp_path)  # fmt: skip
+        assert done.returncode == 2
+        said = json.loads((tmp_path / "verdict.json").read_text())
+        assert said["attempts"] == min(number, 2)
+    assert len(list((root / "registry" / STORED).glob("*.json"))) == 3
+    _, told = doctor(*looks)
+    assert says(told, "attempts") == "2 candidates were judged on these audits"
+    assert not (tmp_path / "s3:").exists()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from router.log import erase
+from router.places import StoredPlace, as_place
 from router.records import DecisionRecord, to_table
 from training.errors import BadRecord, ParametersDiffer
 from training.oracle.collection import collect
@@ -91,6 +92,31 @@ def test_nothing_of_an_erased_picture_is_left(log: Log, tiny_model: Path, tmp_pa
         assert not found(out, text)
     assert {row["question"] for row in rows(out)} == {f"what is {n}?" for n in (0, 2, 3, "new")}
     assert len(read_oracle([out])) == 4
+
+
+def test_a_log_in_an_object_store_grows_and_is_erased_from(
+    log: Log, tiny_model: Path, tmp_path: Path, s3: str
+) -> None:
+    out, stored = tmp_path / "out", as_place(s3)
+    assert isinstance(stored, StoredPlace)
+
+    def labelled() -> int:
+        for path in log.folder.rglob("*.*"):
+            (stored / path.relative_to(log.folder).as_posix()).create(path.read_bytes())
+        source = log_source(stored)
+        done = collect(source, tiny_model, out, workers=1, device="cpu", max_new_tokens=3)
+        return done.labelled_now
+
+    for number in range(3):
+        log.ask(number, f"what is {number}?")
+    assert labelled() == 3
+    assert labelled() == 0
+    log.ask(5, "and this?")
+    assert labelled() == 1
+    erase(stored, IDS[1])
+    (log.folder / "images" / f"{IDS[1]}.png").unlink()
+    assert labelled() == 0
+    assert {row["picture_id"] for row in rows(out)} == {IDS[0], IDS[2], IDS[5]}
 
 
 def found(out: Path, text: str) -> list[str]:

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from router.places import Place, as_place
 from training.registry import journal
 from training.registry.changes import promote
 
@@ -29,7 +30,7 @@ def acknowledged(scratch: Path, number: int) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def work(registry: Path, router: Path, scratch: Path, number: int, turns: int) -> None:
+def work(registry: Place, router: Path, scratch: Path, number: int, turns: int) -> None:
     """Promote routers that nobody else has, from the first that is not known to be done."""
 
     class Clock(datetime):
@@ -51,7 +52,7 @@ def work(registry: Path, router: Path, scratch: Path, number: int, turns: int) -
 
 
 def main(
-    registry: Path, router: Path, scratch: Path, promoters: int, turns: int, kills: int
+    registry: Place, router: Path, scratch: Path, promoters: int, turns: int, kills: int
 ) -> None:
     """Let them promote, and kill so many."""
     chance = random.Random(kills)
@@ -96,4 +97,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))
+    main(as_place(sys.argv[1]), *map(Path, sys.argv[2:4]), *map(int, sys.argv[4:]))

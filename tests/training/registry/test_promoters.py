@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from router import Router
+from router.places import Place, as_place
+from router.places.content import hash_folder
 from router.registry import current_router_path, history, last_entry, strangers
-from training.registry.changes import hash_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -22,11 +23,22 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_promoters_that_are_killed_lose_nothing(
     routers: list[Path], tmp_path: Path, promoters: int, turns: int, kills: int
 ) -> None:
-    registry, scratch = tmp_path / "registry", tmp_path / "scratch"
+    lose_nothing(tmp_path / "registry", routers[1], tmp_path, promoters, turns, kills)
+
+
+@pytest.mark.slow
+def test_nor_in_an_object_store(routers: list[Path], tmp_path: Path, s3: str) -> None:
+    lose_nothing(as_place(s3), routers[1], tmp_path, 3, 3, 6)
+
+
+def lose_nothing(
+    registry: Place, router: Path, folder: Path, promoters: int, turns: int, kills: int
+) -> None:
+    scratch = folder / "scratch"
     scratch.mkdir()
     script = Path(__file__).with_name("promoters.py")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    words = [script, registry, routers[1], scratch, promoters, turns, kills]
+    words = [script, registry, router, scratch, promoters, turns, kills]
     with subprocess.Popen(
         [sys.executable, *map(str, words)], env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -94,6 +94,7 @@ def test_a_torn_entry_is_named_by_every_command(
 def test_without_a_registry(train: Callable[..., Any], routers: list[Path]) -> None:
     for words in (["list"], ["gc"], ["diff", "current", "other"]):
         assert "is not a registry" in complaint(train(*words))
+    assert "neither a path nor" in complaint(train("diff", "ftp://host/router", "other"))
     done = train("diff", routers[0], routers[1])  # two folders need none
     assert done.returncode == 0, done.stderr
 
