@@ -90,14 +90,8 @@ class VllmEngine:
         arguments = _arguments(self._config, dtype, max_running, kv_tokens)
         if taken := sorted({*arguments, "model"} & {*(options or ())}):
             raise EngineUnavailable(f"options of vLLM that are set already: {', '.join(taken)}")
-        self._process = VllmProcess(python, folder, {**(options or {}), **arguments})
+        self._process = VllmProcess(python, folder, device, {**(options or {}), **arguments})
         ready = self._process.ready
-        if ready["device"] != device:
-            self._process.end(0.0)
-            raise EngineUnavailable(
-                f"the vLLM of {python} computes on {ready['device']!r}, not on {device!r}: install "
-                "the build of vLLM for it, or set device"
-            )
         self.max_length = min(int(arguments["max_model_len"]), int(ready["max_length"]))
         self._about = {"attention": f"vLLM {ready['version']}", "device": device, "dtype": dtype}
         self._lock = threading.Lock()  # guards the three below

@@ -37,13 +37,14 @@ class VllmProcess:
     Args:
         python: of an environment that has vLLM.
         model: folder of an M3 checkpoint.
+        device: where it is to compute.
         options: of vLLM's `AsyncEngineArgs`, without the model.
 
     Raises:
         EngineUnavailable: it did not start; the message says why.
     """
 
-    def __init__(self, python: Path, model: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, python: Path, model: Path, device: str, options: Mapping[str, Any]) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="m3-vllm-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._socket, theirs = socket.socketpair()
@@ -52,7 +53,8 @@ class VllmProcess:
             path = plugin_folder(self._folder / "path")
             with theirs:
                 self._process = self._begin(python, path, theirs.fileno())
-            self.ready = self._wait(python, {**options, "model": str(stock)})
+            options = {**options, "model": str(stock)}
+            self.ready = self._wait(python, {"start": options, "device": device})
         except BaseException:
             self.end(0.0)
             raise
@@ -103,7 +105,7 @@ class VllmProcess:
         try:
             return subprocess.Popen(
                 command, env=env, pass_fds=[fd], stdin=subprocess.DEVNULL, stdout=2,
-                cwd=self._folder, start_new_session=True,
+                cwd=path, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise EngineUnavailable(
@@ -111,11 +113,11 @@ class VllmProcess:
                 "that has vLLM"
             ) from error
 
-    def _wait(self, python: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _wait(self, python: Path, start: dict[str, Any]) -> dict[str, Any]:
         """What vLLM tells of itself, however long it takes to load."""
         assert self._process is not None
         try:
-            self.send({"start": options})
+            self.send(start)
             said = self.receive()
         except (EOFError, OSError) as error:
             code = self._process.wait(CLOSING_S)

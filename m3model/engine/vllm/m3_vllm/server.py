@@ -2,7 +2,8 @@
 
 Run as `python -m m3_vllm.server FD` in vLLM's environment. It knows vLLM's asynchronous engine and
 the messages; nothing of text, of stop strings or of how many requests may wait: the other side
-does. The first message is {"start": AsyncEngineArgs}; then {"ask": id, ...} and {"cancel": id}.
+does. The first message is {"start": AsyncEngineArgs, "device": name}; then {"ask": id, ...} and
+{"cancel": id}.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ async def main(fd: int) -> None:
     link = Link(reader, writer)
     said, _ = await link.receive()
     try:
-        engine, about = start(said["start"])
+        engine, about = start(said["start"], said["device"])
     except BaseException as error:
         line = str(error).strip().splitlines()[-1:] or [""]
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
@@ -44,16 +45,25 @@ async def main(fd: int) -> None:
         engine.shutdown()
 
 
-def start(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """vLLM's engine, and what there is to tell of it."""
+def start(options: dict[str, Any], device: str) -> tuple[Any, dict[str, Any]]:
+    """vLLM's engine, and what there is to tell of it.
+
+    Raises:
+        RuntimeError: it would compute elsewhere than on the device; what else vLLM raises.
+    """
     import vllm
     from vllm.platforms import current_platform
+
+    if current_platform.device_type != device:
+        raise RuntimeError(
+            f"this vLLM computes on {current_platform.device_type!r}, not on {device!r}: install "
+            "the build for it, or set device"
+        )
     from vllm.v1.engine.async_llm import AsyncLLM
 
     engine = AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**options))
     about = {
         "version": str(vllm.__version__),
-        "device": str(current_platform.device_type),
         "max_length": int(engine.model_config.max_model_len),
     }
     return engine, about

@@ -45,7 +45,9 @@ def unpacked(text: bytes, body: bytearray) -> tuple[dict[str, Any], list[torch.T
     dtype, shapes = DTYPES[told["dtype"]], told["shapes"]
     size, wanted = torch.empty((), dtype=dtype).element_size(), sum(n * d for n, d in shapes)
     if wanted * size != len(body):
-        raise ValueError(f"{len(body)} bytes of pictures, their shapes {shapes} have another number")
+        raise ValueError(
+            f"{len(body)} bytes of pictures, their shapes {shapes} have another number"
+        )
     if not shapes:
         return said, []
     flat = torch.frombuffer(body, dtype=dtype)
