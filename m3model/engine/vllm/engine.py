@@ -39,6 +39,7 @@ from m3model.errors import (
 )
 from m3model.processing import M3Processor
 
+HOTTEST = 2.0  # that vLLM takes
 SPARE_TOKENS = 256  # of a cache that is asked for in tokens: vLLM keeps a block for itself
 
 
@@ -93,7 +94,7 @@ class VllmEngine:
         self._process = VllmProcess(python, folder, device, {**(options or {}), **arguments})
         ready = self._process.ready
         self.max_length = min(int(arguments["max_model_len"]), int(ready["max_length"]))
-        self._about = {"attention": f"vLLM {ready['version']}", "device": device, "dtype": dtype}
+        self._version, self._device = str(ready["version"]), device
         self._lock = threading.Lock()  # guards the three below
         self._answers: dict[int, _Answer] = {}
         self._numbers = itertools.count()
@@ -117,6 +118,8 @@ class VllmEngine:
     ) -> AsyncIterator[TokenEvent]:
         """The answer's tokens; see `Engine.submit`. To be called where an event loop runs."""
         sampling = sampling or Sampling()
+        if sampling.temperature > HOTTEST:
+            raise BadRequest(f"vLLM draws at temperatures up to {HOTTEST}")
         job = checked_request(
             self._config, self.max_length, request_id, list(prompt_ids), visual_tokens, sampling
         )
@@ -155,7 +158,9 @@ class VllmEngine:
             text_tokens=sum(each.job.prompt_tokens for each in answers) - visual,
             heartbeat_s=time.monotonic() - self._beat,
             alive=alive,
-            **self._about,
+            attention=f"vLLM {self._version}",
+            device=self._device,
+            dtype=str(self._dtype).removeprefix("torch."),
         )
 
     def close(self) -> None:

@@ -148,7 +148,7 @@ class Server:
 
 
 def prompt_of(said: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
-    """The prompt as vLLM takes it: a list of (n_i, D), and what names each of them in its caches."""
+    """The prompt as vLLM takes it: a list of (n_i, D), and what its caches know each by."""
     prompt: dict[str, Any] = {"prompt_token_ids": said["prompt_ids"]}
     if pictures:
         prompt["multi_modal_data"] = {"image": pictures}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,7 @@ import torch
 from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor
 from m3model.engine.vllm.engine import VllmEngine
 
-STAND_IN = Path(__file__).parent / "stand_in"
 KV_TOKENS = 4096
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python whose environment holds the stand-in, as far as anyone can tell."""
-    path = tmp_path_factory.mktemp("environment") / "python"
-    path.write_text(
-        f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{STAND_IN}" exec "{sys.executable}" "$@"\n'
-    )
-    path.chmod(0o755)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +37,14 @@ def stand_in_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start_stand_in(
-    endless: Path, processor: M3Processor, python: Path, stand_in_log: Path
+    endless: Path, processor: M3Processor, vllm_python: Path, stand_in_log: Path
 ) -> Iterator[Start]:
     engines: list[VllmEngine] = []
 
     def make(**options: Any) -> VllmEngine:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(os.environ, "M3_STAND_IN_LOG", str(stand_in_log))
-            given = {"python": python, "device": "cpu", "dtype": "float32",
+            given = {"python": vllm_python, "device": "cpu", "dtype": "float32",
                      "kv_tokens": KV_TOKENS}  # fmt: skip
             engines.append(VllmEngine(endless, processor, **(given | options)))
         return engines[-1]

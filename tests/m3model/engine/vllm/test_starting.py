@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +59,52 @@ def test_a_process_that_ends_before_it_is_ready(folder: Path) -> None:
         start(folder, Path("/bin/false"))
 
 
-def test_options_are_vllms_and_not_already_ours(folder: Path, python: Path) -> None:
+def test_options_are_vllms_and_not_already_ours(folder: Path, vllm_python: Path) -> None:
     with pytest.raises(EngineUnavailable, match=r"set already: dtype, model$"):
-        start(folder, python, options={"dtype": "half", "model": "x", "seed": 1})
+        start(folder, vllm_python, options={"dtype": "half", "model": "x", "seed": 1})
     with pytest.raises(EngineUnavailable, match=r"does not start: TypeError: .*colour"):
-        start(folder, python, options={"colour": 1})
+        start(folder, vllm_python, options={"colour": 1})
 
 
-def test_another_device_is_refused_before_anything_is_loaded(folder: Path, python: Path) -> None:
+def test_another_device_is_refused_before_anything_is_loaded(
+    folder: Path, vllm_python: Path
+) -> None:
     with pytest.raises(EngineUnavailable, match="computes on 'cpu', not on 'cuda'"):
-        start(folder, python, device="cuda", dtype="bfloat16")
+        start(folder, vllm_python, device="cuda", dtype="bfloat16")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from m3model import M3Processor
+from m3model.engine.vllm.engine import VllmEngine
+
+folder = Path(sys.argv[1])
+engine = VllmEngine(
+    folder, M3Processor.from_pretrained(folder), python=Path(sys.argv[2]), device="cpu",
+    dtype="float32", kv_tokens=4096,
+)
+print(engine._process._process.pid, engine._process._folder, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_it_does_not_outlive_whoever_started_it(
+    folder: Path, vllm_python: Path, python: Callable[..., Any]
+) -> None:
+    said = python("-c", KILLED, folder, vllm_python)
+    assert said.returncode == -9
+    pid, left = said.stdout.split()
+    for _ in range(3000):
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                break  # nobody may be there to collect it
+        except FileNotFoundError:
+            break
+        time.sleep(0.01)
+    else:
+        raise AssertionError("it lives")
+    shutil.rmtree(left)
 
 
 def test_weights_that_vllm_cannot_read(folder: Path, tmp_path: Path) -> None:

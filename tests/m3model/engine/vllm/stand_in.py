@@ -3,7 +3,7 @@
 It follows what vLLM does where that matters: the model class is found through the plugin's entry
 point; pictures that arrive in one step go through `embed_multimodal` together, and one of stock
 LLaVA refuses different lengths; a picture is what its uuid says, whatever comes with it. Each step
-appends a line of JSON to the file M3_STAND_IN_LOG.
+appends a line of JSON to the file M3_STAND_IN_LOG, if there is one. Imported as `vllm`.
 """
 
 from __future__ import annotations
@@ -236,13 +236,13 @@ class AsyncLLM:
 
 
 def log(said: dict[str, Any]) -> None:
-    with Path(os.environ["M3_STAND_IN_LOG"]).open("a") as file:
-        file.write(json.dumps(said) + "\n")
+    if path := os.environ.get("M3_STAND_IN_LOG"):
+        with Path(path).open("a") as file:
+            file.write(json.dumps(said) + "\n")
 
 
 def _module(name: str, **content: Any) -> None:
     module = sys.modules[name] = ModuleType(name)
-    module.__path__ = []
     vars(module).update(content)
 
 
