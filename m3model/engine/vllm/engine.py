@@ -214,15 +214,17 @@ class VllmEngine:
 
     def _write(self) -> None:
         """Sends what is asked; naming and casting pictures here keeps event loops free."""
-        try:
-            while (item := self._outbox.get()) is not None:
-                said, pictures = item
+        while (item := self._outbox.get()) is not None:
+            said, pictures = item
+            try:
                 cast = [tokens.detach().to("cpu", self._dtype).contiguous() for tokens in pictures]
                 if "ask" in said:
                     said = {**said, "names": [picture_name(tokens) for tokens in cast]}
                 self._process.send(said, cast)
-        except OSError:
-            pass  # whoever reads knows, and tells why
+            except OSError:
+                return  # whoever reads knows, and tells why
+            except Exception as error:
+                self._ended(int(said["ask"]), str(error))
 
     def _read(self) -> None:
         why = ""
@@ -255,7 +257,7 @@ class VllmEngine:
     def _hear(self, number: int, said: Mapping[str, Any]) -> None:
         """Hands out the tokens of an answer, as far as they are part of it."""
         events: list[tuple[EngineRequest, TokenEvent | EngineError]] = []
-        stopped = False
+        leaves = False
         with self._lock:
             answer = self._answers.get(number)
             if answer is None:
@@ -263,20 +265,27 @@ class VllmEngine:
             for token_id, logprob, top in said["tokens"]:
                 if answer.over:
                     break
-                event = self._event(answer, token_id, logprob, top, int(said["cached"]))
-                answer.over = isinstance(event, EngineError) or event.finish_reason is not None
-                stopped = answer.over and token_id not in self._end_ids
+                event: TokenEvent | EngineError
+                try:
+                    event = self._event(answer, token_id, logprob, top, int(said["cached"]))
+                except Exception as error:
+                    event = _failed(answer, error)
+                    answer.over = leaves = True
+                else:
+                    answer.over = event.finish_reason is not None
+                    # Of an end by its text vLLM knows nothing.
+                    leaves = event.finish_reason == "stop" and token_id not in self._end_ids
                 events.append((answer.job, event))
-        if stopped:  # by its text, which vLLM does not know
+        if leaves:
             self._outbox.put(({"cancel": number}, []))
         deliver_all(events)
 
     def _event(
         self, answer: _Answer, token_id: int, logprob: float, top: list[Any], cached: int
-    ) -> TokenEvent | EngineError:
-        job = answer.job
+    ) -> TokenEvent:
         if not math.isfinite(logprob):
-            return RequestFailed(f"request {job.request_id} failed: the output is not a number")
+            raise ArithmeticError("the model's output is not a number")
+        job = answer.job
         answer.n_tokens += 1
         is_last = answer.n_tokens >= job.max_new_tokens
         delta, reason, shown = answer.text.say(
@@ -291,8 +300,11 @@ class VllmEngine:
             if answer is None or answer.over:
                 return
             answer.over = True
-        why = failed or "vLLM ended the answer before its end"
-        answer.job.deliver(RequestFailed(f"request {answer.job.request_id} failed: {why}"))
+        answer.job.deliver(_failed(answer, failed or "vLLM ended the answer before its end"))
+
+
+def _failed(answer: _Answer, why: object) -> RequestFailed:
+    return RequestFailed(f"request {answer.job.request_id} failed: {why}")
 
 
 def picture_name(tokens: torch.Tensor) -> str:

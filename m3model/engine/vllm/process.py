@@ -27,7 +27,7 @@ CLOSING_S = 10.0  # for vLLM to let go of its device
 # What a process of ours must not do, and how its own processes begin: not with our socket in hand.
 SETTINGS = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+    "HF_HUB_OFFLINE": "1",
 }  # fmt: skip
 
 
@@ -49,9 +49,9 @@ class VllmProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket, theirs = socket.socketpair()
         try:
-            stock = stock_folder(model, self._folder / "model")
-            path = plugin_folder(self._folder / "path")
             with theirs:
+                stock = stock_folder(model, self._folder / "model")
+                path = plugin_folder(self._folder / "path")
                 self._process = self._begin(python, path, theirs.fileno())
             options = {**options, "model": str(stock)}
             self.ready = self._wait(python, {"start": options, "device": device})
@@ -83,19 +83,17 @@ class VllmProcess:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def end(self, wait_s: float = CLOSING_S) -> int | None:
-        """Its exit code, once it is gone and all that it had started with it."""
+    def end(self, wait_s: float = CLOSING_S) -> None:
+        """Returns once it is gone, and all that it had started with it."""
         self.hang_up()
-        code = None
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(wait_s)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # its own processes too
-            code = self._process.wait()
+            self._process.wait()
         self._socket.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        return code
 
     def _begin(self, python: Path, path: Path, fd: int) -> subprocess.Popen[bytes]:
         env = {"VLLM_LOGGING_LEVEL": "WARNING", **os.environ, **SETTINGS, "PYTHONPATH": str(path)}

@@ -18,6 +18,7 @@ from typing import Any
 from .wire import HEAD, packed, unpacked
 
 BEAT_S = 0.5
+LONGEST_REASON = 500
 
 
 async def main(fd: int) -> None:
@@ -29,9 +30,9 @@ async def main(fd: int) -> None:
     try:
         engine, about = start(said["start"], said["device"])
     except BaseException as error:
-        line = str(error).strip().splitlines()[-1:] or [""]
+        line = " ".join(str(error).split())[:LONGEST_REASON]
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        await link.send({"failed": f"{type(error).__name__}: {line[0]}", "missing": missing})
+        await link.send({"failed": f"{type(error).__name__}: {line}", "missing": missing})
         raise
     await link.send({"ready": about})
     server = Server(link, engine)
@@ -170,7 +171,7 @@ def tokens_of(name: int, output: Any) -> dict[str, Any]:
     """The message of what an output adds: [token id, log-probability, the most probable] each."""
     said = output.outputs[0]
     tokens = []
-    for token_id, told in zip(said.token_ids, said.logprobs, strict=True):
+    for token_id, told in zip(said.token_ids, said.logprobs or (), strict=True):
         ranked = sorted(told.items(), key=lambda item: item[1].rank or 0)
         top = [(int(each), float(of.logprob)) for each, of in ranked]
         tokens.append((int(token_id), float(told[token_id].logprob), top))

@@ -262,6 +262,30 @@ def test_a_request_that_vllm_refuses_fails_alone(
     assert vllm.stats().alive
 
 
+def test_an_answer_that_is_not_a_number_fails_alone(
+    vllm: VllmEngine, grid: torch.Tensor, prompt: list[int], steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hear = vllm._hear
+
+    def broken(number: int, said: dict[str, Any]) -> None:
+        answer = vllm._answers.get(number)
+        if answer is not None and answer.job.request_id == "bad":
+            said = {**said, "tokens": [(i, float("nan"), top) for i, _, top in said["tokens"]]}
+        hear(number, said)
+
+    monkeypatch.setattr(vllm, "_hear", broken)
+
+    async def run() -> None:
+        good = vllm.submit("good", prompt, [grid], Sampling(20))
+        with pytest.raises(RequestFailed, match="not a number"):
+            await collect(vllm.submit("bad", prompt, [grid], Sampling(1000)))
+        assert len(await collect(good)) == 20
+        await until(lambda: steps("abort") and not vllm.stats().running)
+
+    asyncio.run(run())
+
+
 def test_a_killed_process_is_told_to_everyone(
     start_stand_in: Callable[..., VllmEngine], grid: torch.Tensor, prompt: list[int]
 ) -> None:
