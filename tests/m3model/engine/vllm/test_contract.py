@@ -125,13 +125,13 @@ def test_stop_strings_and_end_tokens_end_it(
 ) -> None:  # fmt: skip
     (full,) = answers(own, prompt, [grid], Sampling(40))
     text = "".join(event.text_delta for event in full)
-    stopping = Sampling(40, stop=(text.split()[3][:2], "never said"))
+    stopping = Sampling(1000, stop=(text.split()[3][:2], "never said"))
     (ours,), (theirs,) = (answers(each, prompt, [grid], stopping) for each in (own, vllm))
     same(ours, theirs)
     assert theirs[-1].finish_reason == "stop"
     assert len(theirs) < len(full)
-    asyncio.run(until(lambda: steps("abort")))  # vLLM knows no strings: it is told
-    assert vllm.stats().running == 0
+    # vLLM knows no strings: it is told.
+    asyncio.run(until(lambda: steps("abort") and not vllm.stats().running))
     end = full[4].token_id
     monkeypatch.setattr(vllm, "_end_ids", frozenset([end]))
     monkeypatch.setattr(own, "_end_ids", frozenset([end]))
