@@ -29,6 +29,10 @@ class PictureTooLarge(BadPicture):
     code = "image_too_large"
 
 
+class EngineUnavailable(RuntimeError):
+    """An engine that cannot be started; the message says why and what to do."""
+
+
 class EngineError(RuntimeError):
     """Something an engine reports about one request."""
 

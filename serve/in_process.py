@@ -21,7 +21,12 @@ from serve.gateway.request_log import RequestLog
 from serve.idle.labelling import labelling_while_idle
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
-from serve.stages.checkpoint import ModelCard, load_checkpoint, spare_what_is_loaded
+from serve.stages.checkpoint import (
+    ModelCard,
+    load_checkpoint,
+    spare_what_is_loaded,
+    start_engine,
+)
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.telemetry import spans
@@ -56,7 +61,6 @@ def compose(settings: ServeSettings) -> Service:
     Raises:
         ServeSetupError: the settings name something that is not there.
     """
-    from m3model import LocalEngine
     from serve.log.decisions import DecisionLog
 
     spans.start()
@@ -72,12 +76,12 @@ def compose(settings: ServeSettings) -> Service:
         )  # fmt: skip
     metrics = LocalMetrics(settings.request_timeout_s)
     checkpoint = load_checkpoint(
-        folder, device=settings.device, threads=settings.torch_threads,
-        text_encoder=settings.text_encoder,
+        folder, half="both" if settings.engine == "own" else "encoder", device=settings.device,
+        threads=settings.torch_threads, text_encoder=settings.text_encoder,
     )  # fmt: skip
     encoder = Encoder(checkpoint, settings, metrics)
-    engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
-    generator = Generator(engine, checkpoint.processor, settings, metrics)
+    engine, processor = start_engine(settings, checkpoint)
+    generator = Generator(engine, processor, settings, metrics)
     request_log = RequestLog(log, settings, card.scales)
     gateway = Gateway(encoder, generator, card, settings, metrics, request_log)
     return Service(create_api(gateway), gateway, encoder, generator)

@@ -311,6 +311,17 @@ class ServeSettings(BaseModel):
         None, description="Scale of image details low, high, original; None: 9, 144, the finest."
     )
 
+    engine: Literal["own", "vllm"] = Field(
+        "own",
+        description="What generates: own, in the replica, or vllm, in a process beside it "
+        "(docs/operations.md).",
+    )
+    vllm_python: FolderPath | None = Field(
+        None, description="Python of an environment that has vLLM, for engine: vllm."
+    )
+    vllm_options: dict[str, bool | int | float | str] = Field(
+        {}, description="More of vLLM's AsyncEngineArgs, such as tensor_parallel_size."
+    )
     kv_tokens: int | None = Field(
         None,
         ge=1,
@@ -357,6 +368,16 @@ class ServeSettings(BaseModel):
     generator: DeploymentSettings = Field(
         default_factory=DeploymentSettings, description="Ray deployment of the generator."
     )
+
+    @model_validator(mode="after")
+    def _vllm_has_a_python(self) -> ServeSettings:
+        if self.engine == "vllm" and self.vllm_python is None:
+            raise ValueError(
+                "engine: vllm needs vllm_python, the python of an environment that has vLLM"
+            )
+        if self.engine != "vllm" and (self.vllm_python is not None or self.vllm_options):
+            raise ValueError("vllm_python and vllm_options are for engine: vllm")
+        return self
 
     @model_validator(mode="after")
     def _gateways_are_fixed(self) -> ServeSettings:

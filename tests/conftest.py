@@ -133,6 +133,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python whose environment holds a stand-in for vLLM, as far as anyone can tell."""
+    folder = tmp_path_factory.mktemp("environment")
+    (folder / "vllm.py").symlink_to(ROOT / "tests" / "m3model" / "engine" / "vllm" / "stand_in.py")
+    python = folder / "python"
+    python.write_text(
+        f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{folder}" exec "{sys.executable}" "$@"\n'
+    )
+    python.chmod(0o755)
+    return python
+
+
+@pytest.fixture(scope="session")
 def make_router(tiny_model: Path) -> Callable[[Path, int], str]:
     """Writes a router that always chooses the given scale; returns its version."""
     from m3model import M3Config

@@ -3,6 +3,7 @@
 `interface` is what callers know, `local` the engine behind it: requests become rows (`request`), a
 pass runs rows of any length together (`forward`, `attention`) over their places in one cache
 (`kv_pool`), and what it gives becomes tokens and text (`sampling`, `detokenise`).
+The room `vllm` holds another behind the same interface.
 This package is light; torch comes with `m3model.LocalEngine`.
 """
 

@@ -52,6 +52,19 @@ class TextStream:
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         return self._hand_out(len(self._held) - keep), False
 
+    def say(self, token_id: int, *, ends: bool, is_last: bool) -> tuple[str, str | None, int]:
+        """The text this token makes certain, why the answer ends with it, if so, and `n_shown`.
+
+        Args:
+            ends: it is an end token, which is no text.
+            is_last: there is room for no other.
+        """
+        delta, stopped = self.push(token_id)
+        reason = "stop" if stopped or ends else "length" if is_last else None
+        if reason is not None and not stopped:
+            delta += self.flush()
+        return delta, reason, self.n_shown - int(reason == "stop" and not stopped)
+
     def flush(self) -> str:
         """What was held back, once no further token will come."""
         rest = self._decode(len(self._ids))[len(self._decode(self._done)) :]

@@ -1,7 +1,8 @@
 """`Engine`: requests in, tokens out, for asyncio. What the service needs of any text generator.
 
 Pictures arrive as visual tokens, any number of them; vision tower, pooling, scale and focus are the
-caller's affair. `m3model.engine.local` holds the implementation; importing this module is light.
+caller's affair. Implementations are `m3model.engine.local` and `m3model.engine.vllm`; importing
+this module is light.
 """
 
 from __future__ import annotations

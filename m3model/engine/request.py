@@ -191,17 +191,8 @@ class Row:
     def say(self, token_id: int, logprob: float, end_ids: Collection[int]) -> TokenEvent:
         """Takes the next token; the event has a finish reason when it is the last."""
         self.ids.append(token_id)
-        delta, stopped = self.text.push(token_id)
-        reason = None
-        if stopped or token_id in end_ids:
-            reason = "stop"
-        elif len(self.ids) >= self.job.max_new_tokens:
-            reason = "length"
-        if reason is not None and not stopped:
-            delta += self.text.flush()
-        shown = self.text.n_shown
-        if reason == "stop" and not stopped:
-            shown -= 1  # the end token is no text
+        is_last = len(self.ids) >= self.job.max_new_tokens
+        delta, reason, shown = self.text.say(token_id, ends=token_id in end_ids, is_last=is_last)
         queued_s = self.admitted - self.job.submitted if len(self.ids) == 1 else None
         return TokenEvent(token_id, logprob, delta, reason, self.top, shown, self.cached, queued_s)
 

@@ -32,7 +32,12 @@ from serve.on_ray.outstanding import Workload, answer_work
 from serve.on_ray.replica_routing import STATS_PERIOD_S, WELL, PictureRouter, TokenRouter
 from serve.on_ray.stages import RayEncoder, RayGenerator
 from serve.settings import LABEL_BESIDE, DeploymentSettings, RouterChoice, ServeSettings
-from serve.stages.checkpoint import ModelCard, load_checkpoint, spare_what_is_loaded
+from serve.stages.checkpoint import (
+    ModelCard,
+    load_checkpoint,
+    spare_what_is_loaded,
+    start_engine,
+)
 from serve.stages.encoder import Encoder
 from serve.stages.generator import Generator
 from serve.stages.messages import (
@@ -119,17 +124,9 @@ class GeneratorReplica(Generator):
     """A generator with its half of the checkpoint and an engine of its own."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        from m3model import LocalEngine
-
         set_up_telemetry(settings)
-        checkpoint = load_checkpoint(
-            settings.model_path(), half="generator", device=settings.device,
-            threads=settings.torch_threads,
-        )  # fmt: skip
-        engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
-        super().__init__(
-            engine, checkpoint.processor, settings, RayMetrics(settings.request_timeout_s)
-        )
+        engine, processor = start_engine(settings)
+        super().__init__(engine, processor, settings, RayMetrics(settings.request_timeout_s))
         self._workload, self._expected = Workload(), settings.default_max_tokens
         spare_what_is_loaded()
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from serve.errors import ServeSetupError
+from serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from m3model import M3ForConditionalGeneration, M3Processor
+    from m3model import Engine, M3ForConditionalGeneration, M3Processor
     from m3model.relevance.source import RelevanceSource
 
 Half = Literal["encoder", "generator", "both"]
@@ -131,6 +132,56 @@ def load_checkpoint(
         model.model.vision_tower = torch.nn.Identity()
         model.model.multi_modal_projector = torch.nn.Identity()
     return Checkpoint(model, processor, sources, place, folder)
+
+
+def start_engine(
+    settings: ServeSettings, checkpoint: Checkpoint | None = None
+) -> tuple[Engine, M3Processor]:
+    """Return the running engine that the settings name, and the model's processor.
+
+    Args:
+        settings: of the service.
+        checkpoint: loaded already, with both halves; else the generator's half is loaded, where
+            this process is to generate.
+
+    Raises:
+        ServeSetupError: the weights cannot be loaded, or vLLM does not start.
+    """
+    from m3model import LocalEngine
+
+    folder = settings.model_path()
+    if settings.engine == "vllm":
+        return _start_vllm(settings, folder)
+    checkpoint = checkpoint or load_checkpoint(
+        folder, half="generator", device=settings.device, threads=settings.torch_threads
+    )
+    engine = LocalEngine(checkpoint.model, checkpoint.processor, kv_tokens=settings.kv_tokens)
+    return engine, checkpoint.processor
+
+
+def _start_vllm(settings: ServeSettings, folder: Path) -> tuple[Engine, M3Processor]:
+    from m3model import M3Processor
+    from m3model.engine.recipe import answering_device, answering_dtype
+    from m3model.engine.vllm.engine import VllmEngine
+    from m3model.errors import EngineUnavailable
+
+    assert settings.vllm_python is not None
+    kind, _, index = answering_device(settings.device).partition(":")
+    if index not in ("", "0"):
+        raise ServeSetupError(
+            f"device: {settings.device}: vLLM takes the GPUs of CUDA_VISIBLE_DEVICES; set that "
+            f"and device: {kind}"
+        )
+    processor = M3Processor.from_pretrained(folder)
+    try:
+        engine = VllmEngine(
+            folder, processor, python=settings.vllm_python, device=kind,
+            dtype=answering_dtype(kind), kv_tokens=settings.kv_tokens,
+            options=settings.vllm_options,
+        )  # fmt: skip
+    except EngineUnavailable as error:
+        raise ServeSetupError(str(error)) from error
+    return engine, processor
 
 
 def spare_what_is_loaded() -> None:
