@@ -72,7 +72,8 @@ def compose(settings: ServeSettings) -> Service:
         log = DecisionLog(
             settings.log_dir, log_images=settings.log_images,
             log_prompts=settings.log_prompts, flush_s=settings.log_flush_s,
-            keep_days=settings.log_retention_days,
+            keep_days=settings.log_retention_days, audit_rate=settings.audit_rate,
+            audit_seed=settings.audit_seed,
         )  # fmt: skip
     metrics = LocalMetrics(settings.request_timeout_s)
     checkpoint = load_checkpoint(

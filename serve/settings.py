@@ -252,7 +252,14 @@ class ServeSettings(BaseModel):
         "text", description="Lines of the service's own log: for people, or one JSON object each."
     )
     audit_rate: float = Field(
-        1.0, ge=0, le=1, description="Share of requests, drawn uniformly, marked as audited."
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests, drawn uniformly, marked as audited; m3-train log audit "
+        "changes it while services run.",
+    )
+    audit_seed: int | None = Field(
+        None, description="Seed of that draw, in each gateway; None: nobody can foretell it."
     )
 
     label_idle: FolderPath | None = Field(

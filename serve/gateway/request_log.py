@@ -62,7 +62,7 @@ class RequestLog:
             return 0
         if trace.status == "ok":
             self._receipts.remember(trace.call.request_id, trace.call.tenant, trace.logged_as)
-        record = trace.decision_record(self._settings, self._scales)
+        record = trace.decision_record(self._settings, self._scales, self._log.audits.draw())
         pictures: tuple[bytes, ...] = ()
         if trace.parsed is not None and self._settings.log_images and record.status == "ok":
             pictures = trace.parsed.pictures

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -206,12 +205,16 @@ class Trace:
             return 0
         return self.text_tokens + self.encoded.decision.visual_tokens
 
-    def decision_record(self, settings: ServeSettings, scales: tuple[int, ...]) -> DecisionRecord:
+    def decision_record(
+        self, settings: ServeSettings, scales: tuple[int, ...], audited: bool
+    ) -> DecisionRecord:
         """Return the record; question and answer are in it only where they may be stored.
 
-        Whether it is audited is drawn here, independently of everything about the request.
+        Args:
+            settings: of the service.
+            scales: of the model, ascending.
+            audited: drawn independently of everything about the request.
         """
-        audited = random.random() < settings.audit_rate
         may_keep = settings.log_prompts or (settings.log_images and audited)
         encoded = self.encoded
         decision = None if encoded is None else encoded.decision

@@ -37,6 +37,7 @@ from router.log.tombstones import is_erased
 from router.places import Place, StoredPlace, as_place
 from router.records import DecisionRecord, FeedbackRecord, picture_id
 from serve.errors import ServeSetupError
+from serve.log.audits import Audits
 from serve.log.receipts import shared_secret
 from serve.log.segments import Segments
 from serve.log.upkeep import Upkeep
@@ -90,6 +91,8 @@ class DecisionLog:
         log_prompts: see above.
         flush_s: the longest a record waits before it is written: what a crash may cost.
         keep_days: days of records to keep beside today's; None: all.
+        audit_rate: share of the requests that `audits` draws, until the log tells another.
+        audit_seed: of those draws; None: nobody can foretell them.
         max_rows: so many waiting records are written at once.
         max_waiting: records beyond this many are dropped and counted.
 
@@ -105,6 +108,8 @@ class DecisionLog:
         log_prompts: bool = False,
         flush_s: float = 0.2,
         keep_days: int | None = None,
+        audit_rate: float = 1.0,
+        audit_seed: int | None = None,
         max_rows: int = 256,
         max_waiting: int = 8192,
     ) -> None:
@@ -125,6 +130,8 @@ class DecisionLog:
                 f"cannot write the decision log in {self.folder}: {error.strerror or error}"
             ) from error
         self.secret = shared_secret(self.folder)
+        self.audits = Audits(self.folder, audit_rate, audit_seed)
+        self.audits.look()
         self._queue: queue.Queue[object] = queue.Queue(max_waiting)
         self._pictures: queue.Queue[object] = queue.Queue(max_waiting)
         self._closed = False
@@ -252,6 +259,7 @@ class DecisionLog:
             full = len(self._decisions.waiting) >= self._max_rows and not self._failing
             if full or time.monotonic() >= due:
                 self._write()
+                self.audits.look()
                 due = time.monotonic() + self._flush_s
         self._write()
         self._drop(len(self._decisions.waiting) + len(self._feedback.waiting))

@@ -142,6 +142,35 @@ def tail(
 
 
 @log_app.command()
+def audit(
+    rate: Annotated[
+        float | None, typer.Argument(help="Share of the requests, 0 to 1; left out: show it.")
+    ] = None,
+    log_dir: LogOption = DEFAULT_LOG,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Back to what each service was started with.")
+    ] = False,
+) -> None:
+    """Change which share of the requests running services audit.
+
+    They follow within seconds. Labels of times with a larger share weigh more.
+    """
+    from router.log.auditing import read_audit_rate, write_audit_rate
+
+    if not log_dir.is_dir():
+        raise TrainingError(f"the log folder {log_dir} does not exist; give --log-dir")
+    if reset and rate is not None:
+        raise TrainingError("give a share or --reset, not both")
+    try:
+        if reset or rate is not None:
+            write_audit_rate(log_dir, rate)
+        told = read_audit_rate(log_dir)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    say("audited: " + ("as each service was started" if told is None else f"{told:g}"))
+
+
+@log_app.command()
 def erase(
     picture_id: Annotated[str, typer.Argument(help="As in picture_ids of the records.")],
     log_dir: LogOption = DEFAULT_LOG,

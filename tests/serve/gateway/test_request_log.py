@@ -17,6 +17,7 @@ from serve.gateway.call import Call
 from serve.gateway.question import parse_request
 from serve.gateway.request_log import RequestLog
 from serve.gateway.request_trace import Trace
+from serve.log.audits import Audits
 from serve.protocol import ChatRequest, FeedbackRequest
 from serve.settings import ServeSettings
 from serve.stages.messages import AnswerPart, Encoded
@@ -29,7 +30,8 @@ class ListLog:
 
     secret = b"of a folder"
 
-    def __init__(self) -> None:
+    def __init__(self, audit_rate: float = 1.0) -> None:
+        self.audits = Audits(None, audit_rate)
         self.records: list[Any] = []
         self.pictures: list[list[bytes]] = []
         self.feedbacks: list[Any] = []
@@ -48,7 +50,8 @@ class ListLog:
 
 def write(body: dict[str, Any], others: tuple[AnswerPart, ...] = (), **settings: Any) -> ListLog:
     """Returns the log after one answered request about the body's pictures."""
-    log, wanted = ListLog(), ServeSettings(**settings)
+    wanted = ServeSettings(**settings)
+    log = ListLog(wanted.audit_rate)
     request = ChatRequest.model_validate(body)
     parsed = parse_request(request, SCALES, wanted)
     n = len(parsed.pictures)
@@ -140,16 +143,6 @@ def test_a_record_says_how_an_answer_was_asked_for(ask_body: Callable[..., dict[
     (record,) = write(silent, audit_rate=0.0, default_max_tokens=11).records
     assert (record.temperature, record.max_tokens, record.messages) == (0.0, 11, None)
     assert record.label_recipe == "0123-float32-11"
-
-
-def test_audits_are_drawn_uniformly() -> None:
-    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]})
-    settings = ServeSettings(audit_rate=0.3)
-    drawn = [
-        Trace(Call("r"), "chat", request).decision_record(settings, SCALES) for _ in range(2000)
-    ]
-    share = sum(record.audited for record in drawn) / len(drawn)
-    assert abs(share - 0.3) < 0.05  # five standard deviations
 
 
 def answered(request_log: RequestLog, call: Call) -> str:

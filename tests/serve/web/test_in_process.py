@@ -328,7 +328,7 @@ def test_a_caller_who_leaves_frees_the_engine(running: Any, ask_body: Body, stre
     engine = running.service.generator._engine
 
     def leave() -> None:
-        with httpx2.Client(base_url=running.url, timeout=httpx2.Timeout(30, read=0.3)) as http:
+        with httpx2.Client(base_url=running.url, timeout=httpx2.Timeout(30, read=0.1)) as http:
             if stream:
                 with http.stream("POST", "/v1/chat/completions", json=body) as reply:
                     next(reply.iter_lines())
