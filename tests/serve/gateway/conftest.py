@@ -16,6 +16,7 @@ from router.records import DecisionRecord
 from serve.errors import ReplicaDied
 from serve.gateway.gateway import Gateway
 from serve.gateway.request_log import RequestLog
+from serve.log.audits import Audits
 from serve.log.decisions import LogCounts
 from serve.metrics import LocalMetrics
 from serve.settings import ServeSettings
@@ -103,6 +104,7 @@ class ListLog:
 
     def __init__(self) -> None:
         self.records: list[DecisionRecord] = []
+        self.audits = Audits(None, 1.0)
         self.counts = LogCounts()
 
     def append(self, record: DecisionRecord, pictures: Any = ()) -> int:
