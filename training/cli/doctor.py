@@ -58,7 +58,7 @@ def doctor(
     who: WhoOption = None,
     why: WhyOption = None,
 ) -> None:
-    """Examine the router in force: log, drift, accuracy, promise.
+    """Examine the router in force: log, drift, accuracy.
 
     The exit status is 1 where something is bad, 0 where nothing is.
     """

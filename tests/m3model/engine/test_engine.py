@@ -328,7 +328,8 @@ def test_refusals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endless(model, monkeypatch)
-    engine = LocalEngine(model, processor, max_running=1, max_waiting=1, max_length=600)
+    # Long enough that the answer still goes on while others are refused beside it.
+    engine = LocalEngine(model, processor, max_running=1, max_waiting=1, max_length=2500)
 
     async def run() -> None:
         with pytest.raises(BadRequest, match="2 pictures for 1 image tokens"):
@@ -338,9 +339,9 @@ def test_refusals(
         with pytest.raises(BadRequest, match="must lie in 0"):
             engine.submit("x", [1, 10_000])
         with pytest.raises(PromptTooLong) as caught:
-            engine.submit("x", prompt * 2, [grid, grid])
-        assert caught.value.limit == 599
-        long = engine.submit("long", prompt, [grid], Sampling(max_new_tokens=1000))
+            engine.submit("x", prompt * 5, [grid] * 5)
+        assert caught.value.limit == 2499
+        long = engine.submit("long", prompt, [grid], Sampling(max_new_tokens=5000))
         await anext(long)
         next_one = engine.submit("next", prompt, [grid])
         with pytest.raises(EngineBusy):
@@ -352,8 +353,8 @@ def test_refusals(
             engine.submit("long", prompt, [grid])
         rest = await collect(long)
         assert rest[-1].finish_reason == "length"
-        assert len(rest) + 1 == 600 - (576 + len(prompt) - 1)
-        last = engine.submit("last", prompt, [grid], Sampling(max_new_tokens=1000))
+        assert len(rest) + 1 == 2500 - (576 + len(prompt) - 1)
+        last = engine.submit("last", prompt, [grid], Sampling(max_new_tokens=5000))
         engine.close()
         with pytest.raises(EngineClosed):
             await collect(last)
