@@ -77,7 +77,7 @@ def _hurt(actor: Any, kind: str, note: Path) -> None:
 
 def _break_engine(engine: Any, kind: str, note: Path) -> None:
     """Have the next pass hang, or find its memory gone as on a lost device."""
-    real = engine._packed.run
+    real = engine._packed.launch
 
     def broken(chunks: Any) -> Any:
         stats = engine.stats()
@@ -87,7 +87,7 @@ def _break_engine(engine: Any, kind: str, note: Path) -> None:
         engine._pool.keys = engine._pool.keys.to("meta")
         return real(chunks)
 
-    engine._packed.run = broken
+    engine._packed.launch = broken
 
 
 def _write(note: Path, in_flight: int) -> None:

@@ -79,18 +79,12 @@ class PackedModel:
                 self._fixed = None
         self._again: _Again | None = None
 
-    def run(self, chunks: Sequence[tuple[Row, int]]) -> list[tuple[Row, int, float]]:
-        """Reads the chunks; (row, token id, log-probability) of every row whose prompt is read.
-
-        Rows advance only when the whole pass has succeeded.
-        """
-        return self.launch(chunks).read()
-
     @torch.no_grad()
     def launch(self, chunks: Sequence[tuple[Row, int]]) -> Said:
-        """As `run`, but a GPU may still be at it: what it says is there to be read later.
+        """Reads the chunks; what every row says whose prompt is read is there to be read later, while
+        a GPU may still be at it.
 
-        Rows that each read one token, and the same ones did so in the pass before, read what that
+        Rows advance only when all of the pass was begun. Those that each read one token, and the same ones did so in the pass before, read what that
         pass said: nothing of it need be read here first.
         """
         again = self._again if self.goes_on(chunks) else None
