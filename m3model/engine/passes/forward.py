@@ -81,11 +81,11 @@ class PackedModel:
 
     @torch.no_grad()
     def launch(self, chunks: Sequence[tuple[Row, int]]) -> Said:
-        """Reads the chunks; what every row says whose prompt is read is there to be read later, while
-        a GPU may still be at it.
+        """Reads the chunks; what every row says whose prompt is read is there to be read later.
 
-        Rows advance only when all of the pass was begun. Those that each read one token, and the same ones did so in the pass before, read what that
-        pass said: nothing of it need be read here first.
+        A GPU may still be at it. Rows advance only when all of the pass was begun. Rows that each
+        read one token, and the same ones did so in the pass before, read what that pass said:
+        nothing of it need be read here first.
         """
         again = self._again if self.goes_on(chunks) else None
         if again is None:
