@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,12 @@ def shards_in(folder: Path) -> dict[str, Any]:
 
 
 def actors() -> list[psutil.Process]:
-    mine = psutil.Process().children(recursive=True)
-    return [p for p in mine if "LabellingActor" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # gone meanwhile, or dead and not yet waited for
+            if "LabellingActor" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def killing(at: int, job: CollectJob, planned: dict[int, range], workers: int) -> Iterator[int]:
