@@ -243,6 +243,18 @@ def _retrained(story: Story, found: dict[str, Told]) -> Told:
         "version": version,
         "followed_after_s": followed,
         "verdict": json.loads((story.turn / "report" / "verdict.json").read_text("utf-8")),
+        "beside": beside(json.loads((story.turn / "report" / "report.json").read_text("utf-8"))),
+    }
+
+
+def beside(report: Told) -> dict[str, dict[str, float]]:
+    """Return accuracy and visual tokens of the new router and of what costs less to make, on the
+    audits' test pictures: fixed scales, tables by kind, routers that see the question alone."""
+    found = {f"always {each['scale']}": each for each in report["fixed"]}
+    found |= {**report["baselines"], "router": report["router"]}
+    return {
+        name: {key: each[key] for key in ("accuracy", "visual_tokens")}
+        for name, each in found.items()
     }
 
 
