@@ -8,59 +8,36 @@ its pixels; the same bytes again are recognised before anything is decoded.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import hashlib
-import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.actions import Reading
-from router.decision import (
-    Constraints,
-    Reason,
-    RoutingDecision,
-    decided,
-    finest_fallback,
-    within_bound,
-)
-from router.errors import RoutingError
-from router.explain import relevance_map
-from router.router import Router
-from serve.arms.assignment import CANARY, LIVE, session_of
-from serve.arms.shadowing import differs, has_failed, would_have
-from serve.drift.restriction import in_words, under_restriction
+from serve.drift.restriction import in_words
 from serve.drift.watch import DriftWatch
-from serve.errors import BadRequest, NotReady, no_second_look, refusal, too_much_text
+from serve.errors import NotReady, too_much_text
 from serve.metrics import Metrics
 from serve.settings import ServeSettings
+from serve.stages.aside import Aside
 from serve.stages.batcher import DrainBatcher
 from serve.stages.checkpoint import Checkpoint
+from serve.stages.deciding.decider import Decider
 from serve.stages.decoding import Decoder, SharedWork
-from serve.stages.degrading import under_pressure
 from serve.stages.in_time import in_time
 from serve.stages.live_router import LiveRouter
 from serve.stages.messages import Encoded, EncodeRequest, EncoderStatus, PoolRequest, focus_name
-from serve.stages.prompts import MOST_CHARACTERS_AT_ONCE, Prompts, context_tokens
-from serve.stages.vision import EncodedPicture, PreparedPicture, Vision, plan_of
-from serve.telemetry import logs, spans
+from serve.stages.prompts import Prompts, context_tokens
+from serve.stages.vision import EncodedPicture, PreparedPicture, Vision, is_quick
+from serve.telemetry import spans
 
-LOG = logging.getLogger(__name__)
-Result = TypeVar("Result")
-Made = tuple[RoutingDecision, Constraints]  # and what it was held to
 MOST_DIGESTS = 16_384  # of pictures' bytes: some megabytes
 # What takes a millisecond or two is done on the event loop: a thread's turn costs as much.
 HASHED_AT_ONCE = 200_000  # bytes of a picture's file
-DONE_AT_ONCE = 1_000_000  # bytes of encoded pictures: three of the embedded model, none of a 7B
 
 
 class Encoder:
@@ -90,19 +67,21 @@ class Encoder:
         )
         self._decoding: SharedWork[PreparedPicture] = SharedWork()
         # For decisions and pooling, which take milliseconds: decoding has threads of its own.
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="m3-decisions")
+        self._aside = Aside(2, "m3-decisions")
         self._ids: OrderedDict[bytes, str] = OrderedDict()  # sha256 of bytes, identity of pixels
         self._cache: OrderedDict[str, EncodedPicture] = OrderedDict()
         self._cache_bytes = 0
         self._encoding: dict[str, asyncio.Task[EncodedPicture]] = {}
         self._callers: Counter[str] = Counter()  # of each picture that is being encoded
-        self._routing_failed = ""
         self._recipe = None if settings.log_dir is None else checkpoint.label_recipe
         self._drift = DriftWatch(metrics)
         self._router = LiveRouter(
             self._vision.check_router, metrics, settings.registry, settings.registry_poll_s,
             lambda: checkpoint.model_hash, self._drift.begin,
         )  # fmt: skip
+        self._decider = Decider(
+            self._vision, self._prompts, self._router, self._drift, settings, metrics, self._aside
+        )
         self._router.start(settings.router, _default_router(settings))
 
     async def encode_and_route(self, request: EncodeRequest) -> Encoded:
@@ -127,28 +106,23 @@ class Encoder:
         with spans.span("m3.encode", request.traceparent, pictures=n_pictures) as work:
             pictures = await self._encode_all(request.pictures, work.traceparent)
             with spans.span("m3.route", work.traceparent):
-                # One router for the whole request: swaps cannot split it.
-                arm, router, (decision, held_to) = await self._by_arm(request, pictures)
-                shadow = await self._shadow(request, pictures, decision)
+                found = await self._decider.decide(request, pictures)
+                decision = found.decision
             if request.decide_only:
                 self._prompts.check(text_tokens + decision.visual_tokens)
             tokens: tuple[NDArray[np.float16], ...] = ()
             if pictures and not request.decide_only:
                 focus = focus_name(decision.readings)
                 with spans.span("m3.pool", work.traceparent, scale=decision.scale, focus=focus):
-                    quick = self._is_quick(pictures)
-                    tokens = await self._done(quick, self._pool, pictures, decision.readings)
+                    quick = is_quick(pictures)
+                    tokens = await self._aside.done(quick, self._pool, pictures, decision.readings)
         encode_ms = _ms_since(started)
         if pictures:  # a question without any would make encoding look quick
             self._metrics.observe("m3_encode_latency_ms", encode_ms)
         ids = tuple(picture.picture_id for picture in pictures)
-        space = None if router is None else router.space.hash
-        proof = None if router is None or decision.price is None else router.held.certificate
-        if held_to.restricted:
-            proof = None
         return Encoded(
-            ids, tokens, decision, encode_ms, text_tokens, space, held_to,
-            None if proof is None else proof.identity, self._recipe, arm, shadow,
+            ids, tokens, decision, encode_ms, text_tokens, found.action_space, found.held_to,
+            found.certificate, self._recipe, found.arm, found.shadow,
         )  # fmt: skip
 
     async def pool(self, request: PoolRequest) -> NDArray[np.float16]:
@@ -160,8 +134,8 @@ class Encoder:
             if known is None:
                 self._metrics.count("m3_second_look_encodes")
                 known = await self._encode(request.picture, work.traceparent)
-            quick = self._is_quick([known])
-            return await self._done(quick, self._vision.tokens, known, reading)
+            quick = is_quick([known])
+            return await self._aside.done(quick, self._vision.tokens, known, reading)
 
     async def status(self) -> EncoderStatus:
         """Return the state of this replica."""
@@ -198,25 +172,7 @@ class Encoder:
         self._batcher.close()
         self._decoder.close()
         self._prompts.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _is_quick(self, pictures: Sequence[EncodedPicture]) -> bool:
-        return sum(picture.features.patches.nbytes for picture in pictures) <= DONE_AT_ONCE
-
-    def _decides_quickly(self, request: EncodeRequest, pictures: Sequence[EncodedPicture]) -> bool:
-        little_text = len(request.question) <= MOST_CHARACTERS_AT_ONCE
-        told_why = request.constraints.explain
-        return (
-            little_text and not told_why and self._vision.reads_quickly and self._is_quick(pictures)
-        )
-
-    async def _done(self, quick: bool, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Return what the function returns; unless it is quick, from a thread."""
-        if quick:
-            return function(*arguments)
-        run = contextvars.copy_context().run  # lines of the log name the request there too
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, run, function, *arguments)
+        self._aside.close()
 
     async def _encode_all(
         self, pictures: tuple[bytes, ...], parent: str | None
@@ -231,7 +187,7 @@ class Encoder:
                 task.cancel()
 
     async def _encode(self, data: bytes, parent: str | None) -> EncodedPicture:
-        digest = await self._done(len(data) <= HASHED_AT_ONCE, _sha256, data)
+        digest = await self._aside.done(len(data) <= HASHED_AT_ONCE, _sha256, data)
         key = self._ids.get(digest, "")
         if not self._is_at_hand(key):
             with spans.span("m3.decode_picture", parent, bytes=len(data)):
@@ -303,157 +259,6 @@ class Encoder:
         self, pictures: list[EncodedPicture], readings: tuple[Reading, ...]
     ) -> tuple[NDArray[np.float16], ...]:
         return tuple(map(self._vision.tokens, pictures, readings))
-
-    async def _within_context(
-        self,
-        request: EncodeRequest,
-        pictures: list[EncodedPicture],
-        router: Router | None,
-        made: Made,
-    ) -> Made:
-        """Return the decision, or one whose tokens the conversation leaves room for.
-
-        What the caller fixed, or promised by a bound, stays: it is refused where it does not fit,
-        and so is what does not fit at the coarsest scales.
-        """
-        bound, (decision, _) = request.constraints, made
-        if self._prompts.surely_fit(request.prompt, decision.visual_tokens):
-            return made
-        if bound.max_harm is not None or bound.fixed(len(pictures)) is not None:
-            return made
-        text_tokens = len(await self._prompts.ids(request.prompt)) - len(pictures)
-        room = self._prompts.most_tokens - text_tokens
-        if decision.visual_tokens <= room:
-            return made
-        narrower = replace(request, constraints=replace(bound, max_visual_tokens=room))
-        try:
-            quick = self._decides_quickly(narrower, pictures)
-            return await self._done(quick, self._decide, narrower, pictures, router)
-        except BadRequest:
-            return made
-
-    async def _by_arm(
-        self, request: EncodeRequest, pictures: list[EncodedPicture]
-    ) -> tuple[str, Router | None, Made]:
-        """Return which of two routers decided, the router and its decision.
-
-        A wish that a canary cannot keep is the live router's to keep or to refuse.
-        """
-        trial, ids = self._router.trial, [picture.picture_id for picture in pictures]
-        # Before the router: what replaces a restricted one comes with its end.
-        live = under_restriction(request, self._router.restriction)
-        arm, router = LIVE, self._router.current
-        canary = trial.canary_for(
-            lambda: session_of(request.tenant, request.group_id, request.prompt, ids)
-        )
-        made: Made | None = None
-        if canary is not None:
-            with suppress(BadRequest):
-                made = await self._decided(request, pictures, canary)
-                arm, router = CANARY, canary
-        if made is None:
-            made = await self._decided(live, pictures, router)
-        if self._asks_router(request):
-            trial.saw(arm, failed=made[0].reason is Reason.fallback)
-        return arm, router, made
-
-    async def _shadow(
-        self, request: EncodeRequest, pictures: list[EncodedPicture], served: RoutingDecision
-    ) -> str | None:
-        """Return what a shadow would have done, for the log; None where none is asked."""
-        router = self._router.trial.shadow() if self._asks_router(request) else None
-        if router is None:
-            return None
-        started, plainly = time.perf_counter(), replace(request.constraints, explain=False)
-        request = replace(request, constraints=plainly)
-        try:
-            quick = self._decides_quickly(request, pictures)
-            decision, _ = await self._done(quick, self._ask, request, pictures, router)
-            told = would_have(decision, served, _ms_since(started))
-        except Exception as error:  # nothing of a shadow's may reach the caller
-            self._metrics.count("m3_shadow_decisions", outcome="failed")
-            return has_failed(router.version, error)
-        outcome = "differs" if differs(decision, served) else "same"
-        self._metrics.count("m3_shadow_decisions", outcome=outcome)
-        return told
-
-    def _asks_router(self, request: EncodeRequest) -> bool:
-        """Return whether the request leaves anything to decide."""
-        n_pictures = len(request.pictures)
-        return n_pictures > 0 and request.constraints.fixed(n_pictures) is None
-
-    async def _decided(
-        self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
-    ) -> Made:
-        quick = self._decides_quickly(request, pictures)
-        made = await self._done(quick, self._decide, request, pictures, router)
-        return await self._within_context(request, pictures, router, made)
-
-    def _decide(
-        self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
-    ) -> Made:
-        try:
-            decision, held_to = self._decide_freely(request, pictures, router)
-            return within_bound(decision, held_to, self._vision.scales), held_to
-        except RoutingError as error:  # the caller's wish cannot be met: no failure of the router
-            raise refusal(error) from error
-
-    def _decide_freely(
-        self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router | None
-    ) -> Made:
-        version, scales = "" if router is None else router.version, self._vision.scales
-        constraints, n_pictures = request.constraints, len(pictures)
-        if request.needs_second_look and (router is None or router.second_look is None):
-            raise no_second_look("the router in force has none")
-        if request.needs_second_look and constraints.restricted:
-            raise no_second_look("the router in force is restricted until it is certified anew")
-        if not pictures:
-            return decided((), Reason.no_image, router_version=version), constraints
-        fixed = constraints.fixed(n_pictures)
-        if fixed is not None and (router is None or not constraints.explain):
-            return decided(fixed, constraints.reason, router_version=version), constraints
-        started = time.perf_counter()
-        if router is None:  # said at the start; nothing failed
-            return finest_fallback(scales, constraints, n_pictures=n_pictures), constraints
-        try:
-            decision, constraints = self._ask(request, pictures, router)
-        except RoutingError:
-            raise
-        except Exception as error:  # a dead router costs tokens, never answers
-            self._note_failure(error)
-            decision = finest_fallback(
-                scales, constraints,
-                n_pictures=n_pictures, router_version=version, latency_ms=_ms_since(started),
-            )  # fmt: skip
-        self._metrics.observe("m3_route_latency_ms", decision.latency_ms)
-        return decision, constraints
-
-    def _ask(self, request: EncodeRequest, pictures: list[EncodedPicture], router: Router) -> Made:
-        """Return what a router decides; whatever goes wrong is raised."""
-        started, constraints = time.perf_counter(), request.constraints
-        features, maps = self._vision.features(pictures, request.question, router.schema.relevance)
-        if len(pictures) == 1 and not request.needs_second_look:  # as certificates are
-            constraints = under_pressure(
-                constraints, router, request.pressure, self._settings.overload.max_harm
-            )
-        plan = plan_of(router, maps) if constraints.focus else None
-        known = router.knows(request.question) and self._vision.reads(request.question)
-        decision = router.route(features, constraints, plan=plan, unfamiliar=not known)
-        if router is self._router.current:
-            ids = [picture.picture_id for picture in pictures]
-            self._drift.note(router, features, ids, decision)
-        if (why := decision.explanation) is not None:
-            why = replace(why, relevance=tuple(map(relevance_map, maps)))
-        # Callers pay for the features too.
-        return replace(decision, latency_ms=_ms_since(started), explanation=why), constraints
-
-    def _note_failure(self, error: Exception) -> None:
-        self._metrics.count("m3_routing_failures")
-        kind = f"{type(error).__name__}: {error}"
-        if kind != self._routing_failed:  # once with its traceback, then only counted
-            self._routing_failed = kind
-            told = logs.failure(error, words=self._settings.log_prompts)
-            LOG.error("routing failed, the finest scale is used\n%s", told)
 
 
 def _default_router(settings: ServeSettings) -> Path | None:

@@ -31,6 +31,9 @@ from serve.received_pictures import decode_picture, pixels_in_memory
 from serve.settings import PictureLimits
 from serve.stages.checkpoint import Checkpoint
 
+# What takes a millisecond or two is done on the event loop: a thread's turn costs as much.
+DONE_AT_ONCE = 1_000_000  # bytes of encoded pictures: three of the embedded model, none of a 7B
+
 
 @dataclass(frozen=True)
 class PreparedPicture:
@@ -59,6 +62,11 @@ class EncodedPicture:
         arrays = (self.features.patches, self.features.residual, *self.projected.values())
         coarser = sum(self.features.scales[:-1]) * self.features.patches.shape[1]
         return sum(array.nbytes for array in arrays) + coarser * np.dtype(np.float16).itemsize
+
+
+def is_quick(pictures: Sequence[EncodedPicture]) -> bool:
+    """Return whether features and tokens of the pictures are made in a millisecond or two."""
+    return sum(picture.features.patches.nbytes for picture in pictures) <= DONE_AT_ONCE
 
 
 class Vision:

@@ -36,7 +36,7 @@ class ContextTable:
     def __init__(self, pool: KVPool, chunks: Sequence[Chunk], heads: int, ahead: int = 0) -> None:
         kv_heads, self._dim = pool.keys.shape[2:]
         self._shape = (len(chunks), heads)
-        self._store = (len(pool.keys[0]) * kv_heads, self._dim)
+        store = len(pool.keys[0])  # rows of a head, which lie together
         shared = torch.arange(heads) // (heads // kv_heads)
         rows, seen, nexts, lengths = [], [], [], []
         self._rectangles: list[tuple[int, int, int]] = []  # (from, to, how long a context is)
@@ -49,15 +49,17 @@ class ContextTable:
             columns = torch.arange(length)
             # Beyond its extent a token reads its first one again: others' rows are not its own.
             own = start + torch.where(columns < fits, columns, 0)
-            rows.append((own.unsqueeze(1) * kv_heads + shared.unsqueeze(1)).flatten())
+            rows.append((own.unsqueeze(1) + shared.unsqueeze(1) * store).flatten())
             seen.append((columns <= past).unsqueeze(1).expand(-1, heads, -1).flatten())
             corner = at + torch.arange(len(group) * heads).view(len(group), heads) * length
             nexts.append((corner + past + 1).flatten())
             lengths.append(torch.full((len(group) * heads,), length))
             self._rectangles.append((at, at + len(group) * heads * length, length))
             at = self._rectangles[-1][1]
-        index = torch.cat(rows)
+        index_type = torch.int32 if max(store * kv_heads, at) < 1 << 31 else torch.long
+        index = torch.cat(rows).to(index_type)
         bounds = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(lengths).cumsum(0)])
+        bounds = bounds.to(index_type)
         dtype = pool.keys.dtype
         # The one behind the last: what would be next of a token whose extent is full.
         self._mask = torch.zeros(at + 1, dtype=dtype)
@@ -69,7 +71,7 @@ class ContextTable:
             warnings.simplefilter("ignore")  # that sparse tensors are new in torch
             self._places = torch.sparse_csr_tensor(
                 bounds, index, torch.zeros(at, dtype=dtype),
-                size=(len(chunks) * heads, self._store[0]), check_invariants=False,
+                size=(len(chunks) * heads, store * kv_heads), check_invariants=False,
             )  # fmt: skip
 
     def read(
@@ -77,7 +79,7 @@ class ContextTable:
     ) -> torch.Tensor:
         """(B, heads, dim) from (B, heads, dim) queries and one layer's keys and values."""
         scores = torch.sparse.sampled_addmm(
-            self._places, query.reshape(-1, self._dim), keys.view(self._store).t(),
+            self._places, query.reshape(-1, self._dim), _by_head(keys).t(),
             beta=0.0, alpha=scale,
         ).values()  # fmt: skip
         scores.add_(self._mask[:-1])
@@ -86,7 +88,7 @@ class ContextTable:
                 scores[at:end].view(-1, length), -1, out=self._weights[at:end].view(-1, length)
             )
         out = embedding_bag(
-            self._rows, values.view(self._store), self._bags, mode="sum",
+            self._rows, _by_head(values), self._bags, mode="sum",
             per_sample_weights=self._weights,
         )  # fmt: skip
         return out.view(*self._shape, self._dim)
@@ -95,6 +97,11 @@ class ContextTable:
         """Lets each token see one place more: the next one's own."""
         self._mask.index_fill_(0, self._next, 0.0)
         self._next.add_(1)
+
+
+def _by_head(store: torch.Tensor) -> torch.Tensor:
+    """(kv heads x rows, dim) of one layer's (rows, kv heads, dim), as it lies."""
+    return store.transpose(0, 1).flatten(0, 1)
 
 
 def _alike(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:

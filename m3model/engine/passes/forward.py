@@ -21,6 +21,7 @@ from m3model.engine.kv_pool import pool_for
 from m3model.engine.passes.attention import Step, VarlenStep, best_step, on_device
 from m3model.engine.passes.captured import FixedStep, FixedSteps, Outcome
 from m3model.engine.passes.layers import LlamaLayers, fits
+from m3model.engine.passes.products import TORCH, Product, best_product
 from m3model.engine.passes.sampling import Choices
 from m3model.engine.request import Row
 from m3model.model import M3ForConditionalGeneration
@@ -65,10 +66,12 @@ class PackedModel:
         self.pool = pool_for(
             language, text, tokens=kv_tokens, longest=longest, spare=2 * most if on_gpu else 0
         )
-        self._layers = LlamaLayers(language, longest, beat) if fits(language) else None
+        own = fits(language)
+        self.product = best_product(model.lm_head.weight) if own else TORCH
+        self._layers = LlamaLayers(language, longest, beat, self.product) if own else None
         self._twin = None if self._layers is not None else packed_language_model(language, beat)
         self.step = best_step(self.pool, self._heads)
-        self._head = head_in_32_bits(model)
+        self._head = head_in_32_bits(model, self.product)
         self._fixed: FixedSteps | None = None
         if on_gpu and self._layers is not None and self.step is VarlenStep:
             self._fixed = self.fixed_steps(longest, most)
@@ -91,7 +94,7 @@ class PackedModel:
         if again is None:
             packed = sorted(chunks, key=lambda item: self.step.order(item[0].chunk(item[1])))
             step = self.step(self.pool, [row.chunk(new) for row, new in packed], self._heads)
-            hidden = self._hidden(self._embeds(packed), step)
+            hidden = self._hidden(self._embeds(packed), step)[: len(step.rows)]
             speaking, last, at = [], [], -1
             for row, new in packed:
                 at += new
@@ -180,13 +183,18 @@ class PackedModel:
         return found
 
     def _embeds(self, packed: Sequence[tuple[Row, int]]) -> torch.Tensor:
-        """(T, D): prompts have theirs, answer tokens are looked up, all in one go."""
+        """(R, D): prompts have theirs, answer tokens are looked up, all in one go.
+
+        Behind the T tokens as many rows of zeros as the product likes.
+        """
         last = [row.ids[-1] for row, _ in packed if not row.left]
         table = self.model.get_input_embeddings()
         said = iter(table(on_device(last, table.weight.device)).split(1)) if last else iter(())
-        return torch.cat(
-            [next(said) if row.embeds is None else row.next_embeds(new) for row, new in packed]
-        )
+        parts = [next(said) if row.embeds is None else row.next_embeds(new) for row, new in packed]
+        tokens = sum(new for _, new in packed)
+        if tokens > len(packed) and (more := self.product.rows(tokens) - tokens):
+            parts.append(parts[0].new_zeros(more, parts[0].shape[1]))
+        return torch.cat(parts)
 
     def _read_again(self, ids: torch.Tensor, step: Step) -> Outcome:
         """What one token of each row says."""
@@ -205,7 +213,9 @@ def _said(rows: Sequence[Row], found: Outcome, choices: Choices) -> Said:
     return Said(rows, ids, logprobs, top, asking).on_its_way()
 
 
-def head_in_32_bits(model: M3ForConditionalGeneration) -> Callable[[torch.Tensor], torch.Tensor]:
+def head_in_32_bits(
+    model: M3ForConditionalGeneration, product: Product
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The language model's head; of 16 bits with logits in 32 where a device can do that.
 
     A bf16 logit of 16 to 32 has a grain of 0.125: probabilities, and what is decided by them, would
@@ -220,7 +230,7 @@ def head_in_32_bits(model: M3ForConditionalGeneration) -> Callable[[torch.Tensor
             LOG.info("logits in %s: %s", weight.dtype, error)
         else:
             return lambda hidden: torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    return head
+    return head if head.bias is not None else lambda hidden: product.of(hidden, weight)
 
 
 class _Again:

@@ -1,8 +1,8 @@
 """The layers of a Llama over tokens of many requests, with fewer and larger products than the
 model's own loop: one for queries, keys and values, one for both halves of the gate.
 
-In 32 bits on a CPU every number is the model's own, to the last bit. Knows weights and a `Step`;
-nothing of requests.
+In 32 bits on a CPU every number is the model's own, to the last bit, where products are. Knows weights
+and a `Step`; nothing of requests.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import pad, rms_norm, silu
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from m3model.engine.passes.attention import Step
+from m3model.engine.passes.products import TORCH, Product
 
 MOST_TURNED = 256  # tokens whose positions are turned by matrices; more are cheaper one by one
 
@@ -46,11 +47,18 @@ class LlamaLayers:
         model: a model that `fits`.
         longest: positions that may be asked for.
         beat: called before each layer.
+        product: multiplies.
     """
 
-    def __init__(self, model: nn.Module, longest: int, beat: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        longest: int,
+        beat: Callable[[], None],
+        product: Product = TORCH,
+    ) -> None:
         config = cast(Any, model.config)
-        self._beat = beat
+        self._beat, self._product = beat, product.of
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
         layers = cast(Any, model.layers)
@@ -69,16 +77,21 @@ class LlamaLayers:
         self._exact = weight.device.type == "cpu"
 
     def __call__(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
-        """(T, D) what the layers make of (T, D) embeddings, which are written over."""
+        """(R, D) what the layers make of (R, D) embeddings, which are written over.
+
+        The first T are those of the step's tokens; what the rest is, and becomes, is of no account.
+        """
         cosines = self._cosines.index_select(0, step.positions)
         sines = self._sines.index_select(0, step.positions)
         turned, tokens = self._heads + self._kv_heads, len(hidden)
+        if more := tokens - len(cosines):
+            cosines, sines = pad(cosines, (0, 0, 0, more)), pad(sines, (0, 0, 0, more))
         turn = self._elementwise(cosines, sines)
         if not self._exact and tokens <= MOST_TURNED:
             turn = self._by_matrices(cosines, sines)
         for index, layer in enumerate(self._layers):
             self._beat()
-            found = linear(self._norm(hidden, layer.norm), layer.qkv)
+            found = self._product(self._norm(hidden, layer.norm), layer.qkv)
             found = found.view(tokens, -1, self._dim)
             query_key = turn(found[:, :turned])
             read = step.attend(
@@ -86,7 +99,7 @@ class LlamaLayers:
                 found[:, turned:], self._scale,
             )  # fmt: skip
             hidden = self._add(hidden, read.reshape(tokens, -1), layer.out)
-            gates = linear(self._norm(hidden, layer.second_norm), layer.gates)
+            gates = self._product(self._norm(hidden, layer.second_norm), layer.gates)
             gate, up = gates.chunk(2, dim=-1)
             hidden = self._add(hidden, silu(gate, inplace=True).mul_(up), layer.down)
         return self._norm(hidden, self._last_norm)
@@ -115,7 +128,7 @@ class LlamaLayers:
 
     def _add(self, hidden: torch.Tensor, found: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if self._exact:
-            return hidden.add_(linear(found, weight))
+            return hidden.add_(self._product(found, weight))
         return hidden.addmm_(found, weight.t())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from router import Router, default_router_path
 from router.actions import uniform_space
 from router.decision import Constraints, Reason
-from serve.stages.degrading import under_pressure
+from serve.stages.deciding.degrading import under_pressure
 
 ONCE, TWICE = Constraints(), Constraints(second_look=True)
 
