@@ -45,6 +45,7 @@ from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampli
 from m3model.capacity import measured_cpu, plan
 from m3model.cost import Hardware, kv_bytes_per_token
 from m3model.engine.kv_pool import PAGE_TOKENS
+from m3model.engine.passes.products import best_product
 from m3model.tiny import tiny_config
 
 BATCH = 16
@@ -298,6 +299,7 @@ def main() -> None:
             "model_of_eight_times_the_operations": None if quick else wider(100, cpu),
         },
         **kind_of_attention(model, processor),
+        "products": best_product(model.lm_head.weight).name,
         "bound_share": {name: figures["share"] for name, figures in shares.items()},
         "bound": shares,
         "decode": {
@@ -316,6 +318,7 @@ def main() -> None:
         print(f"the device figures' own code: {sorted(small)}")
     for key in (
         "attention",
+        "products",
         "bound_share",
         "decode",
         "throughput_ratio",

@@ -64,7 +64,7 @@ class Step(ABC):
     ) -> torch.Tensor:
         """(R, heads, dim) from packed (R, heads, dim) queries, keys and values of one layer.
 
-        Rows behind the step's T tokens are of no account, only finite.
+        Rows behind the step's T tokens are of no account.
         """
         keys, values, tokens = self.pool.keys[layer], self.pool.values[layer], len(self.rows)
         keys.index_copy_(0, self.rows, key[:tokens])
@@ -313,7 +313,7 @@ def _by_blocks(
     """
     heads, tokens, dim = query.shape
     kv_heads, past = keys.shape[1], len(keys) - tokens
-    keys, values = keys.permute(1, 2, 0) * scale, values.transpose(0, 1)
+    query, keys, values = query * scale, keys.permute(1, 2, 0), values.transpose(0, 1)
     for at in range(0, tokens, BLOCK):
         new = min(BLOCK, tokens - at)
         end = past + at + new

@@ -1,8 +1,8 @@
 """The layers of a Llama over tokens of many requests, with fewer and larger products than the
 model's own loop: one for queries, keys and values, one for both halves of the gate.
 
-In 32 bits on a CPU every number is the model's own, to the last bit, where products are. Knows weights
-and a `Step`; nothing of requests.
+In 32 bits on a CPU every number is the model's own, to the last bit, where the products are. Knows
+weights and a `Step`; nothing of requests.
 """
 
 from __future__ import annotations

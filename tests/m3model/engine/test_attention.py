@@ -89,6 +89,7 @@ def test_every_request_attends_as_if_alone(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_attention, "COPIED_BYTES", copied * heads[1])
+        patch.setattr(packed_attention, "BLOCK", 7)
         patch.setattr("torch.nn.attention.varlen.varlen_attn", documented_varlen)
         out = kind(pool, packed, heads[0]).attend(0, query, key, value, DIM**-0.5)
 

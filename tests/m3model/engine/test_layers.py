@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaModel
 
 from m3model import M3ForConditionalGeneration
@@ -16,6 +17,7 @@ from m3model.engine.passes.attention import SdpaStep
 from m3model.engine.passes.chunks import Chunk
 from m3model.engine.passes.forward import check_readable, packed_language_model
 from m3model.engine.passes.layers import LlamaLayers, fits
+from m3model.engine.passes.products import Product
 from m3model.tiny import tiny_config
 
 CHUNKS = [Chunk(0, 30, 1), Chunk(64, 41, 1), Chunk(144, 0, 20), Chunk(192, 17, 9)]
@@ -85,6 +87,33 @@ def test_in_16_bits_it_rounds_where_the_model_does() -> None:
     ).last_hidden_state[0]  # fmt: skip
     got = LlamaLayers(model, 128, lambda: None)(embeds.clone(), ours)
     assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7])
+@torch.no_grad()
+def test_rows_behind_the_tokens_change_nothing(tokens: int) -> None:
+    """Not even where they hold what is no number."""
+    model, pools = llama(), [filled_pool() for _ in range(2)]
+    alone, among = (SdpaStep(pool, CHUNKS, 6) for pool in pools)
+    embeds = torch.randn(31, 96)
+    layers = LlamaLayers(model, 128, lambda: None)
+    more = torch.full((tokens, 96), torch.nan)
+    told = layers(torch.cat([embeds, more]), among)
+    assert torch.equal(told[:31], layers(embeds.clone(), alone))
+    assert torch.equal(pools[0].keys, pools[1].keys)
+
+
+@torch.no_grad()
+def test_the_layers_multiply_by_what_they_are_given() -> None:
+    calls = []
+
+    def counted(found: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        calls.append(len(found))
+        return linear(found, weight)
+
+    step = SdpaStep(filled_pool(), [Chunk(0, 0, 20)], 6)
+    LlamaLayers(llama(), 64, lambda: None, Product("counted", counted))(torch.randn(20, 96), step)
+    assert calls == [20] * 4 * 3
 
 
 @torch.no_grad()

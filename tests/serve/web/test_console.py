@@ -135,6 +135,22 @@ def test_page_and_client_use_the_same_words(open_page: Any, url: str) -> None:
         assert page.js(f"gridInWords({json.dumps(routing)})") == grid_in_words(route)
 
 
+def test_it_says_what_is_out_of_the_ordinary_with_the_router(open_page: Any, url: str) -> None:
+    page = open_page(url).settled()
+    assert page.js("document.getElementById('state').hidden") is True
+    plain = {"restricted": None, "encoder": {"trial": "", "drift": ""}}
+    moved = {"trial": "canary abc on 0.1 of the sessions", "drift": "2 of 70 features have moved"}
+    for health, wanted in (
+        (plain, ""),
+        ({"restricted": None, "encoder": None}, ""),
+        (plain | {"restricted": "price 0.5: it lost answers"},
+         "the router is held to price 0.5: it lost answers"),
+        (plain | {"encoder": moved},
+         "on trial: canary abc on 0.1 of the sessions; 2 of 70 features have moved"),
+    ):  # fmt: skip
+        assert page.js(f"stateInWords({json.dumps(health)})") == wanted
+
+
 def test_the_cells_that_were_read_finely_are_tinted(open_page: Any, url: str) -> None:
     """Level 576 has 12 x 12 cells of 2 x 2 patches; the first cell of the second row is read."""
     page = open_page(url).settled()

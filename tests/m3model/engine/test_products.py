@@ -1,0 +1,78 @@
+"""Which library multiplies: it must round as well as torch's own, for any number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import linear
+
+from m3model.engine.passes import products
+from m3model.engine.passes.products import ONEDNN, TORCH, best_product
+
+FLOAT = torch.zeros(1)
+
+
+@pytest.fixture(autouse=True)
+def measured_anew() -> Iterator[None]:
+    products._quickest_on_cpu.cache_clear()
+    yield
+    products._quickest_on_cpu.cache_clear()
+
+
+@given(
+    rows=st.integers(1, 70), width=st.integers(1, 90), out=st.integers(1, 90),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+@torch.no_grad()
+def test_a_product_is_as_exact_as_in_64_bits(rows: int, width: int, out: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    found, weight = (draw.standard_normal((n, width)).astype(np.float32) for n in (rows, out))
+    told = ONEDNN.of(torch.from_numpy(found), torch.from_numpy(weight))
+    wanted = found.astype(np.float64) @ weight.astype(np.float64).T
+    np.testing.assert_allclose(told.numpy(), wanted, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    """From `FEW` rows on, to the last bit: an answer is the same in any company."""
+    torch.manual_seed(0)
+    found, weight = torch.randn(300, 96), torch.randn(160, 96)
+    whole = ONEDNN.of(found, weight)
+    for rows in (products.FEW, 7, 16, 17, 64, 299):
+        assert torch.equal(ONEDNN.of(found[:rows], weight), whole[:rows])
+        assert torch.equal(ONEDNN.of(found[-rows:], weight), whole[-rows:])
+
+
+def test_passes_of_many_tokens_have_round_numbers_of_rows() -> None:
+    assert [ONEDNN.rows(n) for n in (1, 6, 16, 17, 24, 25, 528)] == [1, 6, 16, 24, 24, 32, 528]
+    assert [TORCH.rows(n) for n in (1, 17, 529)] == [1, 17, 529]
+
+
+def test_what_is_quicker_is_taken_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_seconds", lambda product, *_: 1.0 if product is TORCH else 0.5)
+    assert best_product(FLOAT) is ONEDNN
+    for other in (FLOAT.bfloat16(), FLOAT.double(), FLOAT.to("meta")):
+        assert best_product(other) is TORCH
+
+
+def test_a_little_quicker_is_not_worth_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_seconds", lambda product, *_: 1.0 if product is TORCH else 0.9)
+    assert best_product(FLOAT) is TORCH
+
+
+def test_a_library_that_is_wrong_or_missing_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(products, "_seconds", lambda product, *_: 1.0 if product is TORCH else 0.1)
+    for of in (missing, lambda found, weight: 1.01 * linear(found, weight)):
+        products._quickest_on_cpu.cache_clear()
+        monkeypatch.setattr(products, "ONEDNN", replace(ONEDNN, of=of))
+        assert best_product(FLOAT) is TORCH
