@@ -10,8 +10,8 @@ A small LLaVA with random weights (cost does not depend on values), one torch th
 measured there as well. Throughput is the median of interleaved repetitions.
 
 `--gpu-slot` measures that alone, in eight minutes at most: the tests that need a GPU, waits for the
-device, captured steps against eager ones, prompts, the mix, a load, memory, static batches; what is left trains m3-mini. It
-writes after every part, and goes on where it stopped.
+device, captured steps against eager ones, prompts, the mix, a load, memory, static batches; what is
+left trains m3-mini. It writes after every part, and goes on where it stopped.
 """
 
 from __future__ import annotations

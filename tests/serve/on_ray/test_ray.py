@@ -21,6 +21,7 @@ from _faults.cluster import Cluster
 
 from router import Router, SecondLook
 from router.second_look import Gate
+from serve.arms.assignment import is_drawn, session_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 Body = Callable[..., dict[str, Any]]
@@ -253,6 +254,29 @@ def test_user_config_exchanges_the_router_and_never_raises(
     encoder.broadcast("reconfigure", {"router": str(tmp_path / "r144")}).results(timeout_s=30)
     routing = http.post("/v1/chat/completions", json=ask_body()).json()["routing"]
     assert (routing["scale"], routing["router_version"]) == (144, version)
+
+
+def test_every_replica_tries_a_canary_on_the_same_sessions(
+    http: Any, ray_service: Any, make_router: Any, tmp_path: Path, ask_body: Body, command: Any
+) -> None:
+    cheap, registry = make_router(tmp_path / "cheap", 1), ("--registry", ray_service.registry)
+    groups = [f"g{number}" for number in range(16)]
+    drawn = [is_drawn(session_of("", group, [], []), cheap, 0.4) for group in groups]
+    assert set(drawn) == {True, False}
+
+    def tried(seed: int) -> list[bool]:
+        bodies = [ask_body(seeds=(seed,), routing={"group_id": group}) for group in groups]
+        replies = [http.post("/v1/route", json=body) for body in bodies]
+        assert {reply.status_code for reply in replies} == {200}
+        return [reply.json()["routing"]["router_version"] == cheap for reply in replies]
+
+    told = command("m3-train", "canary", tmp_path / "cheap", "--share", "0.4", *registry)
+    assert told.returncode == 0, told.stderr
+    until(lambda: all(tried(seed) == drawn for seed in (0, 1)))
+    assert all(tried(seed) == drawn for seed in range(4))  # of two encoders, whichever is asked
+    assert http.get("/health").json()["encoder"]["trial"].startswith("canary ")
+    assert command("m3-train", "canary", "--stop", *registry).returncode == 0
+    until(lambda: not any(tried(0) + tried(1)))
 
 
 def test_a_second_look_pools_the_picture_again(
