@@ -8,89 +8,35 @@ environment variable M3_API_KEYS, or as digests from a file that a setting names
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
-    WithJsonSchema,
     model_validator,
 )
 
-from router.places import Place, StoredPlace, as_place
 from router.registry import DEFAULT_REGISTRY
 from serve.errors import ServeSetupError
+from serve.setting_values import (
+    FolderPath,
+    FolderPlace,
+    HostName,
+    ImageDetail,
+    Origin,
+    PictureHostName,
+)
 
 API_KEYS_VARIABLE = "M3_API_KEYS"
 LABEL_BESIDE = (
     "only m3-serve up starts a process for it: leave it out and run m3-train collect --from-log "
     "LOG --out DIR --follow --idle-of URL beside the service"
 )
-DETAILS = ("low", "high", "original")
 # No infinity either: times become buckets and Ray's limits, which end.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _as_path(value: Any) -> Any:
-    if value == "":  # which Path takes for the folder that one happens to be in
-        raise ValueError("empty; give a folder, . for this one, or null for none")
-    return Path(value).expanduser() if isinstance(value, str) else value
-
-
-def _as_place(value: Any) -> Place:
-    if not isinstance(value, str | Path | StoredPlace):
-        raise ValueError("Input is not a valid path")
-    place = as_place(_as_path(value) if value == "" else value)
-    return place.expanduser() if isinstance(value, str) else place
-
-
-# YAML has no paths: strings are taken for them, everywhere else types are strict.
-FolderPath = Annotated[Path, BeforeValidator(_as_path)]
-# One of these, or in an object store.
-FolderPlace = Annotated[
-    Place,
-    PlainValidator(_as_place),
-    PlainSerializer(str, when_used="json"),
-    WithJsonSchema({"type": "string", "format": "path"}),
-]
-
-
-def _as_host(name: str) -> str:
-    """Return a name as the Host header of a request holds it, without its port."""
-    if not re.fullmatch(r"\*|\[[0-9a-fA-F:.]+\](:\d+)?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*|"
-                        r"[\w.-]+(:\d+)?", name):  # fmt: skip
-        raise ValueError(f"{name!r} is not a host's name, such as chat.example or [::1]")
-    if name.count(":") > 1 and not name.startswith("["):
-        return f"[{name.lower()}]"
-    return re.sub(r":\d+$", "", name).lower().rstrip(".")
-
-
-def _as_picture_host(name: str) -> str:
-    """Return a host's name as addresses hold it; one that ends in a number is an address itself."""
-    if not re.fullmatch(r"(\*\.)?([a-z0-9-]+\.)+[a-z][a-z0-9-]*", name.lower()):
-        raise ValueError(f"{name!r} is not a host's name, such as img.example or *.img.example")
-    return name.lower()
-
-
-def _as_detail(detail: str) -> str:
-    if detail not in DETAILS:
-        raise ValueError(f"{detail!r} is no image detail with a scale: {', '.join(DETAILS)} are")
-    return detail
-
-
-def _as_origin(origin: str) -> str:
-    """Return an origin as browsers write it."""
-    if not re.fullmatch(r"\*|https?://[^/\s]+/?", origin):
-        raise ValueError(f"{origin!r} is not an origin, such as https://chat.example")
-    return origin.lower().rstrip("/")
 
 
 class PictureLimits(BaseModel):
@@ -111,7 +57,7 @@ class RemotePictureSettings(BaseModel):
 
     model_config = STRICT
 
-    hosts: list[Annotated[str, AfterValidator(_as_picture_host)]] = Field(
+    hosts: list[PictureHostName] = Field(
         [], description="Hosts they are fetched from, by https: img.example, or *.img.example."
     )
     timeout_s: float = Field(5.0, gt=0, description="For one picture, redirects included.")
@@ -273,13 +219,13 @@ class ServeSettings(BaseModel):
         description="YAML file of API keys' SHA-256 with names and budgets, followed while running "
         "(docs/tenants.md); None: the keys of M3_API_KEYS, else none is asked for.",
     )
-    allowed_hosts: list[Annotated[str, AfterValidator(_as_host)]] | None = Field(
+    allowed_hosts: list[HostName] | None = Field(
         None,
         min_length=1,
         description="Names in the Host header that are answered, ['*'] for all; None: all where "
         "API keys are set, else those of this machine's loopback.",
     )
-    cors_origins: list[Annotated[str, AfterValidator(_as_origin)]] = Field(
+    cors_origins: list[Origin] = Field(
         [], description="Other sites whose pages may use the service, as https://chat.example."
     )
     unknown_fields: Literal["refuse", "ignore"] = Field(
@@ -314,7 +260,7 @@ class ServeSettings(BaseModel):
     default_max_tokens: int = Field(
         64, ge=1, description="Answer tokens when the request is silent."
     )
-    detail_scales: dict[Annotated[str, AfterValidator(_as_detail)], int] | None = Field(
+    detail_scales: dict[ImageDetail, int] | None = Field(
         None, description="Scale of image details low, high, original; None: 9, 144, the finest."
     )
 
