@@ -38,7 +38,7 @@ def write(report: dict[str, Any], path: Path | None) -> None:
         return
     made = {
         "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "day": f"{datetime.now(UTC):%Y-%m-%d}",
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,6 @@ from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampli
 from m3model.capacity import measured_cpu, plan
 from m3model.cost import Hardware, kv_bytes_per_token
 from m3model.engine.kv_pool import PAGE_TOKENS
-from m3model.engine.passes.products import best_product
 from m3model.tiny import tiny_config
 
 BATCH = 16
@@ -161,7 +160,10 @@ def kind_of_attention(model: M3ForConditionalGeneration, processor: M3Processor)
     engine = fresh(model, processor)
     stats = engine.stats()
     engine.close()
-    return {"attention": stats.attention, "device": stats.device, "dtype": stats.dtype}
+    return {
+        "attention": stats.attention, "device": stats.device, "dtype": stats.dtype,
+        "products": stats.products,
+    }  # fmt: skip
 
 
 def kv_bytes(model: M3ForConditionalGeneration, processor: M3Processor) -> dict[str, int]:
@@ -299,7 +301,6 @@ def main() -> None:
             "model_of_eight_times_the_operations": None if quick else wider(100, cpu),
         },
         **kind_of_attention(model, processor),
-        "products": best_product(model.lm_head.weight).name,
         "bound_share": {name: figures["share"] for name, figures in shares.items()},
         "bound": shares,
         "decode": {

@@ -270,9 +270,9 @@ def memory(slot: Slot) -> dict[str, Any]:
     return found
 
 
-def mini(slot: Slot, seconds: float) -> dict[str, Any]:
-    """m3-mini, trained with what is left of the time; a run that was cut off goes on."""
-    out = ROOT / "runs" / "gpu-mini"
+def mini(slot: Slot, seconds: float, out: Path) -> dict[str, Any]:
+    """m3-mini, trained with what is left of the time; a run that was cut off goes on from its last
+    checkpoint, which is written every 200 steps."""
     command = [sys.executable, "-m", "training.cli", "model", "--preset", "mini", "--out", str(out)]
     if slot.quick:
         command += ["--max-steps", "1"]
@@ -283,10 +283,8 @@ def mini(slot: Slot, seconds: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired as cut:  # no figure yet: it is begun again, and goes on
         said = (cut.stderr or b"").decode().strip().splitlines()[-1:]
         return {"error": f"not finished in {seconds:.0f} s", "said": said}
-    return {
-        "out": str(out.relative_to(ROOT)), "returncode": done.returncode,
-        "said": done.stderr.strip().splitlines()[-3:],
-    }  # fmt: skip
+    told: dict[str, Any] = {"said": done.stderr.strip().splitlines()[-3:]}
+    return told | {"error": f"it ended with {done.returncode}"} if done.returncode else told
 
 
 def run(path: Path, seconds: float, quick: bool) -> dict[str, Any]:
@@ -302,6 +300,10 @@ def run(path: Path, seconds: float, quick: bool) -> dict[str, Any]:
         rate = report["parts"].get("mix and finest", {}).get("mix", {}).get("requests_per_second")
         return under_load(slot, 0.8 * rate) if rate else {"left out": "the mix was not measured"}
 
+    def trained() -> dict[str, Any]:
+        out = (path.parent if quick else ROOT / "runs") / "gpu-mini"
+        return mini(slot, max(until - time.monotonic(), 60.0), out)
+
     # Name, what it does, seconds that it may take on a GPU.
     parts: list[tuple[str, Callable[[], dict[str, Any]], float]] = [
         ("device", lambda: this_device(slot), 45), ("checks", lambda: checks(slot), 120),
@@ -309,7 +311,7 @@ def run(path: Path, seconds: float, quick: bool) -> dict[str, Any]:
         ("mix and finest", lambda: mixed(slot), 75), ("under load", loaded, 40),
         ("prefill", lambda: prefill(slot), 30), ("memory", lambda: memory(slot), 30),
         ("static batches", lambda: static(slot), 60),
-        ("m3-mini", lambda: mini(slot, max(until - time.monotonic(), 60.0)), 120),
+        ("m3-mini", trained, 120),
     ]  # fmt: skip
     for name, work, takes in parts:
         if "error" not in report["parts"].get(name, {"error": "missing"}):

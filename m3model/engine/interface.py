@@ -78,7 +78,8 @@ class EngineStats:
 
     Requests, prompt tokens in flight (waiting and running), seconds since the last sign of life;
     pages of the key-value cache in all, in use, and holding prefixes for later questions; the kind
-    of attention, the device and the dtype that it works with ("" where it does not tell).
+    of attention, the device, the dtype and the library of products that it works with ("" where it
+    does not tell).
     """
 
     running: int
@@ -93,6 +94,7 @@ class EngineStats:
     attention: str = ""
     device: str = ""
     dtype: str = ""
+    products: str = ""
 
 
 class Engine(Protocol):

@@ -161,10 +161,14 @@ class LocalEngine:
                 attention=self._packed.step.name,
                 device=str(self._pool.keys.device),
                 dtype=str(self._pool.keys.dtype).removeprefix("torch."),
+                products=self._packed.product.name,
             )
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Ends the worker; requests in flight get `EngineClosed`. Safe to call twice."""
+        """Ends the worker and gives the cache's memory back; requests in flight get `EngineClosed`.
+
+        Safe to call twice.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -230,6 +234,7 @@ class LocalEngine:
             left = self._in_flight()
             self._waiting, self._rows = deque(), []
         deliver_all((job, end) for job in left)
+        self._packed.close()
 
     def _next_step(self, idle: bool) -> list[tuple[Row, int]] | None:
         """What the next pass reads, waiting for work while `idle`; None when closing."""

@@ -36,7 +36,7 @@ from serve.stages.vision import EncodedPicture, PreparedPicture, Vision, is_quic
 from serve.telemetry import spans
 
 MOST_DIGESTS = 16_384  # of pictures' bytes: some megabytes
-# What takes a millisecond or two is done on the event loop: a thread's turn costs as much.
+# Done on the event loop: a thread's turn costs as much.
 HASHED_AT_ONCE = 200_000  # bytes of a picture's file
 
 

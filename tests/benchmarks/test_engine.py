@@ -71,7 +71,7 @@ def test_what_a_gpu_must_show_runs_here_small_and_goes_on_where_it_stopped(
     found = report["parts"]
     assert not [name for name, part in found.items() if "error" in part], found
     assert set(found) >= {"device", "checks", "syncs", "decode", "mix and finest", "under load",
-                          "prefill", "memory", "static batches"}  # fmt: skip
+                          "prefill", "memory", "static batches", "m3-mini"}  # fmt: skip
     assert "checks:" not in done.stdout  # it was there already
     assert found["decode"]["16"]["eager_ms"] > 0
     assert 0 < found["mix and finest"]["mix"]["share_of_bound"] < 1

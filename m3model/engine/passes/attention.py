@@ -62,13 +62,10 @@ class Step(ABC):
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """(R, heads, dim) from packed (R, heads, dim) queries, keys and values of one layer.
-
-        Rows behind the step's T tokens are of no account.
-        """
-        keys, values, tokens = self.pool.keys[layer], self.pool.values[layer], len(self.rows)
-        keys.index_copy_(0, self.rows, key[:tokens])
-        values.index_copy_(0, self.rows, value[:tokens])
+        """(T, heads, dim) from packed (T, heads, dim) queries, keys and values of one layer."""
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        keys.index_copy_(0, self.rows, key)
+        values.index_copy_(0, self.rows, value)
         return self._read(query, keys, values, scale)
 
     @abstractmethod
@@ -140,7 +137,6 @@ class SdpaStep(Step):
         if self._table is not None and not self._alone:
             return self._table.read(query, keys, values, scale)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        out[len(self.rows) :] = 0.0
         if self._table is not None:
             out[: self._singles] = self._table.read(query[: self._singles], keys, values, scale)
         for group in self._groups:

@@ -94,7 +94,7 @@ class PackedModel:
         if again is None:
             packed = sorted(chunks, key=lambda item: self.step.order(item[0].chunk(item[1])))
             step = self.step(self.pool, [row.chunk(new) for row, new in packed], self._heads)
-            hidden = self._hidden(self._embeds(packed), step)[: len(step.rows)]
+            hidden = self._hidden(self._embeds(packed), step)
             speaking, last, at = [], [], -1
             for row, new in packed:
                 at += new
@@ -167,6 +167,11 @@ class PackedModel:
         """Steps of single tokens in buffers that never move, of 1 to `most` rows."""
         return FixedSteps(self._read_again, self.pool, self._heads, longest, most)
 
+    def close(self) -> None:
+        """Gives the memory of keys, values and captured steps back."""
+        self._again = self._fixed = None
+        self.pool.free()
+
     def forget(self) -> None:
         """Lets the next pass be laid out anew, as after one that failed."""
         self._again = None
@@ -183,18 +188,13 @@ class PackedModel:
         return found
 
     def _embeds(self, packed: Sequence[tuple[Row, int]]) -> torch.Tensor:
-        """(R, D): prompts have theirs, answer tokens are looked up, all in one go.
-
-        Behind the T tokens as many rows of zeros as the product likes.
-        """
+        """(T, D): prompts have theirs, answer tokens are looked up, all in one go."""
         last = [row.ids[-1] for row, _ in packed if not row.left]
         table = self.model.get_input_embeddings()
         said = iter(table(on_device(last, table.weight.device)).split(1)) if last else iter(())
-        parts = [next(said) if row.embeds is None else row.next_embeds(new) for row, new in packed]
-        tokens = sum(new for _, new in packed)
-        if tokens > len(packed) and (more := self.product.rows(tokens) - tokens):
-            parts.append(parts[0].new_zeros(more, parts[0].shape[1]))
-        return torch.cat(parts)
+        return torch.cat(
+            [next(said) if row.embeds is None else row.next_embeds(new) for row, new in packed]
+        )
 
     def _read_again(self, ids: torch.Tensor, step: Step) -> Outcome:
         """What one token of each row says."""
@@ -230,7 +230,9 @@ def head_in_32_bits(
             LOG.info("logits in %s: %s", weight.dtype, error)
         else:
             return lambda hidden: torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    return head if head.bias is not None else lambda hidden: product.of(hidden, weight)
+    if product is TORCH or type(head) is not nn.Linear or head.bias is not None:
+        return head
+    return lambda hidden: product.of(hidden, weight)
 
 
 class _Again:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import pad, rms_norm, silu
+from torch.nn.functional import rms_norm, silu
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from m3model.engine.passes.attention import Step
@@ -77,15 +77,10 @@ class LlamaLayers:
         self._exact = weight.device.type == "cpu"
 
     def __call__(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
-        """(R, D) what the layers make of (R, D) embeddings, which are written over.
-
-        The first T are those of the step's tokens; what the rest is, and becomes, is of no account.
-        """
+        """(T, D) what the layers make of (T, D) embeddings, which are written over."""
         cosines = self._cosines.index_select(0, step.positions)
         sines = self._sines.index_select(0, step.positions)
         turned, tokens = self._heads + self._kv_heads, len(hidden)
-        if more := tokens - len(cosines):
-            cosines, sines = pad(cosines, (0, 0, 0, more)), pad(sines, (0, 0, 0, more))
         turn = self._elementwise(cosines, sines)
         if not self._exact and tokens <= MOST_TURNED:
             turn = self._by_matrices(cosines, sines)

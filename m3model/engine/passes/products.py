@@ -13,41 +13,37 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 LOG = logging.getLogger(__name__)
-FEW = 6  # rows that MKL is at least as quick at
-EXACT = 16  # rows up to which every number of them has a kernel of its own
-GRAIN = 8
+FEW = 6  # rows; with fewer MKL is at least as quick
+# oneDNN makes code for every number of rows that it meets, in some tenths of a millisecond, and
+# keeps a thousand pieces: up to so many rows one for each number, else for multiples of a grain.
+EXACT, GRAIN = 16, 8
 TRIES = 7
 WORTH_IT = 1.25  # times as quick
 
 
 @dataclass(frozen=True)
 class Product:
-    """`of` (T, K) activations and (N, K) weights is (T, N).
-
-    A pass of many tokens had better have a multiple of `grain` rows: a library that makes code for
-    each number of rows it meets would make it all the time.
-    """
+    """`of` (T, K) activations and (N, K) weights is (T, N)."""
 
     name: str
     of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    grain: int = 1
-
-    def rows(self, tokens: int) -> int:
-        """How many rows a pass of so many tokens had better have."""
-        return tokens if tokens <= EXACT else -(-tokens // self.grain) * self.grain
 
 
 def _onednn(found: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    if len(found) < FEW:
+    rows = len(found)
+    if rows < FEW:
         return linear(found, weight)
-    return torch.ops.mkldnn._linear_pointwise(found, weight, None, "none", [], "")  # type: ignore[no-any-return]
+    if rows > EXACT and (spare := -rows % GRAIN):
+        found = pad(found, (0, 0, 0, spare))
+    told: torch.Tensor = torch.ops.mkldnn._linear_pointwise(found, weight, None, "none", [], "")
+    return told[:rows]
 
 
 TORCH = Product("torch", linear)
-ONEDNN = Product("oneDNN", _onednn, GRAIN)
+ONEDNN = Product("oneDNN", _onednn)
 
 
 def best_product(weight: torch.Tensor) -> Product:
@@ -62,7 +58,9 @@ def best_product(weight: torch.Tensor) -> Product:
 def _quickest_on_cpu() -> Product:
     found, weight = torch.rand(64, 256), torch.rand(768, 256)
     try:
-        if torch.allclose(ONEDNN.of(found, weight), TORCH.of(found, weight)):
+        if not torch.allclose(ONEDNN.of(found, weight), TORCH.of(found, weight)):
+            LOG.warning("matrix products: oneDNN gives other numbers here; not used")
+        else:
             gain = _seconds(TORCH, found, weight) / _seconds(ONEDNN, found, weight)
             LOG.info("matrix products: oneDNN takes 1/%.2f of torch's own time", gain)
             return ONEDNN if gain > WORTH_IT else TORCH

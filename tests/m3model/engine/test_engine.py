@@ -361,6 +361,7 @@ def test_refusals(
         with pytest.raises(EngineClosed):
             engine.submit("too late", prompt, [grid])
         assert not engine.stats().alive
+        assert engine._pool.keys.numel() == engine._pool.values.numel() == 0  # memory is given back
 
     asyncio.run(run())
 

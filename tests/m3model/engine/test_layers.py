@@ -89,20 +89,6 @@ def test_in_16_bits_it_rounds_where_the_model_does() -> None:
     assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 7])
-@torch.no_grad()
-def test_rows_behind_the_tokens_change_nothing(tokens: int) -> None:
-    """Not even where they hold what is no number."""
-    model, pools = llama(), [filled_pool() for _ in range(2)]
-    alone, among = (SdpaStep(pool, CHUNKS, 6) for pool in pools)
-    embeds = torch.randn(31, 96)
-    layers = LlamaLayers(model, 128, lambda: None)
-    more = torch.full((tokens, 96), torch.nan)
-    told = layers(torch.cat([embeds, more]), among)
-    assert torch.equal(told[:31], layers(embeds.clone(), alone))
-    assert torch.equal(pools[0].keys, pools[1].keys)
-
-
 @torch.no_grad()
 def test_the_layers_multiply_by_what_they_are_given() -> None:
     calls = []
