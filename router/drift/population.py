@@ -20,6 +20,7 @@ from router.router import Router
 POPULATION_FILE = "population.json"
 FORMAT = 1
 BINS = 10
+ROUNDING = np.float32(2**-8)  # of a feature's largest value: the grain of bf16
 _DECILES = np.arange(1, BINS) / BINS
 
 
@@ -137,22 +138,33 @@ def deciles(
 ) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
     """Return edges and shares of bins that hold about a tenth of the rows (n, F) each.
 
-    Equal values share a bin, so a feature of few values has few bins. One that never varied has
-    three: below, at, and above its value.
+    Equal values share a bin, so a feature of few values has few bins, and so do values that
+    rounding may exchange: another processor or dtype is no drift. A feature that never varied by
+    more than that has three: below, at, and above its value.
     """
     edges, shares = [], []
     for column in np.asarray(rows, dtype=np.float32).T:
         least, most = column.min(), column.max()
-        if least == most:
-            found = np.array([np.nextafter(least, np.float32(-np.inf)), least])
+        grain = ROUNDING * max(abs(least), abs(most))
+        if most - least <= grain:
+            found = np.array([np.nextafter(least - grain, np.float32(-np.inf)), most + grain])
         else:
-            found = np.unique(np.quantile(column, _DECILES, method="inverted_cdf"))
-            found = found[found < most]
+            found = _apart(np.unique(np.quantile(column, _DECILES, method="inverted_cdf")), grain)
+            found = found[found < most - grain]
         places = np.searchsorted(found, column, side="left")
         share = np.bincount(places, minlength=len(found) + 1) / len(column)
         edges.append(tuple(float(str(edge)) for edge in found))  # float32 to the last digit
         shares.append(tuple(round(float(each), 5) for each in share))
     return tuple(edges), tuple(shares)
+
+
+def _apart(ascending: np.ndarray, grain: np.float32) -> np.ndarray:
+    """Return the values that lie further than ``grain`` above the last of them."""
+    kept = [ascending[0]]
+    for value in ascending[1:]:
+        if value - kept[-1] > grain:
+            kept.append(value)
+    return np.array(kept)
 
 
 def effective_units(counts: np.ndarray) -> float:

@@ -26,8 +26,9 @@ from .conftest import PICTURES, SCALES, Drawn, draw, make_router, save, write_lo
 
 
 @pytest.fixture
-def doctor(command: Any, tmp_path: Path) -> Callable[..., Any]:
+def doctor(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command on the registry of the test; returns how it ended and what it wrote."""
+    monkeypatch.chdir(tmp_path)  # where no service has left its log
 
     def run(*arguments: object) -> Any:
         out = tmp_path / "found.json"
