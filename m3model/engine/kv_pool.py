@@ -203,6 +203,17 @@ class KVPool:
                 :, source.start : source.start + tokens
             ]
 
+    def check(self) -> None:
+        """Returns if the memory can still be read.
+
+        Raises:
+            RuntimeError: the device is lost, and no request is to blame for its failure.
+        """
+        try:
+            self.keys[(0,) * self.keys.dim()].item()
+        except Exception as error:
+            raise RuntimeError(f"the device does not answer: {error}") from error
+
     def free(self) -> None:
         """Gives the memory back, whoever still holds the pool; there is no reading it any more."""
         self.keys, self.values = self.keys.new_empty(0), self.values.new_empty(0)

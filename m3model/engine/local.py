@@ -11,7 +11,6 @@ import logging
 import math
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 
@@ -22,13 +21,19 @@ from m3model.engine.interface import EngineStats, Sampling, TokenEvent
 from m3model.engine.kv_pool import MOST_COMPARED, Extent, Prefix
 from m3model.engine.passes.forward import PackedModel, Said, end_ids
 from m3model.engine.passes.sampling import draw_of
-from m3model.engine.request import EngineRequest, Row, checked_request, deliver_all, next_chunks
+from m3model.engine.request import (
+    EngineRequest,
+    Row,
+    checked_request,
+    deliver_all,
+    forget_frames,
+    next_chunks,
+)
 from m3model.errors import (
     BadRequest,
     EngineBusy,
     EngineClosed,
     EngineError,
-    RequestCancelled,
     RequestFailed,
 )
 from m3model.model import M3ForConditionalGeneration
@@ -83,12 +88,9 @@ class LocalEngine:
         longest = max_length or int(model.config.text_config.max_position_embeddings)
         self._beat = time.monotonic()
         self._packed = PackedModel(
-            model,
-            kv_tokens=kv_tokens,
-            longest=longest,
-            most=max_running,
+            model, kv_tokens=kv_tokens, longest=longest, most=max_running,
             beat=self._give_sign_of_life,
-        )
+        )  # fmt: skip
         self._pool = self._packed.pool
         self.max_length = min(longest, self._pool.tokens)
         self._end_ids = end_ids(model)
@@ -165,10 +167,7 @@ class LocalEngine:
             )
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Ends the worker and gives the cache's memory back; requests in flight get `EngineClosed`.
-
-        Safe to call twice.
-        """
+        """Gives worker and cache up; what is in flight gets `EngineClosed`. Safe to call twice."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -186,7 +185,7 @@ class LocalEngine:
         with self._wake:
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.deliver(_cancelled(job))
+                job.deliver(job.cancellation())
                 return True
             return any(row.job is job for row in self._rows)
 
@@ -245,7 +244,7 @@ class LocalEngine:
                     return None
                 gone = [row for row in self._rows if row.job.cancelled.is_set()]
                 self._leave(gone)
-                deliver_all((row.job, _cancelled(row.job)) for row in gone)
+                deliver_all((row.job, row.job.cancellation()) for row in gone)
                 admitted = self._admit()
                 if self._rows or not idle:
                     break
@@ -287,7 +286,7 @@ class LocalEngine:
                 row.read = row.cached = ready[1]
             row.embeds = self._packed.embed(job.prompt_ids, job.visual_tokens, row.cached)
         except Exception as error:
-            self._check_device()
+            self._pool.check()
             self._fail([row], error)
 
     def _ready(self, wanted: Prefix) -> tuple[Extent, int] | None:
@@ -337,7 +336,7 @@ class LocalEngine:
             RuntimeError: the device is lost, or nothing but failures for a while.
         """
         self._packed.forget()
-        self._check_device()
+        self._pool.check()
         LOG.warning("a step of %d requests failed: %s", len(rows), error)
         self._fail(rows, error)
         self._failures += 1
@@ -375,18 +374,6 @@ class LocalEngine:
                 self._leave(done)
         deliver_all(events)
 
-    def _check_device(self) -> None:
-        """Returns if the cache can still be read: else no request is to blame for its failure.
-
-        Raises:
-            RuntimeError: the device is lost, and the engine with it.
-        """
-        keys = self._pool.keys
-        try:
-            keys[(0,) * keys.dim()].item()
-        except Exception as error:
-            raise RuntimeError(f"the device does not answer: {error}") from error
-
     def _leave(self, gone: Iterable[Row]) -> None:
         """Takes rows out; a prefix that was read whole stays for the next question."""
         for row in gone:
@@ -410,13 +397,3 @@ class LocalEngine:
             error = RequestFailed(f"request {row.job.request_id} failed: {cause}")
             error.__cause__ = cause
             row.job.deliver(error)
-
-
-def forget_frames(error: BaseException) -> None:
-    """Lets go of what the frames of an error hold, activations above all: its reader keeps it."""
-    traceback.clear_frames(error.__traceback__)
-    error.__traceback__ = None
-
-
-def _cancelled(job: EngineRequest) -> RequestCancelled:
-    return RequestCancelled(f"request {job.request_id} was cancelled")

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import threading
 import time
+import traceback
 from array import array
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from m3model.engine.detokenise import TextStream
 from m3model.engine.interface import Sampling, TokenEvent
 from m3model.engine.kv_pool import PAGE_TOKENS, Extent, Prefix
 from m3model.engine.passes.chunks import Chunk
-from m3model.errors import BadRequest, EngineError, PromptTooLong
+from m3model.errors import BadRequest, EngineError, PromptTooLong, RequestCancelled
 from m3model.prompt.visual_tokens import token_counts
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ class EngineRequest:
     def deliver(self, item: TokenEvent | EngineError) -> None:
         """Hands one event, or the error that ends the request, to its reader."""
         deliver_all([(self, item)])
+
+    def cancellation(self) -> RequestCancelled:
+        """The error that its reader gets when it was cancelled."""
+        return RequestCancelled(f"request {self.request_id} was cancelled")
+
+
+def forget_frames(error: BaseException) -> None:
+    """Lets go of what the frames of an error hold, activations above all: its reader keeps it."""
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
 
 
 def deliver_all(items: Iterable[tuple[EngineRequest, TokenEvent | EngineError]]) -> None:

@@ -34,7 +34,6 @@ from m3model.errors import (
     EngineClosed,
     EngineError,
     EngineUnavailable,
-    RequestCancelled,
     RequestFailed,
 )
 from m3model.processing import M3Processor
@@ -207,8 +206,7 @@ class VllmEngine:
             if answer is None or answer.over:
                 return False
             answer.over = True
-        name = answer.job.request_id
-        answer.job.deliver(RequestCancelled(f"request {name} was cancelled"))
+        answer.job.deliver(answer.job.cancellation())
         self._outbox.put(({"cancel": number}, []))
         return True
 
