@@ -270,10 +270,12 @@ def main() -> None:
     cpu = measured_cpu(1)
     shares = {
         name: bound_share(
-            model, processor, draw_requests(model, count, 1, scale=scale), cpu, BATCH, repeats
+            model, processor, draw_requests(model, count, 1, scale=scale), cpu, batch, repeats
         )
-        for name, scale in (("mixed", None), ("all_finest", 576))
-    }
+        for name, scale, batch in (
+            ("mixed", None, BATCH), ("all_finest", 576, BATCH), ("mixed_in_256_slots", None, 256),
+        )
+    }  # fmt: skip
     a_layer, besides = launches_a_layer()
     result: dict[str, Any] = {
         "benchmark": "engine",

@@ -20,6 +20,7 @@ from _engine.workload import Ask
 
 from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor
 from m3model.cost import Hardware, kv_entries_per_token
+from m3model.engine.passes.forward import size_of
 from m3model.engine.passes.products import TORCH, Product, best_product
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1024)
@@ -61,15 +62,17 @@ def measure_products(model: M3ForConditionalGeneration, product: Product) -> Pro
             (layer.mlp, ("gate", "up")), (layer.mlp, ("down",)),
         )
     ]  # fmt: skip
+    head = model.lm_head.weight
+    packs = [(weight.shape[1], product.packed(weight)) for weight in weights]
+    packed_head = product.packed(head)
     layers, heads = [], []
     for rows in ROWS:
         inputs = {
             size: torch.randn(rows, size, dtype=weights[0].dtype, device=weights[0].device)
             for size in {width, *(weight.shape[1] for weight in weights)}
         }
-        pairs = [(inputs[weight.shape[1]], weight) for weight in weights]
-        layers.append(_quickest(product, pairs))
-        heads.append(_quickest(product, [(inputs[width], model.lm_head.weight)]))
+        layers.append(_quickest(product, [(inputs[size], weight) for size, weight in packs]))
+        heads.append(_quickest(product, [(inputs[width], packed_head)]))
     return Products(tuple(layers), tuple(heads))
 
 
@@ -97,7 +100,8 @@ def bound_share(
 ) -> dict[str, Any]:
     """Requests a second, those of the bound, and the share of it: the median of some rounds, each
     of which measures both."""
-    rounds, best = [], best_product(model.lm_head.weight)
+    rounds = []
+    best = best_product(model.lm_head.weight, size_of(model.model.language_model))
     for _ in range(repeats):
         before = [measure_products(model, each) for each in dict.fromkeys((TORCH, best))]
         engine = LocalEngine(model, processor, max_running=batch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -37,38 +38,35 @@ class Extent:
 class Prefix:
     """The beginning of a prompt, up to the end of its last picture: `tokens` tokens.
 
-    `key` finds it, `pictures` (per picture (n_i, D)) prove that it is the same. `start`, of a
-    prompt with one picture, finds those that begin with the same `text` tokens and the same first
-    visual token: other foci of the picture, and its coarse scale.
+    It is `texts` (token ids) and `pictures` ((n_i, D) visual tokens) in turn. `key` finds what is
+    probably the same, `start` what begins with the same text and the same first visual token:
+    other foci of a picture, its coarse scale, the pictures of an earlier turn.
     """
 
     key: bytes
-    tokens: int
+    start: bytes
+    texts: tuple[Sequence[int], ...]
     pictures: tuple[torch.Tensor, ...]
-    start: bytes = b""
-    text: int = 0
+    tokens: int
 
     def is_near(self, other: Prefix) -> bool:
         """Whether it is worth comparing how much both have in common."""
-        return self.key == other.key or (bool(self.start) and self.start == other.start)
-
-    def same(self, other: Prefix) -> bool:
-        """Whether both begin alike: keys and values of one may stand for the other's."""
-        return self.key == other.key and all(
-            mine is theirs or (mine.dtype == theirs.dtype and torch.equal(mine, theirs))
-            for mine, theirs in zip(self.pictures, other.pictures, strict=True)
-        )
+        return self.key == other.key or self.start == other.start
 
     def shared(self, other: Prefix) -> int:
-        """How many first tokens both have in common."""
-        if self.same(other):
-            return min(self.tokens, other.tokens)
-        if not self.start or self.start != other.start:
-            return 0
-        n = min(len(self.pictures[0]), len(other.pictures[0]))
-        differs = (self.pictures[0][:n] != other.pictures[0][:n]).any(dim=1)
-        same = int(differs.int().argmax()) if bool(differs.any()) else n
-        return min(self.text + same, self.tokens, other.tokens)
+        """How many first tokens both have in common: keys and values of theirs are the same."""
+        same = 0
+        for mine, theirs in zip(self._parts(), other._parts(), strict=False):
+            alike = _alike(mine, theirs)
+            same += alike
+            if alike < max(len(mine), len(theirs)):
+                break
+        return min(same, self.tokens, other.tokens)
+
+    def _parts(self) -> Iterator[Sequence[int] | torch.Tensor]:
+        for text, picture in zip(self.texts, self.pictures, strict=True):
+            yield text
+            yield picture
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class KVPool:
 
     def kept(self, prefix: Prefix) -> tuple[Extent, int] | None:
         """Where the most of a prefix lies ready, and how many tokens that are; None if nothing."""
-        near = list(self._starts.get(prefix.start, ()) if prefix.start else ())[-MOST_COMPARED:]
+        near = list(self._starts.get(prefix.start, ()))[-MOST_COMPARED:]
         most, key = 0, b""
         for each in dict.fromkeys([prefix.key, *reversed(near)]):
             if each in self._kept and most < prefix.tokens:
@@ -225,6 +223,19 @@ class KVPool:
                 self._pages_taken += pages
                 return Extent(first, pages)
         return None
+
+
+def _alike(mine: Sequence[int] | torch.Tensor, theirs: Sequence[int] | torch.Tensor) -> int:
+    """How many first tokens are the same, of two texts or two pictures."""
+    n = min(len(mine), len(theirs))
+    if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        if mine is theirs or torch.equal(mine, theirs):
+            return n
+        if mine.dtype != theirs.dtype or mine.device != theirs.device:
+            return 0
+        differs = (mine[:n] != theirs[:n]).any(dim=1)
+        return int(differs.int().argmax()) if bool(differs.any()) else n
+    return next((i for i in range(n) if mine[i] != theirs[i]), n)
 
 
 def pool_tokens(tokens: int) -> int:

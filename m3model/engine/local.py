@@ -380,7 +380,9 @@ class LocalEngine:
             self._rows.remove(row)
             row.over = True
             prefix = row.job.prefix
-            if prefix is not None and row.read >= prefix.tokens:
+            if not row.ids:  # nobody has heard yet whether its numbers are any
+                self._pool.clear(row.extent)
+            if row.ids and prefix is not None and row.read >= prefix.tokens:
                 self._pool.keep(row.extent, prefix)
             else:
                 self._pool.release(row.extent)

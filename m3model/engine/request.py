@@ -13,7 +13,7 @@ import time
 import traceback
 from array import array
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -137,26 +137,25 @@ def _prefix(
 ) -> Prefix | None:
     """What a later question about the same pictures would begin with as well.
 
-    Where there is one picture, a second look at other cells of it begins with its coarse tokens.
     The key holds the first and last token of each picture only: hashing all of a picture takes
     milliseconds, comparing it, once something looks like a hit, a fraction of one.
     """
     if not pictures:
         return None
-    last = len(prompt_ids) - 1 - prompt_ids[::-1].index(image_id)
-    digest = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
+    marks = [at for at, token in enumerate(prompt_ids) if token == image_id]
+    texts = tuple(
+        tuple(prompt_ids[after + 1 : mark])
+        for after, mark in zip([-1, *marks[:-1]], marks, strict=True)
+    )
+    start = hashlib.blake2b(array("q", texts[0]).tobytes(), digest_size=16)
+    start.update(f"{pictures[0].dtype}".encode() + _bytes_of(pictures[0][:1]))
+    key = hashlib.blake2b(array("q", prompt_ids[: marks[-1] + 1]).tobytes(), digest_size=16)
     for tokens in pictures:
-        digest.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode())
-        digest.update(_bytes_of(tokens[[0, -1]]))
-    shared = min(last + 1, len(prompt_ids) - 1)  # somebody has to read the last token
-    tokens_in_all = shared + sum(counts) - len(pictures)
-    found = Prefix(digest.digest(), tokens_in_all, tuple(pictures))
-    if len(pictures) > 1:
-        return found
-    start = hashlib.blake2b(array("q", prompt_ids[: last + 1]).tobytes(), digest_size=16)
-    start.update(f"{pictures[0].dtype}".encode())
-    start.update(_bytes_of(pictures[0][:1]))
-    return replace(found, start=start.digest(), text=last)
+        key.update(f"{tuple(tokens.shape)} {tokens.dtype}".encode() + _bytes_of(tokens[[0, -1]]))
+    length = sum(map(len, texts)) + sum(counts)
+    if marks[-1] == len(prompt_ids) - 1:
+        length -= 1  # somebody has to read the last token
+    return Prefix(key.digest(), start.digest(), texts, tuple(pictures), length)
 
 
 def _bytes_of(tokens: torch.Tensor) -> bytes:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
+import numpy as np
 import torch
-from torch.nn.functional import embedding_bag
 
 from m3model.engine.kv_pool import KVPool
 from m3model.engine.passes.chunks import Chunk
@@ -37,66 +38,75 @@ class ContextTable:
         kv_heads, self._dim = pool.keys.shape[2:]
         self._shape = (len(chunks), heads)
         store = len(pool.keys[0])  # rows of a head, which lie together
-        shared = torch.arange(heads) // (heads // kv_heads)
-        rows, seen, nexts, lengths = [], [], [], []
-        self._rectangles: list[tuple[int, int, int]] = []  # (from, to, how long a context is)
-        at = 0
+        first_rows = (np.arange(heads) // (heads // kv_heads) * store)[:, None]
+        told = np.array([(c.start, c.past, c.fits) for c in chunks])
+        rows, unseen, nexts, spans, at = [], [], [], [0], 0
+        shapes: list[tuple[int, int]] = []
         for first, end in _alike(chunks):
-            group = chunks[first:end]
-            length = max(min(c.past + 1 + ahead, c.fits) for c in group)
-            told = torch.tensor([(c.start, c.past, c.fits) for c in group])
-            start, past, fits = told.unsqueeze(-1).unbind(1)
-            columns = torch.arange(length)
+            start, past, fits = told[first:end].T[:, :, None]
+            length = int(np.minimum(past + 1 + ahead, fits).max())
+            columns = np.arange(length)
             # Beyond its extent a token reads its first one again: others' rows are not its own.
-            own = start + torch.where(columns < fits, columns, 0)
-            rows.append((own.unsqueeze(1) + shared.unsqueeze(1) * store).flatten())
-            seen.append((columns <= past).unsqueeze(1).expand(-1, heads, -1).flatten())
-            corner = at + torch.arange(len(group) * heads).view(len(group), heads) * length
-            nexts.append((corner + past + 1).flatten())
-            lengths.append(torch.full((len(group) * heads,), length))
-            self._rectangles.append((at, at + len(group) * heads * length, length))
-            at = self._rectangles[-1][1]
-        index_type = torch.int32 if max(store * kv_heads, at) < 1 << 31 else torch.long
-        index = torch.cat(rows).to(index_type)
-        bounds = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(lengths).cumsum(0)])
-        bounds = bounds.to(index_type)
+            own = start + np.where(columns < fits, columns, 0)
+            rows.append((own[:, None] + first_rows).ravel())
+            hidden = (columns > past)[:, None]
+            unseen.append(np.broadcast_to(hidden, (end - first, heads, length)).ravel())
+            corners = at + np.arange((end - first) * heads).reshape(-1, heads) * length
+            nexts.append((corners + past + 1).ravel())
+            shapes.append((corners.size, length))
+            at += corners.size * length
+            spans.append(at)
         dtype = pool.keys.dtype
+        index_type = np.int32 if max(store * kv_heads, at) < 1 << 31 else np.int64
+        self._rows = torch.from_numpy(np.concatenate(rows, dtype=index_type))
+        lengths = np.repeat([length for _, length in shapes], [count for count, _ in shapes])
+        self._bounds = torch.from_numpy(np.append(0, lengths.cumsum()).astype(index_type))
         # The one behind the last: what would be next of a token whose extent is full.
         self._mask = torch.zeros(at + 1, dtype=dtype)
-        self._mask[:-1].masked_fill_(~torch.cat(seen), -torch.inf)
-        self._next = torch.cat(nexts)
-        self._weights = torch.empty(at, dtype=dtype)
-        self._rows, self._bags = index, bounds[:-1]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that sparse tensors are new in torch
-            self._places = torch.sparse_csr_tensor(
-                bounds, index, torch.zeros(at, dtype=dtype),
-                size=(len(chunks) * heads, store * kv_heads), check_invariants=False,
-            )  # fmt: skip
+        self._seen = self._mask[:-1]
+        self._seen.masked_fill_(torch.from_numpy(np.concatenate(unseen)), -torch.inf)
+        self._next = torch.from_numpy(np.concatenate(nexts))
+        # Products are written over zeros or products: even of beta = 0 times inf is not a number.
+        self._products, self._scores, self._weights = torch.zeros(3, at, dtype=dtype)
+        self._rectangles = [
+            (self._scores[start:end].view(shape), self._weights[start:end].view(shape))
+            for start, end, shape in zip(spans[:-1], spans[1:], shapes, strict=True)
+        ]
+        _quiet_about_sparse_tensors()
+        self._places = torch.sparse_csr_tensor(
+            self._bounds, self._rows, self._products,
+            size=(len(chunks) * heads, store * kv_heads), check_invariants=False,
+        )  # fmt: skip
 
     def read(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """(B, heads, dim) from (B, heads, dim) queries and one layer's keys and values."""
-        scores = torch.sparse.sampled_addmm(
+        torch.sparse.sampled_addmm(
             self._places, query.reshape(-1, self._dim), _by_head(keys).t(),
-            beta=0.0, alpha=scale,
-        ).values()  # fmt: skip
-        scores.add_(self._mask[:-1])
-        for at, end, length in self._rectangles:
-            torch.softmax(
-                scores[at:end].view(-1, length), -1, out=self._weights[at:end].view(-1, length)
-            )
-        out = embedding_bag(
-            self._rows, _by_head(values), self._bags, mode="sum",
-            per_sample_weights=self._weights,
+            beta=0.0, alpha=scale, out=self._places,
         )  # fmt: skip
+        torch.add(self._products, self._seen, out=self._scores)
+        for scores, weights in self._rectangles:
+            torch.softmax(scores, -1, out=weights)
+        out = torch.embedding_bag(
+            _by_head(values), self._rows, self._bounds, mode=0,  # the sum
+            per_sample_weights=self._weights, include_last_offset=True,
+        )[0]  # fmt: skip
         return out.view(*self._shape, self._dim)
 
     def advance(self) -> None:
         """Lets each token see one place more: the next one's own."""
         self._mask.index_fill_(0, self._next, 0.0)
         self._next.add_(1)
+
+
+@cache
+def _quiet_about_sparse_tensors() -> None:
+    """Lets torch say once, to nobody, that they are new."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), check_invariants=False)
 
 
 def _by_head(store: torch.Tensor) -> torch.Tensor:

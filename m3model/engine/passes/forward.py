@@ -67,7 +67,7 @@ class PackedModel:
             language, text, tokens=kv_tokens, longest=longest, spare=2 * most if on_gpu else 0
         )
         own = fits(language)
-        self.product = best_product(model.lm_head.weight) if own else TORCH
+        self.product = best_product(model.lm_head.weight, size_of(language)) if own else TORCH
         self._layers = LlamaLayers(language, longest, beat, self.product) if own else None
         self._twin = None if self._layers is not None else packed_language_model(language, beat)
         self.step = best_step(self.pool, self._heads)
@@ -232,7 +232,13 @@ def head_in_32_bits(
             return lambda hidden: torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     if product is TORCH or type(head) is not nn.Linear or head.bias is not None:
         return head
-    return lambda hidden: product.of(hidden, weight)
+    packed = product.packed(weight)
+    return lambda hidden: product.of(hidden, packed)
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of its weights."""
+    return sum(each.numel() * each.element_size() for each in module.parameters())
 
 
 class _Again:

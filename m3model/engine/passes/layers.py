@@ -27,7 +27,8 @@ Turn = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
-    """The weights of one layer; `qkv` and `gates` hold those of several of the model's."""
+    """The weights of one layer, as they are multiplied by; `qkv` and `gates` hold those of several
+    of the model's."""
 
     norm: torch.Tensor
     qkv: torch.Tensor
@@ -41,7 +42,8 @@ class LlamaLayers:
     """All layers and the last norm.
 
     The weights that are multiplied together are laid side by side, and the model's own parameters
-    become views of that: nothing is held twice, and the model goes on as it was.
+    become views of that: nothing is held twice, and the model goes on as it was. What `product`
+    packs is another copy.
 
     Args:
         model: a model that `fits`.
@@ -66,7 +68,7 @@ class LlamaLayers:
         self._scale = float(layers[0].self_attn.scaling)
         self._eps = float(config.rms_norm_eps)
         self._last_norm = cast(torch.Tensor, cast(Any, model.norm).weight)
-        self._layers = [_side_by_side(layer) for layer in layers]
+        self._layers = [_side_by_side(layer, product.packed) for layer in layers]
         weight = self._last_norm
         places = torch.arange(longest, device=weight.device).unsqueeze(0)
         with torch.no_grad():
@@ -140,15 +142,15 @@ def fits(model: nn.Module) -> bool:
     return all(type(each) is nn.Linear and each.bias is None for each in linears)
 
 
-def _side_by_side(layer: Any) -> _Layer:
+def _side_by_side(layer: Any, packed: Callable[[torch.Tensor], torch.Tensor]) -> _Layer:
     attention, gated = layer.self_attn, layer.mlp
     return _Layer(
         layer.input_layernorm.weight,
-        _joined([attention.q_proj, attention.k_proj, attention.v_proj]),
-        attention.o_proj.weight,
+        packed(_joined([attention.q_proj, attention.k_proj, attention.v_proj])),
+        packed(attention.o_proj.weight),
         layer.post_attention_layernorm.weight,
-        _joined([gated.gate_proj, gated.up_proj]),
-        gated.down_proj.weight,
+        packed(_joined([gated.gate_proj, gated.up_proj])),
+        packed(gated.down_proj.weight),
     )
 
 

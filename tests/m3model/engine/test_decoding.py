@@ -20,6 +20,7 @@ from m3model.engine.passes.attention import SdpaStep, VarlenStep
 from m3model.engine.passes.captured import FixedStep
 from m3model.engine.passes.forward import PackedModel
 from m3model.engine.passes.layers import LlamaLayers
+from m3model.errors import RequestCancelled
 from m3model.pooling import pool_visual_tokens
 from m3model.tiny import tiny_config
 
@@ -216,6 +217,30 @@ def test_no_numbers_are_left_behind_by_a_failed_request(
 
     assert asyncio.run(run()) == alone(model, good)
     assert bool(engine._pool.keys.isfinite().all())
+
+
+def test_what_a_cancelled_request_left_is_no_neighbours_fault(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    """It leaves before anybody heard that its numbers are none; its memory is the next one's."""
+    engine = start(prompt_tokens=64, kv_tokens=640)
+    good = Question([1, model.config.image_token_id, 7, 8], torch.randn(576, 64), 9, 30)
+    bad = Question(good.ids, good.grid * float("nan"), 576, 30)
+    real = engine._packed.launch
+
+    def launch(chunks: Any) -> Any:
+        said = real(chunks)
+        engine.cancel("bad")
+        return said
+
+    engine._packed.launch = launch  # type: ignore[method-assign]
+
+    async def run() -> None:
+        with pytest.raises(RequestCancelled):
+            await collect(ask(engine, "bad", bad))
+        assert await collect(ask(engine, "good", good)) == alone(model, good)
+
+    asyncio.run(run())
 
 
 @torch.no_grad()

@@ -109,6 +109,39 @@ def test_what_foci_of_a_picture_share_is_read_once(
         assert ids == alone(model, prompt, grid, reading)
 
 
+def test_prompts_with_several_pictures_share_what_they_begin_with(
+    model: M3ForConditionalGeneration, engine: LocalEngine
+) -> None:
+    """A second look at the last picture, a turn with another one, another reading of the first."""
+    draw = torch.Generator().manual_seed(4)
+    one, two, three = (torch.randn(576, 64, generator=draw) for _ in range(3))
+    image = model.config.image_token_id
+    pair, more = [1, image, 7, image, 8], [1, image, 7, image, 8, 9, image, 3]
+    fine = Focus(9, 576, (5, 40))
+    order: list[tuple[list[int], list[tuple[torch.Tensor, int | Focus]], int]] = [
+        (pair, [(one, 36), (two, 9)], 0),
+        (pair, [(one, 36), (two, fine)], 1 + 36 + 1 + 9),
+        (more, [(one, 36), (two, 9), (three, 36)], 1 + 36 + 1 + 9),
+        (more, [(one, 36), (two, 9), (three, 36)], 1 + 36 + 1 + 9 + 2 + 36),
+        (pair, [(one, 36), (three, 9)], 1 + 36 + 1),
+        (pair, [(one, Focus(36, 576, (5,))), (two, 9)], 1 + 36),
+        ([2, *pair[1:]], [(one, 36), (two, 9)], 0),
+        ([1, image, 6, image, 8], [(one, 36), (two, 9)], 1 + 36),
+    ]
+
+    async def run(engine: LocalEngine, ids: list[int], pictures: list[torch.Tensor]) -> Any:
+        events = [event async for event in engine.submit("r", ids, pictures, Sampling(8))]
+        return [event.token_id for event in events], events[0].cached_tokens
+
+    for ids, readings, shared in order:
+        pictures = [read(grid, reading) for grid, reading in readings]
+        told, cached = asyncio.run(run(engine, ids, pictures))
+        fresh = LocalEngine(model, engine.processor)
+        wanted, nothing = asyncio.run(run(fresh, ids, pictures))
+        fresh.close()
+        assert (told, cached, nothing) == (wanted, shared, 0)
+
+
 def test_what_runs_already_is_shared_without_comparing_it_to_all(
     model: M3ForConditionalGeneration, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -23,7 +23,8 @@ def small_pool(pages: int = PAGES) -> KVPool:
 
 
 def prefix(name: int, tokens: int, value: float = 0.0) -> Prefix:
-    return Prefix(bytes([name]), tokens, (torch.full((tokens, 4), value),))
+    pictures = (torch.full((tokens, 4), value),)
+    return Prefix(bytes([name]), bytes([name]), ((),), pictures, tokens)
 
 
 def pages_of(extent: Extent) -> set[int]:
@@ -99,7 +100,9 @@ def test_a_prefix_is_found_again_only_if_its_pictures_are_the_same() -> None:
     assert found is not None
     assert (found[0].start, found[1]) == (extent.start, 40)
     assert pool.kept(prefix(1, 40, value=1.0)) is None  # same key, other picture
-    assert pool.kept(prefix(1, 39)) is None
+    shorter = pool.kept(prefix(1, 39))
+    assert shorter is not None
+    assert shorter[1] == 39
     assert pool.kept(prefix(2, 40)) is None
 
 
@@ -110,7 +113,7 @@ def test_of_another_reading_of_the_picture_what_is_the_same_lies_ready() -> None
 
     def reading(name: int, alike: int, start: bytes = b"s") -> Prefix:
         tokens = torch.cat([picture[:alike], 100.0 + name + picture[alike:]])
-        return Prefix(bytes([name]), 43, (tokens,), start, 3)
+        return Prefix(bytes([name]), start, ((1, 2, 3),), (tokens,), 43)
 
     places = {}
     for name, alike in ((1, 36), (2, 9), (3, 38)):
@@ -123,12 +126,32 @@ def test_of_another_reading_of_the_picture_what_is_the_same_lies_ready() -> None
         assert found is not None
         assert (found[0].start, found[1]) == (places[place], tokens)
     assert pool.kept(reading(6, 40, b"third")) is None
-    assert pool.kept(Prefix(b"7", 43, (picture,))) is None  # no start, nothing to compare
     whole = pool.kept(reading(2, 9))
     assert whole is not None
     assert (whole[0].start, whole[1]) == (places[2], 43)
     assert pool.reserve(PAGES * PAGE_TOKENS) is not None  # everything is given up
     assert pool.kept(reading(4, 37)) is None
+
+
+@given(
+    mine=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=2, max_size=6),
+    theirs=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=2, max_size=6),
+)
+def test_what_two_prompts_share_ends_at_the_first_token_that_differs(
+    mine: list[list[int]], theirs: list[list[int]]
+) -> None:
+    """Texts and pictures in turn; numbers of a picture are other tokens than those of a text."""
+
+    def made(parts: list[list[int]]) -> tuple[Prefix, list[tuple[int, int]]]:
+        parts = parts[: len(parts) // 2 * 2]
+        texts, pictures = parts[::2], [torch.tensor(each)[:, None] for each in parts[1::2]]
+        flat = [(i % 2, token) for i, part in enumerate(parts) for token in part]
+        return Prefix(b"", b"", tuple(texts), tuple(pictures), len(flat)), flat
+
+    (one, ours), (other, others) = made(mine), made(theirs)
+    alike = (i for i, (a, b) in enumerate(zip(ours, others, strict=False)) if a != b)
+    wanted = next(alike, min(len(ours), len(others)))
+    assert one.shared(other) == other.shared(one) == wanted
 
 
 def test_the_longest_unused_prefix_goes_first_and_the_wanted_one_last() -> None:

@@ -17,7 +17,7 @@ from m3model.engine.passes.attention import SdpaStep
 from m3model.engine.passes.chunks import Chunk
 from m3model.engine.passes.forward import check_readable, packed_language_model
 from m3model.engine.passes.layers import LlamaLayers, fits
-from m3model.engine.passes.products import Product
+from m3model.engine.passes.products import PACKED, TORCH, Product
 from m3model.tiny import tiny_config
 
 CHUNKS = [Chunk(0, 30, 1), Chunk(64, 41, 1), Chunk(144, 0, 20), Chunk(192, 17, 9)]
@@ -164,3 +164,19 @@ def test_attention_that_wants_more_than_a_step_gives_is_refused() -> None:
                 inputs_embeds=torch.randn(1, 31, 96), position_ids=step.positions[None],
                 use_cache=False, step=step, **{wish: torch.ones(6)},
             )  # fmt: skip
+
+
+@torch.no_grad()
+def test_packed_weights_are_another_copy_with_the_same_numbers() -> None:
+    model = llama()
+    before = copy.deepcopy(model.state_dict())
+    embeds = torch.randn(31, 96)
+    plain, packed = (
+        LlamaLayers(model, 128, lambda: None, product)(
+            embeds.clone(), SdpaStep(filled_pool(), CHUNKS, 6)
+        )
+        for product in (TORCH, PACKED)
+    )
+    torch.testing.assert_close(packed, plain, atol=2e-5, rtol=1e-5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from m3model.engine.passes import products
-from m3model.engine.passes.products import ONEDNN, TORCH, best_product
+from m3model.engine.passes.products import ONEDNN, PACKED, TORCH, best_product
 
 FLOAT = torch.zeros(1)
 
@@ -35,20 +35,24 @@ def measured_anew() -> Iterator[None]:
 def test_a_product_is_as_exact_as_in_64_bits(rows: int, width: int, out: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     found, weight = (draw.standard_normal((n, width)).astype(np.float32) for n in (rows, out))
-    told = ONEDNN.of(torch.from_numpy(found), torch.from_numpy(weight))
     wanted = found.astype(np.float64) @ weight.astype(np.float64).T
-    np.testing.assert_allclose(told.numpy(), wanted, atol=2e-5)
+    for product in (ONEDNN, PACKED):
+        told = product.of(torch.from_numpy(found), product.packed(torch.from_numpy(weight)))
+        np.testing.assert_allclose(told.numpy(), wanted, atol=2e-5)
 
 
 @torch.no_grad()
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    """From `FEW` rows on, to the last bit: an answer is the same in any company."""
+    """To the last bit: an answer is the same in any company. Of weights as they are, from `FEW`
+    rows on."""
     torch.manual_seed(0)
     found, weight = torch.randn(300, 96), torch.randn(160, 96)
-    whole = ONEDNN.of(found, weight)
-    for rows in (products.FEW, 7, 16, 17, 64, 299):
-        assert torch.equal(ONEDNN.of(found[:rows], weight), whole[:rows])
-        assert torch.equal(ONEDNN.of(found[-rows:], weight), whole[-rows:])
+    for product, fewest in ((ONEDNN, products.FEW), (PACKED, 2)):
+        own = product.packed(weight)
+        whole = product.of(found, own)
+        for rows in (fewest, 7, 16, 17, 64, 299):
+            assert torch.equal(product.of(found[:rows], own), whole[:rows])
+            assert torch.equal(product.of(found[-rows:], own), whole[-rows:])
 
 
 def test_many_rows_come_in_round_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,14 +76,16 @@ def test_many_rows_come_in_round_numbers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_is_quicker_is_taken_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_seconds", lambda product, *_: 1.0 if product is TORCH else 0.5)
-    assert best_product(FLOAT) is ONEDNN
+    assert best_product(FLOAT, 1000) is PACKED
+    monkeypatch.setattr(products, "PACKED_SHARE", 0.0)  # no memory for a second copy
+    assert best_product(FLOAT, 1000) is ONEDNN
     for other in (FLOAT.bfloat16(), FLOAT.double(), FLOAT.to("meta")):
-        assert best_product(other) is TORCH
+        assert best_product(other, 1000) is TORCH
 
 
 def test_a_little_quicker_is_not_worth_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_seconds", lambda product, *_: 1.0 if product is TORCH else 0.9)
-    assert best_product(FLOAT) is TORCH
+    assert best_product(FLOAT, 1000) is TORCH
 
 
 def test_a_library_that_is_wrong_or_missing_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +93,9 @@ def test_a_library_that_is_wrong_or_missing_is_not_taken(monkeypatch: pytest.Mon
         raise AttributeError("no such operation")
 
     monkeypatch.setattr(products, "_seconds", lambda product, *_: 1.0 if product is TORCH else 0.1)
-    for of in (missing, lambda found, weight: 1.01 * linear(found, weight)):
-        products._quickest_on_cpu.cache_clear()
-        monkeypatch.setattr(products, "ONEDNN", replace(ONEDNN, of=of))
-        assert best_product(FLOAT) is TORCH
+    for name in ("ONEDNN", "PACKED"):
+        for of in (missing, lambda found, weight: 1.01 * linear(found, weight)):
+            products._quickest_on_cpu.cache_clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(products, name, replace(ONEDNN, of=of))
+                assert best_product(FLOAT, 1000) is TORCH
