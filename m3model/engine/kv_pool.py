@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
@@ -40,7 +40,8 @@ class Prefix:
 
     It is `texts` (token ids) and `pictures` ((n_i, D) visual tokens) in turn. `key` finds what is
     probably the same, `start` what begins with the same text and the same first visual token:
-    other foci of a picture, its coarse scale, the pictures of an earlier turn.
+    other foci of a picture, its coarse scale, the pictures of an earlier turn. Pictures that are
+    written over later share nothing any more.
     """
 
     key: bytes
@@ -48,6 +49,10 @@ class Prefix:
     texts: tuple[Sequence[int], ...]
     pictures: tuple[torch.Tensor, ...]
     tokens: int
+    versions: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "versions", tuple(map(_version, self.pictures)))
 
     def is_near(self, other: Prefix) -> bool:
         """Whether it is worth comparing how much both have in common."""
@@ -64,8 +69,11 @@ class Prefix:
         return min(same, self.tokens, other.tokens)
 
     def _parts(self) -> Iterator[Sequence[int] | torch.Tensor]:
-        for text, picture in zip(self.texts, self.pictures, strict=True):
+        each = zip(self.texts, self.pictures, self.versions, strict=True)
+        for text, picture, version in each:
             yield text
+            if _version(picture) != version:
+                return
             yield picture
 
 
@@ -188,11 +196,11 @@ class KVPool:
         self._kept.move_to_end(key)
         return self._kept[key].extent, most
 
-    def clear(self, extent: Extent) -> None:
-        """Writes zeros over an extent: what a failed request left may be no numbers."""
-        end = extent.start + extent.pages * PAGE_TOKENS
+    def clear(self, extent: Extent, first: int = 0, end: int | None = None) -> None:
+        """Writes zeros over an extent, or some of its tokens: what is there may be no numbers."""
+        end = extent.pages * PAGE_TOKENS if end is None else end
         for store in (self.keys, self.values):
-            store[:, extent.start : end].zero_()
+            store[:, extent.start + first : extent.start + end].zero_()
 
     def copy(self, source: Extent, target: Extent, tokens: int) -> None:
         """Copies the rows of the first `tokens` tokens, in every layer."""
@@ -229,13 +237,18 @@ def _alike(mine: Sequence[int] | torch.Tensor, theirs: Sequence[int] | torch.Ten
     """How many first tokens are the same, of two texts or two pictures."""
     n = min(len(mine), len(theirs))
     if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
-        if mine is theirs or torch.equal(mine, theirs):
-            return n
         if mine.dtype != theirs.dtype or mine.device != theirs.device:
             return 0
+        if mine is theirs or torch.equal(mine, theirs):
+            return n
         differs = (mine[:n] != theirs[:n]).any(dim=1)
         return int(differs.int().argmax()) if bool(differs.any()) else n
     return next((i for i in range(n) if mine[i] != theirs[i]), n)
+
+
+def _version(picture: torch.Tensor) -> int:
+    """How often it was written over; not known of tensors made for inference."""
+    return 0 if picture.is_inference() else picture._version
 
 
 def pool_tokens(tokens: int) -> int:

@@ -119,7 +119,8 @@ class LocalEngine:
 
         Args:
             prompt_ids: one image token per picture (`M3Processor.prompt_ids`).
-            visual_tokens: per picture (n_i, D), or one (n, D); pooled already, any n, any float.
+            visual_tokens: per picture (n_i, D), or one (n, D); pooled already, any n, any float; to
+                be left as they are until the first token comes.
         """
         job = checked_request(
             self.model.config, self.max_length, request_id, list(prompt_ids), visual_tokens,
@@ -296,20 +297,18 @@ class LocalEngine:
         for other in self._rows:
             if most >= wanted.tokens or compared == MOST_COMPARED:
                 break
-            theirs = other.job.prefix
-            if theirs is not None and other.read > most and wanted.is_near(theirs):
+            theirs = other.job.prefix  # whose numbers are known to be some once it has said any
+            if theirs is not None and other.ids and wanted.is_near(theirs):
                 compared += 1
-                shared = min(wanted.shared(theirs), other.read)
+                shared = wanted.shared(theirs)
                 if shared > most:
                     best, most = (other.extent, shared), shared
         return best
 
     def _begin_pass(self, chunks: Sequence[tuple[Row, int]]) -> Said | None:
         """Starts a pass; None where it failed, or did not fit the memory."""
-        if not chunks:
-            return None
         try:
-            return self._packed.launch(chunks)
+            return self._packed.launch(chunks) if chunks else None
         except torch.OutOfMemoryError as error:
             self._too_much(chunks, error)
         except Exception as error:
@@ -381,7 +380,7 @@ class LocalEngine:
             row.over = True
             prefix = row.job.prefix
             if not row.ids:  # nobody has heard yet whether its numbers are any
-                self._pool.clear(row.extent)
+                self._pool.clear(row.extent, row.cached, row.read)
             if row.ids and prefix is not None and row.read >= prefix.tokens:
                 self._pool.keep(row.extent, prefix)
             else:

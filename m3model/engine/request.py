@@ -155,6 +155,8 @@ def _prefix(
     length = sum(map(len, texts)) + sum(counts)
     if marks[-1] == len(prompt_ids) - 1:
         length -= 1  # somebody has to read the last token
+    if not length:
+        return None
     return Prefix(key.digest(), start.digest(), texts, tuple(pictures), length)
 
 

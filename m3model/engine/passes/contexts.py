@@ -66,8 +66,7 @@ class ContextTable:
         self._seen = self._mask[:-1]
         self._seen.masked_fill_(torch.from_numpy(np.concatenate(unseen)), -torch.inf)
         self._next = torch.from_numpy(np.concatenate(nexts))
-        # Products are written over zeros or products: even of beta = 0 times inf is not a number.
-        self._products, self._scores, self._weights = torch.zeros(3, at, dtype=dtype)
+        self._products, self._scores, self._weights = torch.empty(3, at, dtype=dtype)
         self._rectangles = [
             (self._scores[start:end].view(shape), self._weights[start:end].view(shape))
             for start, end, shape in zip(spans[:-1], spans[1:], shapes, strict=True)
@@ -82,6 +81,7 @@ class ContextTable:
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """(B, heads, dim) from (B, heads, dim) queries and one layer's keys and values."""
+        self._products.zero_()  # beta is multiplied by what was there, and 0 x inf is not a number
         torch.sparse.sampled_addmm(
             self._places, query.reshape(-1, self._dim), _by_head(keys).t(),
             beta=0.0, alpha=scale, out=self._places,

@@ -168,8 +168,9 @@ class PackedModel:
         return FixedSteps(self._read_again, self.pool, self._heads, longest, most)
 
     def close(self) -> None:
-        """Gives the memory of keys, values and captured steps back."""
-        self._again = self._fixed = None
+        """Gives the memory of keys, values, packed weights and captured steps back."""
+        self._again = self._fixed = self._layers = None
+        self._head = nn.Identity()
         self.pool.free()
 
     def forget(self) -> None:

@@ -16,6 +16,7 @@ from m3model.engine.kv_pool import KVPool
 from m3model.engine.passes import attention as packed_attention
 from m3model.engine.passes.attention import SdpaStep, Step, VarlenStep, best_step
 from m3model.engine.passes.chunks import Chunk
+from m3model.engine.passes.contexts import ContextTable
 from m3model.engine.passes.forward import packed_language_model as twin_of
 from m3model.tiny import tiny_config
 
@@ -140,3 +141,15 @@ def test_variable_length_attention_agrees_on_a_gpu() -> None:
     device = torch.device("cuda")
     pool = KVPool(1, 4, 64, 64, dtype=torch.bfloat16, device=device)
     assert packed_attention._agrees(VarlenStep, pool, 8)
+
+
+@torch.no_grad()
+def test_a_score_that_overflows_is_forgotten_by_the_next_layer() -> None:
+    """A score of -inf has no weight; times zero it is no number."""
+    pool = KVPool(2, 1, 4, 64, dtype=torch.float32, device=torch.device("cpu"))
+    pool.keys.normal_()
+    pool.values.normal_()
+    pool.keys[0, 3] = -1e25
+    table = ContextTable(pool, [Chunk(0, 9, 1, 16)], 1)
+    for layer, query in enumerate((torch.full((1, 1, 4), 1e20), torch.ones(1, 1, 4))):
+        assert table.read(query, pool.keys[layer], pool.values[layer], 0.5).isfinite().all()

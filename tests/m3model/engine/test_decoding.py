@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +14,20 @@ import torch
 from _engine.launches import Operations, launches_a_layer
 from torch.nn.functional import scaled_dot_product_attention
 
-from m3model import LocalEngine, M3ForConditionalGeneration, M3Processor, Sampling
+from m3model import (
+    LocalEngine,
+    M3ForConditionalGeneration,
+    M3Processor,
+    Sampling,
+    TokenEvent,
+)
 from m3model.engine.kv_pool import pool_for
 from m3model.engine.passes import forward
 from m3model.engine.passes.attention import SdpaStep, VarlenStep
 from m3model.engine.passes.captured import FixedStep
 from m3model.engine.passes.forward import PackedModel
 from m3model.engine.passes.layers import LlamaLayers
-from m3model.errors import RequestCancelled
+from m3model.errors import RequestCancelled, RequestFailed
 from m3model.pooling import pool_visual_tokens
 from m3model.tiny import tiny_config
 
@@ -241,6 +248,69 @@ def test_what_a_cancelled_request_left_is_no_neighbours_fault(
         assert await collect(ask(engine, "good", good)) == alone(model, good)
 
     asyncio.run(run())
+
+
+def test_a_prefix_that_nobody_heard_of_is_not_kept(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    """Its picture was read whole when the request left, but nothing was said yet."""
+    engine = start(prompt_tokens=64)
+    image = model.config.image_token_id
+    asked = Question([1, image, *[7] * 90], torch.randn(576, 64), 36, 5)
+    real = engine._packed.launch
+
+    def launch(chunks: Any) -> Any:
+        said = real(chunks)
+        engine.cancel("leaves")
+        return said
+
+    engine._packed.launch = launch  # type: ignore[method-assign]
+
+    async def run() -> list[TokenEvent]:
+        with pytest.raises(RequestCancelled):
+            await collect(ask(engine, "leaves", asked))
+        return [event async for event in ask(engine, "stays", asked)]
+
+    events = asyncio.run(run())
+    assert [event.token_id for event in events] == alone(model, asked)
+    assert events[0].cached_tokens == 0
+
+
+def test_what_is_being_read_is_not_shared_before_it_was_heard(
+    model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
+) -> None:
+    """A picture that is no numbers makes none of those before it, in one block of a prompt."""
+    engine = start(prompt_tokens=64)
+    image = model.config.image_token_id
+    good, other = torch.randn(9, 64), torch.randn(9, 64)
+    ids = [1, image, 7, image, 8]
+    real, there = engine._packed.launch, threading.Event()
+
+    def launch(chunks: Any) -> Any:
+        said = real(chunks)
+        there.wait(10)
+        return said
+
+    engine._packed.launch = launch  # type: ignore[method-assign]
+
+    async def run() -> list[TokenEvent]:
+        bad = engine.submit("bad", ids, [good, torch.full((576, 64), torch.nan)], Sampling(5))
+        broken = asyncio.ensure_future(collect(bad))
+        await asyncio.sleep(0.1)  # its first tokens are being read
+        events = engine.submit("good", ids, [good, other], Sampling(5))
+        there.set()
+        told = [event async for event in events]
+        with pytest.raises(RequestFailed):
+            await broken
+        return told
+
+    events = asyncio.run(run())
+    assert events[0].cached_tokens == 0
+
+    async def again() -> list[int]:
+        return await collect(start().submit("good", ids, [good, other], Sampling(5)))
+
+    assert [event.token_id for event in events] == asyncio.run(again())
 
 
 @torch.no_grad()

@@ -142,6 +142,43 @@ def test_prompts_with_several_pictures_share_what_they_begin_with(
         assert (told, cached, nothing) == (wanted, shared, 0)
 
 
+def test_a_picture_that_was_written_over_is_another_one(
+    model: M3ForConditionalGeneration, engine: LocalEngine
+) -> None:
+    """Whoever reads pictures into one buffer gets no answers about the one before."""
+    draw = torch.Generator().manual_seed(5)
+    image = model.config.image_token_id
+    first, buffer = torch.randn(36, 64, generator=draw), torch.randn(36, 64, generator=draw)
+
+    async def run(engine: LocalEngine, pictures: Any) -> tuple[list[int], int]:
+        return await answer(engine, "r", [1, image, 7, image, 8, 9], pictures)
+
+    before = asyncio.run(run(engine, [first, buffer]))
+    assert asyncio.run(run(engine, [first, buffer])) == (before[0], 1 + 36 + 1 + 36)
+    buffer[1:-1] = torch.randn(34, 64, generator=draw)
+    told, cached = asyncio.run(run(engine, [first, buffer]))
+    fresh = LocalEngine(model, engine.processor)
+    assert told == asyncio.run(run(fresh, [first, buffer]))[0] != before[0]
+    fresh.close()
+    assert cached == 1 + 36 + 1
+
+
+def test_nothing_is_a_prefix_of_a_picture_of_one_token_alone(
+    model: M3ForConditionalGeneration, engine: LocalEngine
+) -> None:
+    """Its one token has to be read; no pages are kept for it, and the free ones stay whole."""
+    free = list(engine._pool._free)
+
+    async def run() -> None:
+        for i in range(3):
+            tokens = torch.full((1, 64), float(i))
+            assert (await answer(engine, str(i), [model.config.image_token_id], tokens))[1] == 0
+
+    asyncio.run(run())
+    assert engine._pool._free == free
+    assert not engine._pool._kept
+
+
 def test_what_runs_already_is_shared_without_comparing_it_to_all(
     model: M3ForConditionalGeneration, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
