@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from m3model import M3ForConditionalGeneration, M3Processor, pool_visual_tokens
 from router.records import picture_id
-from training.oracle.data import OracleData, read_manifest
+from training.oracle.data import OracleData
+from training.oracle.manifest import read_manifest
 from training.sources.scenes import SceneSource
 
 COARSE = 9  # tokens of a picture that go into its embedding, beside their mean

@@ -34,8 +34,9 @@ from serve.settings import ServeSettings
 from training.evaluation.served import seen_in, served_again
 from training.finetune.conversations import conversation_ids
 from training.oracle.collection import collect
-from training.oracle.data import read_manifest, read_oracle
+from training.oracle.data import read_oracle
 from training.oracle.labelling import Labeller
+from training.oracle.manifest import read_manifest
 from training.scoring import exact_match
 from training.sources.llava import LlavaRecord, Turn
 from training.sources.log import log_source

@@ -49,7 +49,8 @@ def _publish(oracle: list[Path], out: Path) -> None:
     import pyarrow.parquet as pq
 
     from training.files import replacing
-    from training.oracle.data import oracle_table, space_of
+    from training.oracle.data import oracle_table
+    from training.oracle.manifest import space_of
     from training.published.datasheet import datasheet
     from training.published.table import DATASHEET, TABLE, publish
 

@@ -7,8 +7,6 @@ Knows the Arrow schema of the oracle; does not know how it was collected nor wha
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,19 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3model.engine.recipe import model_of, shared_recipe
-from router.actions import ActionSpace, uniform_space
-from router.features.schema import FeatureSchema, feature_schema
+from router.actions import ActionSpace
+from router.features.schema import FeatureSchema
 from router.features.scripts import taught_by
 from router.predictor.matrix import Matrix
 from router.records import Split, split_of
 from router.router import Router
-from training.errors import MixedData, NotEnoughData, TrainingError
-from training.oracle.collection import MANIFEST
+from training.errors import MixedData, NotEnoughData
 from training.oracle.columns.features import IN_MEMORY
 from training.oracle.columns.names import Coding, Facts, Texts, numbered
 from training.oracle.columns.shards import Columns, batches, columns_of
-from training.oracle.growth.folder import finished_shards
+from training.oracle.manifest import checked_schema, schema_of, shards_of, space_of
 from training.oracle.questions import last_of, once, settled, without_repeats
 from training.scoring import METRICS, agreement_of
 
@@ -210,8 +206,8 @@ def read_oracle(
         MixedData: different models, scales, actions or feature schemas.
         NotEnoughData: no question at all.
     """
-    paths, manifest, data_hash = _shards(folders)
-    schema = _checked(schema or _schema_of(manifest), manifest)
+    paths, manifest, data_hash = shards_of(folders)
+    schema = checked_schema(schema or schema_of(manifest), manifest)
     found = columns_of(paths, len(schema.names), in_memory)
     if found is None:
         raise _no_question(folders)
@@ -226,7 +222,7 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
     """
     import pyarrow as pa
 
-    paths, manifest, data_hash = _shards(folders)
+    paths, manifest, data_hash = shards_of(folders)
     tables = [table for path in paths for table in batches(path)]
     if not sum(table.num_rows for table in tables):
         raise _no_question(folders)
@@ -235,97 +231,6 @@ def oracle_table(folders: Sequence[Path]) -> tuple[Any, dict[str, Any], str]:
 
 def _no_question(folders: Sequence[Path]) -> NotEnoughData:
     return NotEnoughData(f"{', '.join(map(str, folders))} holds no question; collect some first")
-
-
-def _shards(folders: Sequence[Path]) -> tuple[list[Path], dict[str, Any], str]:
-    """Return the folders' shards, what their manifests have in common, and a hash of the data."""
-    manifests, shards = [], list[Path]()
-    digest = hashlib.sha256()
-    for folder in folders:
-        manifests.append(read_manifest(folder))
-        paths = finished_shards(folder, manifests[-1])
-        written = manifests[-1].get("shards", 0)  # told when a run has finished
-        if len(paths) < written:
-            raise TrainingError(
-                f"{folder} has {len(paths)} of the {written} oracle-*.parquet that were written: "
-                "bring the others back, or run the same `m3-train collect` again"
-            )
-        for path in paths:
-            with path.open("rb") as file:
-                while piece := file.read(2**20):
-                    digest.update(piece)
-        shards += paths
-    first = manifests[0]
-    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
-        for key in ("model_hash", "scales", "feature_schema"):
-            if manifest[key] != first[key]:
-                raise MixedData(
-                    f"{folders[0]} and {folder} differ in {key} ({first[key]!s:.40} and "
-                    f"{manifest[key]!s:.40}): collect both with the same model and version"
-                )
-        recipes = [each["label_recipe"] for each in (first, manifest) if "label_recipe" in each]
-        if len(set(map(model_of, recipes))) > 1:
-            raise MixedData(
-                f"{folders[0]} and {folder} were answered by different models (label_recipe "
-                f"{recipes[0]} and {recipes[1]}): collect both with the same model, tokenizer, "
-                "template and preprocessing"
-            )
-        spaces = [space_of(each) for each in (first, manifest)]
-        if spaces[0] != spaces[1]:
-            raise MixedData(
-                f"{folders[0]} and {folder} differ in their actions "
-                f"({' and '.join(', '.join(space.names) for space in spaces)}): collect both with "
-                "the same version, and both or neither with --no-focus"
-            )
-    first = {**first, "label_recipe": shared_recipe(m.get("label_recipe") for m in manifests)}
-    return shards, first, digest.hexdigest()[:16]
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of an oracle folder."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingError(
-            f"{folder} holds no oracle data (no {MANIFEST}); run `m3-train collect` first"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise TrainingError(f"{path} is not valid JSON: {error}") from error
-    missing = {"model_hash", "scales", "feature_schema", "grid_side", "embedding_dim", "relevance"}
-    missing -= set(manifest)
-    if missing:
-        raise TrainingError(f"{path} lacks {', '.join(sorted(missing))}")
-    return dict(manifest)
-
-
-def space_of(manifest: dict[str, Any]) -> ActionSpace:
-    """Return the actions of a folder; those of before knew the scales alone.
-
-    Raises:
-        TrainingError: they are damaged.
-    """
-    stored = manifest.get("actions")
-    if stored is None:
-        return uniform_space([int(scale) for scale in manifest["scales"]])
-    try:
-        return ActionSpace.from_json(stored)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{MANIFEST} holds damaged actions: {error}") from error
-
-
-def _schema_of(manifest: dict[str, Any]) -> FeatureSchema:
-    scales, relevance = tuple(map(int, manifest["scales"])), str(manifest["relevance"])
-    return feature_schema(scales, manifest["grid_side"], manifest["embedding_dim"], relevance)
-
-
-def _checked(schema: FeatureSchema, manifest: dict[str, Any]) -> FeatureSchema:
-    if schema.hash != manifest["feature_schema"]:
-        raise MixedData(
-            f"the data hold features {manifest['feature_schema']}, this version computes "
-            f"{schema.hash}: collect them again"
-        )
-    return schema
 
 
 def _arrays(

@@ -28,7 +28,8 @@ from training.fitting.certify import certify
 from training.fitting.fit import OPERATIONS, PRICING_AUDITS, Cost, check_wishes, fit
 from training.fitting.predictor import Labels
 from training.oracle.collection import collect
-from training.oracle.data import OracleData, read_manifest, read_oracle, space_of
+from training.oracle.data import OracleData, read_oracle
+from training.oracle.manifest import read_manifest, space_of
 from training.progress import Progress, unseen
 from training.promotion.gate import TARGET, Contender, judge, live, pinned
 from training.promotion.seen import read_seen, write_seen

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.oracle.data import space_of
+from training.oracle.manifest import space_of
 from training.published.table import COLUMNS, TABLE
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from router.actions import ActionSpace, uniform_space
 from router.records import split_of
 from training.errors import TrainingError
-from training.oracle.data import space_of
+from training.oracle.manifest import space_of
 
 TABLE = "instances.parquet"
 DATASHEET = "datasheet.md"

@@ -20,7 +20,8 @@ from training.fitting.predictor import labels_of
 from training.lmms.dataset import read_data
 from training.lmms.importing import import_runs
 from training.oracle.collection import collect
-from training.oracle.data import read_manifest, read_oracle
+from training.oracle.data import read_oracle
+from training.oracle.manifest import read_manifest
 from training.sources.llava import llava_source
 
 SCALES = (1, 9, 36, 144, 576)

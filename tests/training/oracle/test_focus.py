@@ -16,8 +16,9 @@ from router.actions import Action, ActionSpace, CellRule, uniform_space
 from router.records import OracleRecord, from_table
 from training.errors import MixedData, ParametersDiffer
 from training.oracle.collection import collect
-from training.oracle.data import read_oracle, space_of
+from training.oracle.data import read_oracle
 from training.oracle.labelling import Labeller, scores_of
+from training.oracle.manifest import space_of
 from training.oracle.rows import MAX_PACKED_TOKENS, Segment, passes_of, rows_of
 from training.sources.scenes import SceneSource
 from training.sources.tasks import Ask, FileSource
