@@ -71,7 +71,8 @@ def conform(table: "pa.Table", record_type: type[Record]) -> "pa.Table":
     Other tools may have rewritten the file: metadata may be lost and text may be large_string.
 
     Raises:
-        ValueError: another schema version, a missing column, or one of another type.
+        ValueError: another schema version, a column that is missing or there twice, or one of another
+            type.
     """
     import pyarrow as pa
 
@@ -89,6 +90,9 @@ def conform(table: "pa.Table", record_type: type[Record]) -> "pa.Table":
     missing = [column for column in schema.names if column not in table.schema.names]
     if missing:
         raise ValueError(f"{name} table lacks the columns {', '.join(missing)}")
+    twice = [column for column in schema.names if table.schema.names.count(column) > 1]
+    if twice:  # as in a damaged file
+        raise ValueError(f"{name} table has several columns {', '.join(twice)}")
     try:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:

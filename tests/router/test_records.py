@@ -292,6 +292,9 @@ def test_tables_that_do_not_fit_are_refused() -> None:
     wrong = table.set_column(at, "scores", pa.array(["high"]))
     with pytest.raises(ValueError, match="does not fit"):
         from_table(wrong, OracleRecord)
+    twice = table.append_column("scores", table.column("scores"))
+    with pytest.raises(ValueError, match="several columns scores"):
+        from_table(twice, OracleRecord)
     with pytest.raises(TypeError, match="not a record type"):
         to_table([], dict)  # type: ignore[type-var]
 
