@@ -71,8 +71,7 @@ def conform(table: "pa.Table", record_type: type[Record]) -> "pa.Table":
     Other tools may have rewritten the file: metadata may be lost and text may be large_string.
 
     Raises:
-        ValueError: another schema version, a column that is missing or there twice, or one of another
-            type.
+        ValueError: another schema version; a column is missing, there twice or of another type.
     """
     import pyarrow as pa
 

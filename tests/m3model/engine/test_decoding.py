@@ -226,6 +226,18 @@ def test_no_numbers_are_left_behind_by_a_failed_request(
     assert bool(engine._pool.keys.isfinite().all())
 
 
+def cancel_while_it_is_read(engine: LocalEngine, request_id: str) -> None:
+    """Cancels a request after a pass of it, before the pass is heard."""
+    real = engine._packed.launch
+
+    def launch(chunks: Any) -> Any:
+        said = real(chunks)
+        engine.cancel(request_id)
+        return said
+
+    engine._packed.launch = launch  # type: ignore[method-assign]
+
+
 def test_what_a_cancelled_request_left_is_no_neighbours_fault(
     model: M3ForConditionalGeneration, start: Callable[..., LocalEngine]
 ) -> None:
@@ -233,14 +245,7 @@ def test_what_a_cancelled_request_left_is_no_neighbours_fault(
     engine = start(prompt_tokens=64, kv_tokens=640)
     good = Question([1, model.config.image_token_id, 7, 8], torch.randn(576, 64), 9, 30)
     bad = Question(good.ids, good.grid * float("nan"), 576, 30)
-    real = engine._packed.launch
-
-    def launch(chunks: Any) -> Any:
-        said = real(chunks)
-        engine.cancel("bad")
-        return said
-
-    engine._packed.launch = launch  # type: ignore[method-assign]
+    cancel_while_it_is_read(engine, "bad")
 
     async def run() -> None:
         with pytest.raises(RequestCancelled):
@@ -257,14 +262,7 @@ def test_a_prefix_that_nobody_heard_of_is_not_kept(
     engine = start(prompt_tokens=64)
     image = model.config.image_token_id
     asked = Question([1, image, *[7] * 90], torch.randn(576, 64), 36, 5)
-    real = engine._packed.launch
-
-    def launch(chunks: Any) -> Any:
-        said = real(chunks)
-        engine.cancel("leaves")
-        return said
-
-    engine._packed.launch = launch  # type: ignore[method-assign]
+    cancel_while_it_is_read(engine, "leaves")
 
     async def run() -> list[TokenEvent]:
         with pytest.raises(RequestCancelled):
